@@ -1,0 +1,60 @@
+#include "base/log.h"
+
+#include <glog/logging.h>
+
+#include <atomic>
+#include <iostream>
+
+namespace hanok {
+
+namespace {
+std::atomic<bool> started{false};
+int rank_ = 0;
+int size_ = 1;
+int verbosity_ = 0;
+
+google::LogSeverity severity(LogLevel level) {
+  switch (level) {
+    case LogLevel::INFO: return google::GLOG_INFO;
+    case LogLevel::WARNING: return google::GLOG_WARNING;
+    case LogLevel::ERROR: return google::GLOG_ERROR;
+  }
+  return google::GLOG_ERROR;
+}
+}  // namespace
+
+void start_logging(const char* program, int world_rank, int world_size, const std::string& directory, int verbosity) {
+  rank_ = world_rank;
+  size_ = world_size;
+  verbosity_ = verbosity;
+  if (started.exchange(true)) return;
+  FLAGS_logtostderr = directory.empty();
+  FLAGS_alsologtostderr = !directory.empty();
+  if (!directory.empty()) FLAGS_log_dir = directory;
+  google::InitGoogleLogging(program);
+}
+
+void set_log_directory(const std::string& directory) {
+  FLAGS_logtostderr = false;
+  FLAGS_alsologtostderr = true;
+  const std::string base = directory + "/rank" + std::to_string(rank_) + ".";
+  google::SetLogDestination(google::GLOG_INFO, base.c_str());
+  google::SetLogDestination(google::GLOG_WARNING, "");
+  google::SetLogDestination(google::GLOG_ERROR, "");
+  google::SetLogSymlink(google::GLOG_INFO, "");
+}
+
+void log_line(LogLevel level, const char* file, int line, const std::string& text) {
+  if (!started) {  // tests and tools that never started glog
+    std::cerr << text << '\n';
+    return;
+  }
+  google::LogMessage message(file, line, severity(level));
+  if (size_ > 1) message.stream() << "[rank " << rank_ << "] ";
+  message.stream() << text;
+}
+
+bool is_log_rank0() { return rank_ == 0; }
+bool is_verbose(int level) { return level <= verbosity_; }
+
+}  // namespace hanok

@@ -1,0 +1,15 @@
+"""Prints "<torch folder>;<cxx11 abi>;<version>" for CMake, from the torch of this Python. Exit 1: none, or older than 2.8."""
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+try:
+    text = version("torch")
+    numbers = tuple(int(x) for x in text.split("+")[0].split(".")[:2])
+    root = find_spec("torch").submodule_search_locations[0]
+except (PackageNotFoundError, AttributeError, ValueError):
+    sys.exit(1)
+if numbers < (2, 8):
+    sys.exit(1)
+# Wheels since 2.7 are built with the C++11 ABI; importing torch to ask would cost seconds at every configure.
+print(f"{root};1;{text}", end="")
