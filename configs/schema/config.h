@@ -1,0 +1,344 @@
+// Every key that a run can say, each written once: a member and its line in fields(). Reading, --set, the echo, the
+// hash and the key reference are five readers of the same fields() list (read.h).
+//
+// A line is v("key", self.member, "what it means; unit", rule). Rules: at_least(x), between(a, b), one_of({...}).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace hanok {
+
+struct FieldRule {
+  double min = -std::numeric_limits<double>::infinity();
+  double max = std::numeric_limits<double>::infinity();
+  std::vector<std::string_view> choices;
+};
+inline FieldRule at_least(double min) {
+  return {.min = min};
+}
+inline FieldRule between(double min, double max) {
+  return {.min = min, .max = max};
+}
+inline FieldRule one_of(std::vector<std::string_view> choices) {
+  return {.choices = std::move(choices)};
+}
+
+struct TowerConfig {
+  std::string type = "qwen3vl_vit";
+  int64_t depth = 0, hidden = 0, ffn = 0, heads = 0;
+  int64_t channels = 3, patch = 16, temporal_patch = 2, position_grid = 48;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("type", self.type, "vision tower, or `none`", one_of({"qwen3vl_vit", "none"}));
+    v("depth", self.depth, "blocks", at_least(0));
+    v("hidden", self.hidden, "width", at_least(0));
+    v("ffn", self.ffn, "feed-forward width", at_least(0));
+    v("heads", self.heads, "attention heads", at_least(0));
+    v("channels", self.channels, "colour channels", at_least(1));
+    v("patch", self.patch, "patch edge, pixels", at_least(1));
+    v("temporal_patch", self.temporal_patch, "frames per patch", at_least(1));
+    v("position_grid", self.position_grid, "edge of the learned position table (48: 2304 rows)", at_least(1));
+  }
+};
+
+struct ConnectorConfig {
+  std::string type = "merger_mlp";
+  int64_t merge = 2, out = 0;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("type", self.type, "vision-to-language connector", one_of({"merger_mlp"}));
+    v("merge", self.merge, "patches merged along each edge", at_least(1));
+    v("out", self.out, "output width; 0: model.decoder.hidden", at_least(0));
+  }
+};
+
+struct DecoderConfig {
+  std::string type = "qwen3_dense";
+  int64_t layers = 0, hidden = 0, ffn = 0, heads = 0, kv_heads = 0, head_dim = 128, vocab = 151936;
+  double rope_theta = 5e6, norm_eps = 1e-6;
+  std::vector<int64_t> mrope_section = {24, 20, 20};
+  int64_t max_positions = 262144;
+  bool tied = false;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("type", self.type, "decoder", one_of({"qwen3_dense"}));
+    v("layers", self.layers, "decoder layers", at_least(0));
+    v("hidden", self.hidden, "width", at_least(0));
+    v("ffn", self.ffn, "feed-forward width", at_least(0));
+    v("heads", self.heads, "query heads", at_least(0));
+    v("kv_heads", self.kv_heads, "key/value heads", at_least(0));
+    v("head_dim", self.head_dim, "width of a head", at_least(1));
+    v("vocab", self.vocab, "vocabulary rows", at_least(1));
+    v("rope_theta", self.rope_theta, "rotary base", at_least(1));
+    v("norm_eps", self.norm_eps, "epsilon of RMSNorm", at_least(0));
+    v("mrope_section", self.mrope_section, "rotary frequencies of the temporal, height and width positions");
+    v("max_positions", self.max_positions, "longest sequence the model declares, tokens", at_least(1));
+    v("tied", self.tied, "output head shares the embedding");
+  }
+};
+
+struct ModelConfig {
+  std::string path, tokenizer, family = "qwen3_vl", dtype = "auto";
+  TowerConfig tower;
+  ConnectorConfig connector;
+  DecoderConfig decoder;
+  std::vector<int64_t> taps;
+  double init_std = 0.02;
+  int64_t image_token = 151655, video_token = 151656, vision_start_token = 151652, vision_end_token = 151653;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("path", self.path, "Hugging Face model folder to start from; empty: random weights of the shape given here");
+    v("tokenizer", self.tokenizer, "folder with the tokenizer files; empty: model.path");
+    v("family", self.family, "architecture family", one_of({"qwen3_vl"}));
+    v("dtype",
+      self.dtype,
+      "dtype of weights and activations; auto: bfloat16 on GPUs that have it, float32 elsewhere",
+      one_of({"auto", "float32", "bfloat16"}));
+    v("tower", self.tower, "vision tower");
+    v("connector", self.connector, "connector");
+    v("decoder", self.decoder, "language model");
+    v("taps", self.taps, "DeepStack: tower blocks whose output feeds decoder layers 0, 1, ...");
+    v("init_std", self.init_std, "standard deviation of random weights", at_least(0));
+    v("image_token", self.image_token, "token id that images are written over", at_least(0));
+    v("video_token", self.video_token, "token id that video frames are written over", at_least(0));
+    v("vision_start_token", self.vision_start_token, "token id before a picture", at_least(0));
+    v("vision_end_token", self.vision_end_token, "token id after a picture", at_least(0));
+  }
+};
+
+struct DatasetConfig {
+  std::string path, kind = "auto", image_root, encoding = "utf8", prompt;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("path", self.path, "CSV (id,path,question,a,b,c,d[,answer]), chat JSONL, or packed HDF5 file");
+    v("kind", self.kind, "format; auto: by extension", one_of({"auto", "vqa_csv", "chat_jsonl", "packed"}));
+    v("image_root", self.image_root, "folder that picture paths are relative to; empty: the folder of `path`");
+    v("encoding", self.encoding, "text encoding of the file", one_of({"utf8", "cp949"}));
+    v("prompt",
+      self.prompt,
+      "question text of a CSV row; {question} {a} {b} {c} {d} are filled in; empty: the built-in one");
+  }
+};
+
+struct DataConfig {
+  std::map<std::string, DatasetConfig> sets;
+  std::string cache = ".cache/packs", on_bad_sample = "skip", store_images = "encoded", chat_template;
+  double max_bad_share = 0.05;
+  int64_t max_image_pixels = 64 << 20, min_pixels = 0, max_pixels = 0;
+  int64_t pack_window = 4096, reader_threads = 1, prefetch_steps = 2;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("sets", self.sets, "named datasets");
+    v("cache", self.cache, "folder of packed HDF5 files, keyed by content");
+    v("on_bad_sample",
+      self.on_bad_sample,
+      "what a wrong sample does: it is counted and listed, or it ends the run",
+      one_of({"skip", "fail"}));
+    v("max_bad_share",
+      self.max_bad_share,
+      "share of skipped samples beyond which the run ends all the same",
+      between(0, 1));
+    v("store_images",
+      self.store_images,
+      "pictures in the packed file: as they came, or resized raw bytes",
+      one_of({"encoded", "resized"}));
+    v("chat_template", self.chat_template, "name of a built-in chat template, when the folder's own is unknown");
+    v("max_image_pixels", self.max_image_pixels, "largest picture that is decoded, width x height", at_least(1));
+    v("min_pixels",
+      self.min_pixels,
+      "smallest picture after resizing, pixels; 0: as the model folder says",
+      at_least(0));
+    v("max_pixels",
+      self.max_pixels,
+      "largest picture after resizing, pixels; 0: as the model folder says",
+      at_least(0));
+    v("pack_window", self.pack_window, "samples among which rows are packed", at_least(1));
+    v("reader_threads",
+      self.reader_threads,
+      "threads that prepare pictures; never changes what a step sees",
+      between(1, 64));
+    v("prefetch_steps", self.prefetch_steps, "optimizer steps prepared ahead", between(1, 64));
+  }
+};
+
+struct ParallelConfig {
+  int64_t tp = 1, pp = 1, cp = 1, ep = 1, dp = 0;
+  bool sequence = true;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("tp", self.tp, "tensor parallel ranks", at_least(1));
+    v("pp", self.pp, "pipeline stages", at_least(1));
+    v("cp", self.cp, "context parallel ranks", at_least(1));
+    v("ep", self.ep, "expert parallel ranks", at_least(1));
+    v("dp", self.dp, "data parallel ranks; 0: what is left of -np", at_least(0));
+    v("sequence", self.sequence, "cut activations along the sequence between tensor parallel layers");
+  }
+};
+
+struct ParamGroupConfig {
+  std::string match = "**";
+  double lr_scale = 1, weight_decay = -1;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("match", self.match, "glob over parameter names");
+    v("lr_scale", self.lr_scale, "multiplies the learning rate", at_least(0));
+    v("weight_decay", self.weight_decay, "replaces optimizer.weight_decay; -1: keeps it", at_least(-1));
+  }
+};
+
+struct OptimizerConfig {
+  double lr = 1e-4, min_lr_ratio = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip_norm = 1;
+  std::string schedule = "cosine", grad_dtype = "float32";
+  int64_t warmup_steps = 0;
+  double warmup_tokens = 0, decay_share = 0.2;
+  std::vector<std::string> no_decay = {"**.bias", "**norm*.weight"};
+  std::vector<ParamGroupConfig> groups;
+  int64_t max_bad_steps = 10;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("lr", self.lr, "peak learning rate", at_least(0));
+    v("min_lr_ratio", self.min_lr_ratio, "final rate as a share of the peak", between(0, 1));
+    v("schedule", self.schedule, "rate over the stage", one_of({"cosine", "linear", "wsd", "constant"}));
+    v("warmup_steps", self.warmup_steps, "steps of linear warm-up", at_least(0));
+    v("warmup_tokens", self.warmup_tokens, "warm-up in tokens instead of steps", at_least(0));
+    v("decay_share", self.decay_share, "wsd: share of the stage in which the rate decays", between(0, 1));
+    v("beta1", self.beta1, "AdamW beta1", between(0, 1));
+    v("beta2", self.beta2, "AdamW beta2", between(0, 1));
+    v("eps", self.eps, "AdamW epsilon", at_least(0));
+    v("weight_decay", self.weight_decay, "decoupled weight decay", at_least(0));
+    v("no_decay", self.no_decay, "globs of parameters that are not decayed");
+    v("groups", self.groups, "rates and decay by glob; first match wins");
+    v("clip_norm", self.clip_norm, "largest global gradient norm; 0: no clipping", at_least(0));
+    v("grad_dtype", self.grad_dtype, "accumulation and reduction of gradients", one_of({"float32", "bfloat16"}));
+    v("max_bad_steps",
+      self.max_bad_steps,
+      "non-finite steps in a row that are skipped before the run ends",
+      at_least(0));
+  }
+};
+
+struct StageConfig {
+  std::string name = "train", objective = "next_token", weight = "sqrt", sample = "sample", recompute = "none";
+  std::vector<std::string> trainable = {"**"};
+  std::map<std::string, double> mixture;
+  int64_t seq_len = 2048, rows_per_step = 8, rows_per_micro_batch = 1, steps = 0, recompute_every = 1;
+  double tokens = 0, epochs = 0;
+  OptimizerConfig optimizer;
+  ParallelConfig parallel;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("name", self.name, "name of the stage, unique in the run");
+    v("objective", self.objective, "what is minimised", one_of({"next_token"}));
+    v("trainable", self.trainable, "globs of parameters that train; the others are frozen");
+    v("mixture", self.mixture, "share of samples by dataset; empty: every dataset by its size");
+    v("seq_len", self.seq_len, "tokens of a packed row", at_least(2));
+    v("rows_per_step", self.rows_per_step, "packed rows of one optimizer step, over all ranks", at_least(1));
+    v("rows_per_micro_batch",
+      self.rows_per_micro_batch,
+      "packed rows of one forward and backward on a rank",
+      at_least(1));
+    v("steps", self.steps, "optimizer steps; one of steps, tokens, epochs", at_least(0));
+    v("tokens", self.tokens, "token budget", at_least(0));
+    v("epochs", self.epochs, "passes over the mixture", at_least(0));
+    v("weight",
+      self.weight,
+      "weight of a label token in a sample of n: 1, 1/sqrt(n) or 1/n",
+      one_of({"token", "sqrt", "sample"}));
+    v("sample", self.sample, "what n counts over", one_of({"sample", "turn"}));
+    v("recompute", self.recompute, "activations recomputed in the backward", one_of({"none", "full"}));
+    v("recompute_every", self.recompute_every, "recompute every k-th layer", at_least(1));
+    v("optimizer", self.optimizer, "replaces keys of the top-level optimizer");
+    v("parallel", self.parallel, "replaces keys of the top-level parallel");
+  }
+};
+
+struct SaveConfig {
+  int64_t every = 100, keep = 2;
+  bool best = true, background = true, export_model = true;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("every", self.every, "steps between checkpoints; 0: only at the end of a stage", at_least(0));
+    v("keep", self.keep, "newest checkpoints kept, beside the best one", at_least(1));
+    v("best", self.best, "keep the checkpoint with the best eval.metric");
+    v("background", self.background, "write while training goes on");
+    v("export_model", self.export_model, "write a Hugging Face folder at the end of the run");
+  }
+};
+
+struct EvalConfig {
+  std::string set, metric = "loss", dump, submission, output;
+  int64_t every = 0, patience = 0, rows = 0, shuffles = 1;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("set", self.set, "dataset held out for evaluation");
+    v("every", self.every, "steps between evaluations; 0: only at the end of a stage", at_least(0));
+    v("metric", self.metric, "what decides the best checkpoint", one_of({"loss", "accuracy"}));
+    v("patience", self.patience, "evaluations without improvement before the stage ends; 0: never", at_least(0));
+    v("rows", self.rows, "packed rows in one forward; 0: the stage's rows_per_micro_batch", at_least(0));
+    v("shuffles", self.shuffles, "orders of the choices that are averaged (1: as given)", between(1, 24));
+    v("dump", self.dump, "evaluate: file for one JSON line a sample");
+    v("submission", self.submission, "evaluate: file for the CSV id,answer");
+    v("output", self.output, "evaluate: file for the summary as JSON");
+  }
+};
+
+struct LogConfig {
+  int64_t every = 1, verbosity = 0;
+  double stall_timeout_s = 600;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("every", self.every, "steps between lines when the output is not a terminal", at_least(1));
+    v("verbosity", self.verbosity, "1: a line a step from every rank; 2: a line a collective", between(0, 2));
+    v("stall_timeout_s", self.stall_timeout_s, "longest wait for another rank, seconds", at_least(1));
+  }
+};
+
+struct RunConfig {
+  std::string name = "run", out, device = "auto";
+  int64_t seed = 1234, threads = 0;
+  ModelConfig model;
+  DataConfig data;
+  ParallelConfig parallel;
+  OptimizerConfig optimizer;
+  std::vector<StageConfig> stages;
+  SaveConfig save;
+  EvalConfig eval;
+  LogConfig log;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("name", self.name, "name of the run");
+    v("out", self.out, "folder of the run; empty: runs/<name>");
+    v("seed", self.seed, "seed of weights and data order", at_least(0));
+    v("device", self.device, "where to compute", one_of({"auto", "cpu", "cuda"}));
+    v("threads", self.threads, "CPU threads of a rank; 0: cores / ranks on this machine", at_least(0));
+    v("model", self.model, "the model");
+    v("data", self.data, "datasets and how they are read");
+    v("parallel", self.parallel, "layout; default of every stage");
+    v("optimizer", self.optimizer, "optimizer; default of every stage");
+    v("stages", self.stages, "what happens, in order");
+    v("save", self.save, "checkpoints");
+    v("eval", self.eval, "evaluation");
+    v("log", self.log, "what is said");
+  }
+};
+
+}  // namespace hanok

@@ -1,0 +1,29 @@
+// Token stream -> hidden states.
+#pragma once
+
+#include <vector>
+
+#include "model/connector/connector.h"
+
+namespace hanok {
+
+struct DecoderInput {
+  Tensor x_TD;            // embedded tokens with vision tokens written in; sequence layout
+  Tensor position_3T;     // full T
+  Tensor row_starts;      // int32 [S + 1], host
+  std::vector<Tensor> taps_MD;  // added after layers 0, 1, ... at vision_index_M
+  Tensor vision_index_M;  // full T indices
+};
+
+class Decoder {
+ public:
+  virtual ~Decoder() = default;
+  /// tokens_T -> x_TD, full layout.
+  virtual Tensor embed(const Tensor& tokens_T) const = 0;
+  /// -> y_TD after the final norm, sequence layout.
+  virtual Tensor forward(const DecoderInput& input, int64_t recompute_every) const = 0;
+  virtual const Tensor& head_weight_VD() const = 0;
+  virtual int64_t vocab_begin() const = 0;
+};
+
+}  // namespace hanok

@@ -1,0 +1,56 @@
+// Hugging Face tensor names <-> ours, as a table of four verbs that reads both ways.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.h"
+#include "parallel/param.h"
+
+namespace hanok {
+
+/// A stretch of one of our global tensors (along `dim`) that is one HF tensor, reshaped if need be.
+struct HfPart {
+  std::string name;             // HF tensor
+  std::vector<int64_t> shape;   // HF shape
+  int dim = 0;                  // of ours, along which parts are laid end to end
+  int64_t begin = 0, size = 0;  // of ours, along dim
+};
+
+/// Pattern rows; '*' is a layer index, the same on both sides.
+struct NameRow {
+  enum class Verb { kCopy, kFuse, kStack, kTied } verb;
+  std::string ours;
+  std::vector<std::string> theirs;
+};
+NameRow copy(std::string ours, std::string theirs);                     // same tensor; the HF shape may differ (patch_embed)
+NameRow fuse(std::string ours, std::vector<std::string> theirs);        // segments of ParamSpec, in order
+NameRow stack(std::string ours, std::string theirs);                    // '#' = expert index
+NameRow tied(std::string ours_absent, std::string ours);                // head shares the embedding: nothing stored
+
+class NameMap {
+ public:
+  NameMap(std::vector<NameRow> rows, std::vector<std::string> ignored) : rows_(std::move(rows)), ignored_(std::move(ignored)) {}
+  /// The HF tensors that make up one of our parameters, in order. errors: kCheckpoint if no row matches
+  std::vector<HfPart> parts(const ParamSpec& spec, const ModelConfig& config) const;
+  /// errors: kCheckpoint listing up to ten missing and ten unexpected names from each side
+  void check_complete(const std::vector<ParamSpec>& specs, const ModelConfig& config, const std::set<std::string>& hf_names) const;
+
+ private:
+  std::vector<NameRow> rows_;
+  std::vector<std::string> ignored_;
+};
+
+/// errors: kConfig listing the known families
+const NameMap& name_map_of(const std::string& family);
+
+/// config.json (either dialect) -> model numbers, and back. `path`, `tokenizer` and `dtype` are left alone.
+/// errors: kConfig naming architecture or key: got, expected
+void read_hf_config(const nlohmann::json& hf, ModelConfig& config);
+nlohmann::json write_hf_config(const ModelConfig& config, const std::string& dtype);
+
+}  // namespace hanok
