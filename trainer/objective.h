@@ -1,0 +1,27 @@
+// The only code that differs between stages.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dataio/batch.h"
+#include "model/vlm.h"
+
+namespace hanok {
+
+class Objective {
+ public:
+  virtual ~Objective() = default;
+  /// May rewrite the batches of one optimizer step: attach teacher log-probabilities, replace prompts by rollouts.
+  virtual void prepare(Vlm& model, std::vector<Batch>& batches) {}
+  /// Sum over local tokens of weight * loss; the caller divides by the global weight. -> scalar f32 with gradient.
+  /// The same on every rank of tp.
+  virtual Tensor loss(const Vlm& model, const ModelOutput& y, const Batch& batch) const = 0;
+};
+
+/// errors: kConfig listing the known objectives
+std::unique_ptr<Objective> make_objective(const std::string& name);
+std::vector<std::string> known_objectives();
+
+}  // namespace hanok

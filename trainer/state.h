@@ -1,0 +1,26 @@
+// What a run remembers between steps, beyond tensors.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "dataio/sampler.h"
+
+namespace hanok {
+
+struct TrainState {
+  int stage = 0;                // index into config.stages
+  int64_t step = 0;             // optimizer steps done in this stage
+  int64_t num_steps = 0;        // of this stage; fixed when it starts
+  Cursor cursor;                // where the next step's data begins
+  int64_t optimizer_steps = 0;  // applied ones (skipped ones do not count)
+  double tokens = 0;            // seen in this stage, over all ranks
+  int64_t skipped_steps = 0;    // non-finite, in this stage
+  int64_t skipped_in_a_row = 0;
+  double best_metric = std::numeric_limits<double>::quiet_NaN();
+  int64_t best_step = -1;
+  int64_t evals_without_gain = 0;
+};
+
+}  // namespace hanok
