@@ -1,0 +1,111 @@
+#include <gflags/gflags.h>
+
+#include <algorithm>
+#include <iostream>
+
+#include "base/error.h"
+#include "launch/command.h"
+
+DEFINE_string(config, "", "YAML file of the run");
+DEFINE_string(set, "", "KEY=VALUE, replaces one key of the config; may be repeated");
+DEFINE_string(resume, "auto", "auto: go on from the newest checkpoint; never; or the folder of a checkpoint");
+DEFINE_string(checkpoint, "", "evaluate, export: folder of a checkpoint instead of the newest one");
+DEFINE_string(output, "", "export: folder to write");
+DEFINE_string(mesh, "", "plan: layout to plan for, for example tp2,dp4");
+DEFINE_string(gpu, "", "plan: GPU whose memory is compared with (t4, a100-40, a100, h100, h200)");
+
+namespace hanok {
+namespace {
+
+bool is_boolean(const char* name) {
+  gflags::CommandLineFlagInfo info;
+  return gflags::GetCommandLineFlagInfo(name, &info) && info.type == "bool";
+}
+
+}  // namespace
+
+const std::vector<Command>& commands() {
+  static const std::vector<Command> table = {
+      {"train", train, "run the stages of a config (the default command)"},
+      {"pack", pack, "turn the datasets of a config into packed HDF5 files"},
+      {"evaluate", evaluate_command, "measure the held-out set: loss, accuracy, per-sample dump, submission"},
+      {"export", export_command, "write a Hugging Face folder from a checkpoint"},
+      {"plan", plan, "print parameters, cuts, memory and FLOPs for any layout; needs no data"},
+      {"doctor", doctor, "print versions and devices, and the first thing that would fail"},
+  };
+  return table;
+}
+
+// gflags' own parser exits on an unknown flag and keeps only the last --set; its registry is used, its parser is not.
+Arguments parse_arguments(int argc, char** argv) {
+  Arguments out;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--help" || word == "-h" || word == "help") {
+      out.help = true;
+    } else if (word == "--version") {
+      out.version = true;
+    } else if (word.rfind("-", 0) != 0) {
+      HANOK_REQUIRE(out.command.empty(), kConfig)
+          << "arguments: got a second command " << word << ", expected flags; see trainer --help";
+      out.command = word;
+    } else {
+      const size_t dashes = word.rfind("--", 0) == 0 ? 2 : 1;
+      const size_t equals = word.find('=');
+      const std::string name = word.substr(dashes, equals == std::string::npos ? equals : equals - dashes);
+      gflags::CommandLineFlagInfo info;
+      HANOK_REQUIRE(gflags::GetCommandLineFlagInfo(name.c_str(), &info), kConfig)
+          << "arguments: got unknown flag " << word << "; see trainer --help";
+      std::string value = "true";
+      if (equals != std::string::npos) {
+        value = word.substr(equals + 1);
+      } else if (!is_boolean(name.c_str())) {
+        HANOK_REQUIRE(i + 1 < argc, kConfig)
+            << "arguments: got " << word << " without a value, expected " << word << " VALUE";
+        value = argv[++i];
+      }
+      if (name == "set") {
+        out.sets.push_back(value);
+      } else {
+        HANOK_REQUIRE(!gflags::SetCommandLineOption(name.c_str(), value.c_str()).empty(), kConfig)
+            << "arguments: got --" << name << " " << value << ", expected a value of type " << info.type;
+      }
+    }
+  }
+  const auto known = [&](const Command& command) { return out.command == command.name; };
+  if (!out.command.empty() && std::none_of(commands().begin(), commands().end(), known)) {
+    std::vector<std::string> names;
+    for (const auto& command : commands()) names.emplace_back(command.name);
+    HANOK_FAIL(kConfig) << "command: got " << out.command << ", expected one of " << names;
+  }
+  out.config = FLAGS_config;
+  out.resume = FLAGS_resume;
+  out.checkpoint = FLAGS_checkpoint;
+  out.output = FLAGS_output;
+  out.mesh = FLAGS_mesh;
+  out.gpu = FLAGS_gpu;
+  return out;
+}
+
+int print_help() {
+  std::cout << "trainer trains vision-language models on any number of ranks.\n\n"
+               "usage: mpirun -np N trainer [COMMAND] --config FILE [--set KEY=VALUE]...\n\ncommands\n";
+  for (const auto& command : commands())
+    std::cout << "  " << command.name << std::string(10 - std::string(command.name).size(), ' ') << command.help
+              << "\n";
+  std::cout
+      << "\nflags\n"
+         "  --config FILE      the run (configs/run/*.yaml); every key: configs/keys.md\n"
+         "  --set KEY=VALUE    replace one key, repeatable: --set optimizer.lr=1e-4 --set stages.s0.steps=10\n"
+         "  --resume HOW       auto (default): go on from the newest checkpoint; never; or a checkpoint's folder\n"
+         "  --checkpoint DIR   evaluate, export: this checkpoint instead of the newest\n"
+         "  --output DIR       export: where to write\n"
+         "  --mesh tp2,dp4     plan: the layout   --gpu h200: the GPU to fit\n"
+         "  --version, --help\n\n"
+         "exit codes: 0 done or stopped by a signal after saving; 2 config, 3 data, 4 shape, 5 checkpoint, 6 file "
+         "system,\n"
+         "7 numeric: mend the cause first; 75 another rank or the network, 76 device: a restart may help\n";
+  return 0;
+}
+
+}  // namespace hanok

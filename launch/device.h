@@ -1,0 +1,22 @@
+// Which device a rank computes on.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace hanok {
+
+struct DeviceInfo {
+  std::string name;
+  int64_t memory_bytes = 0;
+  int major = 0, minor = 0;  // compute capability
+};
+std::vector<DeviceInfo> visible_gpus();
+
+/// auto: the GPU numbered `local_rank` when there is one for every rank of the node, else the CPU when there are no
+/// GPUs. errors: kDevice when there are GPUs but fewer than ranks, or `cuda` is asked for and there are none
+at::Device bind_device(const std::string& wanted, int local_rank, int local_size);
+
+}  // namespace hanok

@@ -1,0 +1,49 @@
+#include <c10/cuda/CUDAFunctions.h>
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include "base/error.h"
+#include "launch/device.h"
+#include "launch/version.h"
+
+namespace hanok {
+
+std::string nccl_version() {
+  int version = 0;
+  if (ncclGetVersion(&version) != ncclSuccess) return "does not answer";
+  return concat(version / 10000, ".", version / 100 % 100, ".", version % 100);
+}
+
+std::vector<DeviceInfo> visible_gpus() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();  // clear it: a machine without a driver is no error
+    return {};
+  }
+  std::vector<DeviceInfo> out;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties;
+    HANOK_REQUIRE(cudaGetDeviceProperties(&properties, i) == cudaSuccess, kDevice)
+        << "GPU " << i << ": the driver does not answer; run trainer doctor";
+    out.push_back(
+        {properties.name, static_cast<int64_t>(properties.totalGlobalMem), properties.major, properties.minor});
+  }
+  return out;
+}
+
+at::Device bind_device(const std::string& wanted, int local_rank, int local_size) {
+  if (wanted == "cpu") return at::kCPU;
+  const auto gpus = visible_gpus();
+  if (gpus.empty()) {
+    HANOK_REQUIRE(wanted != "cuda", kDevice)
+        << "device: got cuda, expected a visible GPU, found none; check the driver, or set device: cpu";
+    return at::kCPU;
+  }
+  HANOK_REQUIRE(static_cast<int>(gpus.size()) >= local_size, kDevice)
+      << "device: got " << local_size << " ranks on this node, expected at most one for each of its " << gpus.size()
+      << " visible GPUs; start fewer ranks, or set device: cpu";
+  c10::cuda::set_device(static_cast<c10::DeviceIndex>(local_rank));
+  return {at::kCUDA, static_cast<c10::DeviceIndex>(local_rank)};
+}
+
+}  // namespace hanok

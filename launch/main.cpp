@@ -1,0 +1,46 @@
+#include <c10/util/Exception.h>
+#include <mpi.h>
+
+#include <iostream>
+#include <new>
+
+#include "base/error.h"
+#include "launch/bootstrap.h"
+#include "launch/command.h"
+
+namespace {
+
+int run(int argc, char** argv) {
+  const hanok::Arguments arguments = hanok::parse_arguments(argc, argv);
+  if (arguments.help) return hanok::print_help();
+  if (arguments.version) return hanok::print_version();
+  for (const auto& command : hanok::commands())
+    if (arguments.command == command.name) return command.run(arguments);
+  return hanok::train(arguments);
+}
+
+}  // namespace
+
+// The only place that catches. What a kind of error means for the exit code is base/error.cpp's table.
+int main(int argc, char** argv) {
+  int provided = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided);
+  try {
+    const int code = run(argc, argv);
+    MPI_Finalize();
+    return code;
+  } catch (const hanok::Error& error) {
+    hanok::end_all_ranks(hanok::exit_code(error.kind()), error.what());
+  } catch (const c10::OutOfMemoryError& error) {
+    hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice),
+                         std::string("GPU memory: ") + error.what_without_backtrace() +
+                             "; lower rows_per_micro_batch or seq_len, set recompute: full, or raise parallel.tp");
+  } catch (const std::bad_alloc&) {
+    hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice),
+                         "host memory: an allocation failed; lower data.prefetch_steps or data.pack_window");
+  } catch (const c10::Error& error) {
+    hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice), std::string("libtorch: ") + error.what());
+  } catch (const std::exception& error) {
+    hanok::end_all_ranks(1, std::string("unexpected: ") + error.what());
+  }
+}

@@ -1,0 +1,26 @@
+#include "base/log.h"
+#include "launch/bootstrap.h"
+#include "launch/command.h"
+#include "trainer/train_loop.h"
+
+namespace hanok {
+
+int train(const Arguments& arguments) {
+  const RunConfig config = load_run_config(arguments, world_size());
+  Bootstrap bootstrap(config);
+  const RunResult result = run_stages(config,
+                                      bootstrap.world(),
+                                      bootstrap.device(),
+                                      {.resume = arguments.resume, .stop_requested = Bootstrap::stop_requested});
+  if (result.end == StageEnd::kStopRequested) {
+    HANOK_LOG_RANK0(INFO) << "stopped" << (Bootstrap::stop_reason().empty() ? "" : " by " + Bootstrap::stop_reason())
+                          << "; saved " << result.last_checkpoint << "; the same command goes on from there";
+  } else {
+    HANOK_LOG_RANK0(INFO) << "finished; "
+                          << (result.model_folder.empty() ? "checkpoint " + result.last_checkpoint
+                                                          : "model " + result.model_folder);
+  }
+  return 0;
+}
+
+}  // namespace hanok
