@@ -19,17 +19,17 @@ struct Splits {
 };
 
 /// All counts are elements, taken from the tensor; tensors are contiguous, with the same dtype and shape on every rank
-/// (all_to_all: as Splits says). Order: an operation starts after earlier work on the current stream, and later work on that
-/// stream sees its result. Every rank of the group calls the same operations in the same order. A group of size 1 returns at once.
-/// Float sums of the thread and MPI back-ends are added in rank order: bitwise repeatable.
-/// errors: kComm, message = operation, group name, sequence number, element count, dtype, back-end text;
+/// (all_to_all: as Splits says). Order: an operation starts after earlier work on the current stream, and later work on
+/// that stream sees its result. Every rank of the group calls the same operations in the same order. A group of size 1
+/// returns at once. Float sums of the thread and MPI back-ends are added in rank order: bitwise repeatable. errors:
+/// kComm, message = operation, group name, sequence number, element count, dtype, back-end text;
 ///         kComm as well when a peer is gone or the wait exceeds the stall timeout.
 class Comm {
  public:
   virtual ~Comm() = default;
   virtual int rank() const = 0;  // inside this group
   virtual int size() const = 0;
-  virtual std::string_view name() const = 0;  // "tp[4 5]"
+  virtual std::string_view name() const = 0;                      // "tp[4 5]"
   virtual void all_reduce(Tensor& x, Reduce op) = 0;              // a mean is a sum and a division the caller can see
   virtual void all_gather(Tensor& out, const Tensor& shard) = 0;  // out [size * n, ...]
   virtual void reduce_scatter(Tensor& shard, const Tensor& in) = 0;  // in [size * n, ...], sum

@@ -1,6 +1,6 @@
-// Gradients of one optimizer step: accumulated in one flat buffer per dtype and group, summed over the ranks that share the
-// weight, and handed to the optimizer as this rank's ZeRO-1 shard. Sums, never means: the only division of the system is the
-// loss by its global weight.
+// Gradients of one optimizer step: accumulated in one flat buffer per dtype and group, summed over the ranks that share
+// the weight, and handed to the optimizer as this rank's ZeRO-1 shard. Sums, never means: the only division of the
+// system is the loss by its global weight.
 #pragma once
 
 #include <memory>

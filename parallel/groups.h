@@ -24,8 +24,8 @@ struct Groups {
 };
 
 /// What can open groups: the launcher's MPI world, or a ThreadWorld of N ranks in one process.
-/// `ranks` are world ranks; called by every rank of the world with the same arguments in the same order; returns null to
-/// ranks that are not in `ranks`.
+/// `ranks` are world ranks; called by every rank of the world with the same arguments in the same order; returns null
+/// to ranks that are not in `ranks`.
 class World {
  public:
   virtual ~World() = default;
@@ -41,12 +41,13 @@ Groups make_groups(World& world, const Mesh& mesh, bool sequence_parallel);
 /// One rank alone: every group has size 1.
 Groups make_single_groups();
 
-/// N ranks as N threads of this process; the reference back-end. `body(world)` runs once per rank. An exception in one rank ends
-/// the waits of the others with kComm, and is rethrown here (the first one thrown). CPU tensors only.
+/// N ranks as N threads of this process; the reference back-end. `body(world)` runs once per rank. An exception in one
+/// rank ends the waits of the others with kComm, and is rethrown here (the first one thrown). CPU tensors only. The
+/// ranks share the process's intra-op threads evenly (each at least one).
 void run_on_threads(int size, const std::function<void(World&)>& body, double stall_timeout_s = 300);
 
-/// MPI_COMM_WORLD (MPI must be initialised, MPI_THREAD_MULTIPLE or SERIALIZED). Backend::kNccl opens NCCL communicators on the
-/// current CUDA device for open(), and MPI ones for open_host().
+/// MPI_COMM_WORLD (MPI must be initialised, MPI_THREAD_MULTIPLE or SERIALIZED). Backend::kNccl opens NCCL communicators
+/// on the current CUDA device for open(), and MPI ones for open_host().
 std::unique_ptr<World> make_mpi_world(Backend backend, double stall_timeout_s);
 
 }  // namespace hanok

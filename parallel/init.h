@@ -9,7 +9,8 @@ namespace hanok {
 uint64_t random_bits(uint64_t key, uint64_t counter);
 uint64_t key_of(uint64_t seed, std::string_view name);
 
-/// Fills the local piece so that every mesh holds the same global tensor. Normal values by Box-Muller in f64, rounded to the dtype.
+/// Fills the local piece so that every mesh holds the same global tensor. Normal values by Box-Muller in f64, rounded
+/// to the dtype.
 void initialise(Param& param, uint64_t seed, const Groups& groups);
 
 }  // namespace hanok

@@ -9,8 +9,8 @@ namespace hanok {
 
 enum class Axis { kTp, kCp, kDp, kPp, kEp };
 
-/// Sizes of the parallel axes. world = pp * dp * cp * tp. ep refolds the ranks of one pipeline stage (dp x cp x tp) into
-/// (expert_dp, ep, etp) with etp fastest, so that experts choose their own factorisation of the same ranks.
+/// Sizes of the parallel axes. world = pp * dp * cp * tp. ep refolds the ranks of one pipeline stage (dp x cp x tp)
+/// into (expert_dp, ep, etp) with etp fastest, so that experts choose their own factorisation of the same ranks.
 struct MeshShape {
   int pp = 1, dp = 1, cp = 1, tp = 1;
   int ep = 1, etp = 1;
@@ -25,7 +25,10 @@ struct MeshCoordinates {
 
 /// The named groups of groups.h.
 enum class GroupKind {
-  kTp, kCp, kDp, kPp,
+  kTp,
+  kCp,
+  kDp,
+  kPp,
   kEp,          // ranks that hold different experts
   kEtp,         // tensor parallel inside an expert
   kGrad,        // dp x cp: ranks that hold the same dense weights; gradients are summed and ZeRO-1 shards live here

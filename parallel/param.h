@@ -1,5 +1,5 @@
-// The spine: one record per weight, made when a layer declares it. Local shapes, initial values, import and export, checkpoint
-// shards, optimizer groups, gradient sums and norms are all derived from it, never listed again.
+// The spine: one record per weight, made when a layer declares it. Local shapes, initial values, import and export,
+// checkpoint shards, optimizer groups, gradient sums and norms are all derived from it, never listed again.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +23,15 @@ struct Init {
   enum class Kind { kZeros, kOnes, kNormal } kind = Kind::kZeros;
   double std = 0;
 };
-inline Init zeros() { return {Init::Kind::kZeros}; }
-inline Init ones() { return {Init::Kind::kOnes}; }
-inline Init normal(double std) { return {Init::Kind::kNormal, std}; }
+inline Init zeros() {
+  return {Init::Kind::kZeros};
+}
+inline Init ones() {
+  return {Init::Kind::kOnes};
+}
+inline Init normal(double std) {
+  return {Init::Kind::kNormal, std};
+}
 
 struct ParamSpec {
   std::string name;            // "decoder.layers.3.attn.qkv.weight"; layer index is global
@@ -35,7 +41,8 @@ struct ParamSpec {
   std::vector<Segment> segments;  // along cut_dim; never empty when cut
   bool uneven = false;            // vocabulary: blocks of ceil(units / parts), the last ones may be short
   Init init;
-  /// The gradient of this (whole) weight is partial on every rank of tp, because its input was cut over rows or heads there.
+  /// The gradient of this (whole) weight is partial on every rank of tp, because its input was cut over rows or heads
+  /// there.
   bool sum_grad_over_tp = false;
 };
 
@@ -45,14 +52,15 @@ struct LocalRange {
   int64_t local_begin = 0;   // along cut_dim, in the local tensor
   int64_t size = 0;
   int segment = 0;
-  /// Units fewer than parts are replicated: this stretch lives on ranks [replica_first, replica_first + replicas) of the axis.
-  /// Its gradients are summed over them, and the norm counts them once.
+  /// Units fewer than parts are replicated: this stretch lives on ranks [replica_first, replica_first + replicas) of
+  /// the axis. Its gradients are summed over them, and the norm counts them once.
   int replicas = 1;
   int replica_index = 0;  // 0 on the rank that speaks for it (saves it, counts it)
 };
 
-/// What rank `index` of `parts` holds along the cut dim, in order. A whole weight: one range over dim 0 with replicas = 1.
-/// errors: kShape naming the parameter if a segment's units neither divide by parts nor parts by units (and not uneven).
+/// What rank `index` of `parts` holds along the cut dim, in order. A whole weight: one range over dim 0 with replicas
+/// = 1. errors: kShape naming the parameter if a segment's units neither divide by parts nor parts by units (and not
+/// uneven).
 std::vector<LocalRange> local_ranges(const ParamSpec& spec, int index, int parts);
 std::vector<int64_t> local_shape(const ParamSpec& spec, int index, int parts);
 /// Same, for the rank that `groups` describes.
@@ -60,11 +68,13 @@ std::vector<LocalRange> local_ranges(const ParamSpec& spec, const Groups& groups
 std::vector<int64_t> local_shape(const ParamSpec& spec, const Groups& groups);
 
 /// Contiguous stretches of the row-major flattened global tensor that make up the local one, in local order.
-/// One per segment when dim 0 is cut, one per row when dim 1 is.
+/// One per segment when dim 0 is cut, one per row when dim 1 is; runs that follow each other in the global tensor are
+/// joined.
 struct FlatRun {
   int64_t global_begin = 0, local_begin = 0, size = 0;
 };
 std::vector<FlatRun> flat_runs(const ParamSpec& spec, int index, int parts);
+std::vector<FlatRun> flat_runs(const ParamSpec& spec, const Groups& groups);
 
 struct Param {
   ParamSpec spec;

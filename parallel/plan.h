@@ -1,5 +1,6 @@
-// The cut of a model family as a table: glob over module names -> how its weight is cut and in which layouts its input arrives
-// and its output leaves. First match wins. A rule that matches no module, and a module that no rule matches, are errors.
+// The cut of a model family as a table: glob over module names -> how its weight is cut and in which layouts its input
+// arrives and its output leaves. First match wins. A rule that matches no module, and a module that no rule matches,
+// are errors.
 #pragma once
 
 #include <string>
@@ -17,11 +18,11 @@ enum class Layout {
 };
 
 enum class Cut {
-  kWhole,    // the same weight on every rank of tp
-  kColumn,   // output features (dim 0) over tp, per segment; bias too
-  kRow,      // input features (dim 1) over tp; bias whole, added once after the sum
-  kVocab,    // rows of V over tp in blocks of ceil(V / tp)
-  kExpert,   // dim 0 = experts over ep
+  kWhole,   // the same weight on every rank of tp
+  kColumn,  // output features (dim 0) over tp, per segment; bias too
+  kRow,     // input features (dim 1) over tp; bias whole, added once after the sum
+  kVocab,   // rows of V over tp in blocks of ceil(V / tp)
+  kExpert,  // dim 0 = experts over ep
 };
 
 struct PlanRule {

@@ -7,8 +7,8 @@
 namespace hanok {
 
 /// x [rows, ...] in layout `from` -> the same activation in layout `to`. No-op at tp = 1.
-///   kSequence -> kFull      all-gather       | reduce-scatter in backward   (sequence parallelism off: identity | all-reduce)
-///   kPartial  -> kSequence  reduce-scatter   | all-gather                   (off: all-reduce | identity)
+///   kSequence -> kFull      all-gather       | reduce-scatter in backward   (sequence parallelism off: identity |
+///   all-reduce) kPartial  -> kSequence  reduce-scatter   | all-gather                   (off: all-reduce | identity)
 ///   kPartial  -> kFull      all-reduce       | identity
 ///   kFull     -> kSequence  keep own rows    | all-gather                   (off: identity | identity)
 /// kFull as a source of tensor-parallel work (kFull -> kHeads consumers) is spelled as kSequence -> kFull.

@@ -1,0 +1,148 @@
+#include "parallel/collectives.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "base/error.h"
+
+namespace hanok {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// What backward needs, as an object that autograd can keep.
+struct Saved : torch::CustomClassHolder {
+  std::shared_ptr<Comm> group;
+  Splits splits;
+};
+
+void save(AutogradContext* ctx, const std::shared_ptr<Comm>& group, Splits splits = {}) {
+  auto saved = c10::make_intrusive<Saved>();
+  saved->group = group;
+  saved->splits = std::move(splits);
+  ctx->saved_data["saved"] = c10::IValue::make_capsule(std::move(saved));
+}
+
+Saved& saved(AutogradContext* ctx) {
+  // The capsule was made by save() above: the type is known.
+  return static_cast<Saved&>(*ctx->saved_data["saved"].toCapsule());
+}
+
+int64_t rows_of(const Tensor& x) {
+  HANOK_REQUIRE(x.dim() >= 1, kShape)
+      << "collective: got a scalar, expected rows [n, ...]; cut along dim 0; unsqueeze it";
+  return x.size(0);
+}
+
+Tensor with_rows(const Tensor& x, int64_t rows) {
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape[0] = rows;
+  return at::empty(shape, x.options());
+}
+
+Tensor all_reduced(const Tensor& x, Comm& group) {
+  Tensor y = x.clone(at::MemoryFormat::Contiguous);
+  group.all_reduce(y, Reduce::kSum);
+  return y;
+}
+
+Tensor gathered(const Tensor& x, Comm& group) {
+  Tensor out = with_rows(x, rows_of(x) * group.size());
+  group.all_gather(out, x.contiguous());
+  return out;
+}
+
+void require_divisible(const Tensor& x, const Comm& group) {
+  HANOK_REQUIRE(rows_of(x) % group.size() == 0, kShape)
+      << "rows: got " << x.size(0) << ", expected a multiple of " << group.size() << "; group " << group.name()
+      << "; pad the rows";
+}
+
+Tensor own_block(const Tensor& x, const Comm& group) {
+  require_divisible(x, group);
+  const int64_t rows = x.size(0) / group.size();
+  return x.narrow(0, group.rank() * rows, rows).clone(at::MemoryFormat::Contiguous);
+}
+
+Tensor reduce_scattered(const Tensor& x, Comm& group) {
+  require_divisible(x, group);
+  Tensor out = with_rows(x, x.size(0) / group.size());
+  group.reduce_scatter(out, x.contiguous());
+  return out;
+}
+
+Tensor exchanged(const Tensor& x, const Splits& splits, Comm& group) {
+  int64_t rows = 0;
+  for (const int64_t count : splits.receive) rows += count;
+  rows_of(x);
+  Tensor out = with_rows(x, rows);
+  group.all_to_all(out, x.contiguous(), splits);
+  return out;
+}
+
+Tensor unchanged(const Tensor& x, Comm&) {
+  return x.view_as(x);
+}
+
+/// A pair of functions of (tensor, group): one for forward, its conjugate for backward.
+template <auto kForward, auto kBackward>
+struct Pair : torch::autograd::Function<Pair<kForward, kBackward>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::shared_ptr<Comm>& group) {
+    save(ctx, group);
+    return kForward(x, *group);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {kBackward(grads[0], *saved(ctx).group), Tensor()};
+  }
+};
+
+struct ExchangeRows : torch::autograd::Function<ExchangeRows> {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& x,
+                        const Splits& splits,
+                        const std::shared_ptr<Comm>& group) {
+    save(ctx, group, {.send = splits.receive, .receive = splits.send});
+    return exchanged(x, splits, *group);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {exchanged(grads[0], saved(ctx).splits, *saved(ctx).group), Tensor(), Tensor()};
+  }
+};
+
+template <auto kForward, auto kBackward>
+Tensor apply(const Tensor& x, const std::shared_ptr<Comm>& group) {
+  return group->size() == 1 ? x : Pair<kForward, kBackward>::apply(x, group);
+}
+
+}  // namespace
+
+Tensor copy_to_group(const Tensor& x, const std::shared_ptr<Comm>& group) {
+  return apply<unchanged, all_reduced>(x, group);
+}
+
+Tensor sum_over_group(const Tensor& x, const std::shared_ptr<Comm>& group) {
+  return apply<all_reduced, unchanged>(x, group);
+}
+
+Tensor split_to_group(const Tensor& x, const std::shared_ptr<Comm>& group) {
+  return apply<own_block, gathered>(x, group);
+}
+
+Tensor gather_and_split(const Tensor& x, const std::shared_ptr<Comm>& group) {
+  return apply<gathered, own_block>(x, group);
+}
+
+Tensor gather_and_reduce_scatter(const Tensor& x, const std::shared_ptr<Comm>& group) {
+  return apply<gathered, reduce_scattered>(x, group);
+}
+
+Tensor reduce_scatter_and_gather(const Tensor& x, const std::shared_ptr<Comm>& group) {
+  return apply<reduce_scattered, gathered>(x, group);
+}
+
+Tensor exchange_rows(const Tensor& x, const Splits& splits, const std::shared_ptr<Comm>& group) {
+  return group->size() == 1 ? x : ExchangeRows::apply(x, splits, group);
+}
+
+}  // namespace hanok
