@@ -14,12 +14,13 @@ struct PlacedSample {
   int dataset = 0;
   int64_t index = 0;  // in the dataset
   std::string id;
-  int64_t begin = 0, end = 0;  // tokens of the micro-batch
-  int num_choices = 0, answer = -1;
+  int64_t begin = 0, end = 0;        // tokens of the micro-batch
+  int num_choices = 0, answer = -1;  // position of the right choice as shown
   std::vector<int> permutation;  // evaluate with shuffled choices: shown position -> original choice; empty otherwise
 };
 
-/// Host tensors. An empty micro-batch (a rank with fewer rows) has T = 0 rows of weight: see Loader.
+/// Host tensors. T is the number of real tokens rounded up to pad_multiple, at least one multiple: the micro-batch of a
+/// rank without rows is padding of weight 0, so that every rank runs the same operations.
 struct Batch {
   Tensor tokens_T;        // int64
   Tensor targets_T;       // int64: the next token of the same sample where it is a label, else -100
@@ -27,7 +28,7 @@ struct Batch {
   Tensor position_3T;     // int64: temporal, height, width positions of M-RoPE, restarting at 0 in every sample
   Tensor row_starts;      // int32 [S + 1]: first token of each sample, then T; tail padding is a segment of its own
   Tensor pixels_PC;       // f32 [P, C]; [0, C] without pictures
-  Tensor grid_I3;         // int64 [I, 3]: t, h, w in patches; rows of pixels_PC in this order
+  Tensor grid_I3;         // int64 [I, 3]: t, h, w in patches, a video being one row; rows of pixels_PC in this order
   Tensor vision_index_M;  // int64: token that receives each merged vision token, in the order of pixels_PC
   std::vector<PlacedSample> samples;
   double weight_sum = 0;   // of weight_T, in f64

@@ -8,6 +8,7 @@
 
 #include "dataio/batch.h"
 #include "dataio/dataset.h"
+#include "dataio/image.h"
 #include "dataio/sampler.h"
 #include "dataio/vision_prep.h"
 
@@ -24,6 +25,7 @@ struct BatchSpec {
   TokenWeight weight = TokenWeight::kSqrt;
   WeightUnit unit = WeightUnit::kSample;
   VisionPrep vision;
+  ImageLimits image_limits;
   bool pin_memory = false;
 };
 

@@ -3,9 +3,9 @@
 // The stream of a dataset visits each of its samples once per epoch, in an order that is a keyed permutation computed
 // per element (no table). A window is `window` consecutive samples of the mixture; its share of each dataset is a
 // rounded running total, so any window is known without its predecessors. The samples of a window are packed into rows
-// first-fit-decreasing; the rows of all windows, end to end, are dealt to steps in order. How many rows a window gives
-// depends on its lengths, so the place of a step is two integers (window, row). A checkpoint keeps them: resuming costs
-// the same at any step.
+// first-fit-decreasing and the rows shuffled; the rows of all windows, end to end, are dealt to steps in order. How
+// many rows a window gives depends on its lengths, so the place of a step is two integers (window, row). A checkpoint
+// keeps them: resuming costs the same at any step.
 #pragma once
 
 #include <cstdint>
@@ -40,16 +40,18 @@ class Sampler {
     std::vector<int64_t> indices;  // their numbers in the dataset
     double share = 1;              // of the samples of a window
   };
+  /// A window is at most one pass over all samples: a larger `window` is cut to that.
   /// errors: kConfig if a source is empty or a share is not positive
   Sampler(std::vector<Source> sources, int64_t seq_len, int64_t rows_per_step, int64_t window, uint64_t seed);
   /// The rows of the step at `cursor`; moves the cursor to the next step.
   std::vector<Row> next(Cursor& cursor) const;
-  /// The cursor of any step, found by counting rows from the start (no data is read).
+  /// The cursor of any step, found by counting rows from the start (no data is read; about a millisecond a window).
   Cursor at_step(int64_t step) const;
-  /// Steps in which every source's samples were seen `epochs` times on average (by the tokens of the mixture).
+  /// Steps in which the samples were seen `epochs` times: as many tokens as `epochs` passes over all sources hold.
   int64_t steps_for_epochs(double epochs) const;
 
  private:
+  int64_t begin_in_source(size_t source, int64_t window) const;  // samples of `source` that earlier windows took
   std::vector<Row> window_rows(int64_t window) const;
   std::vector<Source> sources_;
   int64_t seq_len_, rows_per_step_, window_;
