@@ -8,9 +8,17 @@
 
 namespace hanok {
 
-/// errors: kConfig, one line for each violated rule. `world_size` 0: layout against -np is not checked (plan).
-void check_config(const RunConfig& config, int world_size);
+struct Violation {
+  std::string rule, message;
+};
+/// `world_size` 0: layout against -np is not checked (plan).
+std::vector<Violation> violations(const RunConfig& config, int world_size);
 /// Rules about the model's numbers alone (after a model folder has been read into it), with the layout it will run on.
+std::vector<Violation> violations(const ModelConfig& model, const ParallelConfig& parallel);
+std::vector<std::string> rule_names();
+
+/// errors: kConfig, one line for each violated rule.
+void check_config(const RunConfig& config, int world_size);
 void check_model(const ModelConfig& model, const ParallelConfig& parallel);
 /// The data parallel size: parallel.dp, or what `world_size` leaves. errors: kConfig if it does not divide.
 int64_t data_parallel_size(const ParallelConfig& parallel, int world_size);

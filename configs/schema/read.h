@@ -13,7 +13,8 @@ namespace hanok {
 /// YAML file + `--set a.b=c` overrides (lists by index or by the `name` of their element: stages.s0.steps=3) -> config.
 /// Every stage starts from the top-level `optimizer` and `parallel`.
 /// errors: kConfig listing every unknown key (with the nearest known one), wrong type and value out of range at once,
-///         each with file and line; kIo if a file cannot be read
+///         each with the file and line, or the --set, that said it; kConfig for a key written twice; kIo if a file
+///         cannot be read
 RunConfig read_config(const std::string& file, const std::vector<std::string>& sets);
 /// The same from text that echo() wrote.
 RunConfig parse_config(const std::string& yaml);
@@ -26,10 +27,12 @@ std::string echo(const RunConfig& config);
 std::vector<std::pair<std::string, std::string>> flatten(const RunConfig& config);
 /// 16 hex digits over flatten().
 std::string config_hash(const RunConfig& config);
-/// "key: was X, is Y" for every leaf that differs, leaving out keys that start with one of `ignored`.
+/// "key: was X, is Y" for every leaf that differs, leaving out the keys and groups named in `ignored`.
 std::vector<std::string> differences(const RunConfig& was,
                                      const RunConfig& is,
                                      const std::vector<std::string>& ignored);
+/// Path of every key; N stands for a list index, NAME for a free name ("stages.N.optimizer.lr").
+std::vector<std::string> known_keys();
 /// Markdown table of every key: name, default, meaning, rule.
 std::string key_reference();
 

@@ -1,0 +1,210 @@
+// Rules about the model's numbers and the layout they are cut over.
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "configs/schema/rules.h"
+
+namespace hanok {
+namespace {
+
+struct ModelOnLayout {
+  const ModelConfig& model;
+  const ParallelConfig& parallel;
+};
+using M = ModelOnLayout;
+bool has_tower(const M& m) {
+  return m.model.tower.type != "none";
+}
+const Rule<M> kModelRules[] = {
+    {"decoder_sizes",
+     [](const M& m) {
+       const auto& d = m.model.decoder;
+       return d.layers > 0 && d.hidden > 0 && d.ffn > 0 && d.heads > 0 && d.kv_heads > 0;
+     },
+     [](const M& m) {
+       const auto& d = m.model.decoder;
+       return concat("model.decoder: got layers ",
+                     d.layers,
+                     ", hidden ",
+                     d.hidden,
+                     ", ffn ",
+                     d.ffn,
+                     ", heads ",
+                     d.heads,
+                     ", kv_heads ",
+                     d.kv_heads,
+                     ", expected all above 0; give model.path or a base: from configs/model/");
+     }},
+    {"kv_heads_divide",
+     [](const M& m) {
+       const auto& d = m.model.decoder;
+       return d.kv_heads == 0 || d.heads % d.kv_heads == 0;
+     },
+     [](const M& m) {
+       return concat("model.decoder.heads: got ",
+                     m.model.decoder.heads,
+                     ", expected a multiple of kv_heads = ",
+                     m.model.decoder.kv_heads);
+     }},
+    {"heads_over_tp",
+     [](const M& m) { return m.model.decoder.heads % m.parallel.tp == 0; },
+     [](const M& m) {
+       return concat("model.decoder.heads: got ",
+                     m.model.decoder.heads,
+                     ", expected a multiple of parallel.tp = ",
+                     m.parallel.tp,
+                     "; choose another tp");
+     }},
+    {"kv_heads_over_tp",
+     [](const M& m) {
+       const auto k = m.model.decoder.kv_heads;
+       return k == 0 || k % m.parallel.tp == 0 || m.parallel.tp % k == 0;
+     },
+     [](const M& m) {
+       return concat("model.decoder.kv_heads: got ",
+                     m.model.decoder.kv_heads,
+                     ", expected a multiple or a divisor of parallel.tp = ",
+                     m.parallel.tp,
+                     "; choose another tp");
+     }},
+    {"ffn_over_tp",
+     [](const M& m) { return m.model.decoder.ffn % m.parallel.tp == 0; },
+     [](const M& m) {
+       return concat("model.decoder.ffn: got ",
+                     m.model.decoder.ffn,
+                     ", expected a multiple of parallel.tp = ",
+                     m.parallel.tp,
+                     "; choose another tp");
+     }},
+    {"head_dim_even",
+     [](const M& m) { return m.model.decoder.head_dim % 2 == 0; },
+     [](const M& m) {
+       return concat(
+           "model.decoder.head_dim: got ", m.model.decoder.head_dim, ", expected an even number (rotary pairs)");
+     }},
+    {"mrope_fits",
+     [](const M& m) {
+       const auto& s = m.model.decoder.mrope_section;
+       return s.size() == 3 && std::accumulate(s.begin(), s.end(), int64_t{0}) == m.model.decoder.head_dim / 2;
+     },
+     [](const M& m) {
+       return concat("model.decoder.mrope_section: got ",
+                     m.model.decoder.mrope_section,
+                     ", expected three numbers that sum to head_dim / 2 = ",
+                     m.model.decoder.head_dim / 2);
+     }},
+    {"tower_sizes",
+     [](const M& m) {
+       const auto& t = m.model.tower;
+       return !has_tower(m) || (t.depth > 0 && t.hidden > 0 && t.ffn > 0 && t.heads > 0);
+     },
+     [](const M& m) {
+       const auto& t = m.model.tower;
+       return concat("model.tower: got depth ",
+                     t.depth,
+                     ", hidden ",
+                     t.hidden,
+                     ", ffn ",
+                     t.ffn,
+                     ", heads ",
+                     t.heads,
+                     ", expected all above 0; `type: none` leaves it out");
+     }},
+    {"tower_heads_divide",
+     [](const M& m) {
+       const auto& t = m.model.tower;
+       return !has_tower(m) || t.heads == 0 || (t.hidden % t.heads == 0 && t.hidden / t.heads % 4 == 0);
+     },
+     [](const M& m) {
+       return concat("model.tower.hidden: got ",
+                     m.model.tower.hidden,
+                     ", expected heads = ",
+                     m.model.tower.heads,
+                     " times a multiple of 4 (rows and columns rotate in pairs)");
+     }},
+    {"tower_heads_over_tp",
+     [](const M& m) { return !has_tower(m) || m.model.tower.heads % m.parallel.tp == 0; },
+     [](const M& m) {
+       return concat("model.tower.heads: got ",
+                     m.model.tower.heads,
+                     ", expected a multiple of parallel.tp = ",
+                     m.parallel.tp,
+                     "; choose another tp");
+     }},
+    {"tower_ffn_over_tp",
+     [](const M& m) { return !has_tower(m) || m.model.tower.ffn % m.parallel.tp == 0; },
+     [](const M& m) {
+       return concat("model.tower.ffn: got ",
+                     m.model.tower.ffn,
+                     ", expected a multiple of parallel.tp = ",
+                     m.parallel.tp,
+                     "; choose another tp");
+     }},
+    {"connector_width",
+     [](const M& m) {
+       const auto out = m.model.connector.out;
+       return !has_tower(m) || out == 0 || out == m.model.decoder.hidden;
+     },
+     [](const M& m) {
+       return concat(
+           "model.connector.out: got ", m.model.connector.out, ", expected decoder width ", m.model.decoder.hidden);
+     }},
+    {"merged_width_over_tp",
+     [](const M& m) {
+       return !has_tower(m) ||
+              m.model.tower.hidden * m.model.connector.merge * m.model.connector.merge % m.parallel.tp == 0;
+     },
+     [](const M& m) {
+       return concat("model.tower.hidden: got ",
+                     m.model.tower.hidden,
+                     ", expected merge^2 * hidden to be a multiple of parallel.tp = ",
+                     m.parallel.tp);
+     }},
+    {"taps_in_tower",
+     [](const M& m) {
+       return std::all_of(
+           m.model.taps.begin(), m.model.taps.end(), [&](int64_t t) { return t >= 0 && t < m.model.tower.depth; });
+     },
+     [](const M& m) {
+       return concat("model.taps: got ", m.model.taps, ", expected tower blocks below depth = ", m.model.tower.depth);
+     }},
+    {"taps_in_decoder",
+     [](const M& m) { return static_cast<int64_t>(m.model.taps.size()) <= m.model.decoder.layers; },
+     [](const M& m) {
+       return concat(
+           "model.taps: got ", m.model.taps.size(), ", expected at most decoder.layers = ", m.model.decoder.layers);
+     }},
+    {"vision_tokens_in_vocab",
+     [](const M& m) {
+       return !has_tower(m) ||
+              std::max(
+                  {m.model.image_token, m.model.video_token, m.model.vision_start_token, m.model.vision_end_token}) <
+                  m.model.decoder.vocab;
+     },
+     [](const M& m) {
+       return concat("model.decoder.vocab: got ",
+                     m.model.decoder.vocab,
+                     ", expected more than the vision token ids (image_token ",
+                     m.model.image_token,
+                     ", video_token ",
+                     m.model.video_token,
+                     ")");
+     }},
+};
+
+}  // namespace
+
+std::vector<std::string> model_rule_names() {
+  std::vector<std::string> out;
+  append_names(kModelRules, out);
+  return out;
+}
+
+std::vector<Violation> violations(const ModelConfig& model, const ParallelConfig& parallel) {
+  std::vector<Violation> out;
+  check_table(kModelRules, ModelOnLayout{model, parallel}, "", out);
+  return out;
+}
+
+}  // namespace hanok

@@ -1,0 +1,279 @@
+#include "configs/schema/check.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <set>
+
+#include "base/error.h"
+
+namespace hanok {
+namespace {
+
+RunConfig valid_run() {
+  RunConfig run;
+  run.model.tokenizer = "tokenizer";
+  run.data.sets["train"].path = "train.csv";
+  run.data.sets["test"].path = "test.csv";
+  run.stages.resize(1);
+  run.stages[0].name = "a";
+  run.stages[0].steps = 10;
+  run.eval.set = "test";
+  return run;
+}
+
+ModelConfig valid_model() {
+  ModelConfig model;
+  model.tower = {.depth = 4, .hidden = 64, .ffn = 128, .heads = 4};
+  model.decoder = {.layers = 3, .hidden = 64, .ffn = 128, .heads = 4, .kv_heads = 2, .head_dim = 16};
+  model.decoder.mrope_section = {4, 2, 2};
+  model.taps = {1, 3};
+  return model;
+}
+
+struct RunCase {
+  const char* rule;
+  std::function<void(RunConfig&)> spoil;
+  int world_size;
+  const char* message;
+};
+const RunCase kRunCases[] = {
+    {"has_stages", [](RunConfig& r) { r.stages.clear(); }, 0, "stages: got none, expected at least one"},
+    {"stage_names_unique",
+     [](RunConfig& r) { r.stages.push_back(r.stages[0]); },
+     0,
+     "stages.N.name: got [a, a], expected every name once"},
+    {"stage_names_are_folders",
+     [](RunConfig& r) { r.stages[0].name = "../a"; },
+     0,
+     "stages.N.name: got \"../a\", expected letters, digits, '_' and '-'"},
+    {"stage_names_are_folders", [](RunConfig& r) { r.stages[0].name = ""; }, 0, "stages.N.name: got \"\""},
+    {"has_data",
+     [](RunConfig& r) { r.data.sets.clear(), r.eval.set = ""; },
+     0,
+     "data.sets: got none, expected at least one dataset"},
+    {"has_tokenizer",
+     [](RunConfig& r) { r.model.tokenizer = ""; },
+     0,
+     "model.tokenizer: got none and no model.path, expected a folder with tokenizer.json"},
+    {"best_needs_eval",
+     [](RunConfig& r) { r.eval.set = "", r.eval.patience = 3; },
+     0,
+     "eval.patience: got 3 without eval.set, expected a held-out dataset"},
+    {"eval_set_known",
+     [](RunConfig& r) { r.eval.set = "tset"; },
+     0,
+     "eval.set: got tset, expected a name in data.sets"},
+    {"pixel_order",
+     [](RunConfig& r) { r.data.min_pixels = 10, r.data.max_pixels = 5; },
+     0,
+     "data.min_pixels: got 10, expected at most data.max_pixels = 5"},
+    {"one_length",
+     [](RunConfig& r) { r.stages[0].epochs = 1; },
+     0,
+     "stages.a.length: got steps 10, tokens 0, epochs 1, expected exactly one of them above 0"},
+    {"one_length", [](RunConfig& r) { r.stages[0].steps = 0; }, 0, "got steps 0, tokens 0, epochs 0, expected exactly"},
+    {"trainable",
+     [](RunConfig& r) { r.stages[0].trainable.clear(); },
+     0,
+     "stages.a.trainable: got no glob, expected at least one"},
+    {"warmup_once",
+     [](RunConfig& r) { r.stages[0].optimizer.warmup_steps = 2, r.stages[0].optimizer.warmup_tokens = 3; },
+     0,
+     "stages.a.optimizer: got warmup_steps 2 and warmup_tokens 3, expected one of them"},
+    {"warmup_fits",
+     [](RunConfig& r) { r.stages[0].optimizer.warmup_steps = 11; },
+     0,
+     "stages.a.optimizer.warmup_steps: got 11, expected at most steps = 10"},
+    {"betas_below_one",
+     [](RunConfig& r) { r.stages[0].optimizer.beta2 = 1; },
+     0,
+     "stages.a.optimizer: got beta1 0.9 and beta2 1, expected both below 1"},
+    {"pp_built",
+     [](RunConfig& r) { r.stages[0].parallel.pp = 2; },
+     0,
+     "stages.a.parallel.pp: got 2, expected 1; pipeline parallelism is not in this version"},
+    {"cp_built",
+     [](RunConfig& r) { r.stages[0].parallel.cp = 2; },
+     0,
+     "stages.a.parallel.cp: got 2, expected 1; context parallelism is not in this version"},
+    {"ep_built",
+     [](RunConfig& r) { r.stages[0].parallel.ep = 2; },
+     0,
+     "stages.a.parallel.ep: got 2, expected 1; expert parallelism is not in this version"},
+    {"seq_len_cut",
+     [](RunConfig& r) { r.stages[0].parallel.tp = 3; },
+     0,
+     "stages.a.seq_len: got 2048, expected a multiple of parallel.tp = 3; change it, or set parallel.sequence: false"},
+    {"mixture_known",
+     [](RunConfig& r) { r.stages[0].mixture["tarin"] = 1; },
+     0,
+     "stages.a.mixture: got tarin, expected a name in data.sets"},
+    {"mixture_share",
+     [](RunConfig& r) { r.stages[0].mixture["train"] = 0; },
+     0,
+     "stages.a.mixture.train: got 0, expected a share above 0"},
+    {"layout_fits",
+     [](RunConfig& r) { r.stages[0].parallel.tp = 2; },
+     3,
+     "stages.a.layout: got -np 3, expected a multiple of tp 2 x pp 1 x cp 1 = 2; change -np or the parallel keys"},
+    {"layout_fits",
+     [](RunConfig& r) { r.stages[0].parallel.dp = 2; },
+     8,
+     "stages.a.layout: got -np 8, expected tp 1 x pp 1 x cp 1 x dp 2 = 2; start with mpirun -np 2"},
+    {"rows_over_dp",
+     [](RunConfig& r) { r.stages[0].rows_per_micro_batch = 4; },
+     4,
+     "stages.a.rows_per_step: got 8, expected a multiple of dp 4 x rows_per_micro_batch 4 = 16"},
+};
+
+struct ModelCase {
+  const char* rule;
+  std::function<void(ModelConfig&)> spoil;
+  int64_t tp;
+  const char* message;
+};
+const ModelCase kModelCases[] = {
+    {"decoder_sizes",
+     [](ModelConfig& m) { m.decoder.layers = 0, m.taps = {}; },
+     1,
+     "model.decoder: got layers 0, hidden 64, ffn 128, heads 4, kv_heads 2, expected all above 0; give model.path"},
+    {"kv_heads_divide",
+     [](ModelConfig& m) { m.decoder.kv_heads = 3; },
+     1,
+     "model.decoder.heads: got 4, expected a multiple of kv_heads = 3"},
+    {"heads_over_tp",
+     [](ModelConfig& m) { m.tower.heads = 8; },
+     8,
+     "model.decoder.heads: got 4, expected a multiple of parallel.tp = 8; choose another tp"},
+    {"kv_heads_over_tp",
+     [](ModelConfig& m) { m.decoder.heads = 12, m.decoder.kv_heads = 6, m.tower.heads = 8; },
+     4,
+     "model.decoder.kv_heads: got 6, expected a multiple or a divisor of parallel.tp = 4"},
+    {"ffn_over_tp",
+     [](ModelConfig& m) { m.decoder.ffn = 129; },
+     2,
+     "model.decoder.ffn: got 129, expected a multiple of parallel.tp = 2"},
+    {"head_dim_even",
+     [](ModelConfig& m) { m.decoder.head_dim = 17; },
+     1,
+     "model.decoder.head_dim: got 17, expected an even number (rotary pairs)"},
+    {"mrope_fits",
+     [](ModelConfig& m) {
+       m.decoder.mrope_section = {4, 2, 3};
+     },
+     1,
+     "model.decoder.mrope_section: got [4, 2, 3], expected three numbers that sum to head_dim / 2 = 8"},
+    {"tower_sizes",
+     [](ModelConfig& m) { m.tower.ffn = 0; },
+     1,
+     "model.tower: got depth 4, hidden 64, ffn 0, heads 4, expected all above 0; `type: none` leaves it out"},
+    {"tower_heads_divide",
+     [](ModelConfig& m) { m.tower.hidden = 40; },
+     1,
+     "model.tower.hidden: got 40, expected heads = 4 times a multiple of 4"},
+    {"tower_heads_over_tp",
+     [](ModelConfig& m) { m.decoder.heads = 8; },
+     8,
+     "model.tower.heads: got 4, expected a multiple of parallel.tp = 8"},
+    {"tower_ffn_over_tp",
+     [](ModelConfig& m) { m.tower.ffn = 129; },
+     2,
+     "model.tower.ffn: got 129, expected a multiple of parallel.tp = 2"},
+    {"connector_width",
+     [](ModelConfig& m) { m.connector.out = 96; },
+     1,
+     "model.connector.out: got 96, expected decoder width 64"},
+    {"merged_width_over_tp",
+     [](ModelConfig& m) {
+       m.connector.merge = 1, m.tower.heads = 12, m.tower.hidden = 12 * 4, m.tower.ffn = 32 * 3;
+       m.decoder.heads = m.decoder.kv_heads = 32, m.decoder.ffn = 32;
+     },
+     32,
+     "model.tower.hidden: got 48, expected merge^2 * hidden to be a multiple of parallel.tp = 32"},
+    {"taps_in_tower",
+     [](ModelConfig& m) {
+       m.taps = {1, 4};
+     },
+     1,
+     "model.taps: got [1, 4], expected tower blocks below depth = 4"},
+    {"taps_in_decoder",
+     [](ModelConfig& m) { m.decoder.layers = 1; },
+     1,
+     "model.taps: got 2, expected at most decoder.layers = 1"},
+    {"vision_tokens_in_vocab",
+     [](ModelConfig& m) { m.decoder.vocab = 1000; },
+     1,
+     "model.decoder.vocab: got 1000, expected more than the vision token ids (image_token 151655"},
+};
+
+void expect_found(const std::vector<Violation>& found, const std::string& rule, const std::string& message) {
+  bool is_found = false;
+  std::string all;
+  for (const Violation& violation : found) {
+    is_found = is_found || (violation.rule == rule && violation.message.find(message) != std::string::npos);
+    all += concat("\n  ", violation.rule, " -> ", violation.message);
+  }
+  EXPECT_TRUE(is_found) << "expected " << rule << " -> " << message << "\ngot:" << all;
+}
+
+TEST(Check, ValidConfigsPass) {
+  EXPECT_NO_THROW(check_config(valid_run(), 0));
+  EXPECT_NO_THROW(check_config(valid_run(), 8));
+  for (const int64_t tp : {1, 2, 4}) EXPECT_NO_THROW(check_model(valid_model(), {.tp = tp}));
+  ModelConfig text_only = valid_model();
+  text_only.tower = {.type = "none"};
+  text_only.taps = {};
+  text_only.decoder.vocab = 1000;
+  EXPECT_NO_THROW(check_model(text_only, {}));
+}
+
+TEST(Check, EveryRuleOfARunIsTriggeredAndSaysWhatIsWrong) {
+  for (const RunCase& c : kRunCases) {
+    RunConfig run = valid_run();
+    c.spoil(run);
+    expect_found(violations(run, c.world_size), c.rule, c.message);
+    EXPECT_THROW(check_config(run, c.world_size), Error) << c.rule;
+  }
+}
+
+TEST(Check, EveryRuleOfAModelIsTriggeredAndSaysWhatIsWrong) {
+  for (const ModelCase& c : kModelCases) {
+    ModelConfig model = valid_model();
+    c.spoil(model);
+    expect_found(violations(model, {.tp = c.tp}), c.rule, c.message);
+    EXPECT_THROW(check_model(model, {.tp = c.tp}), Error) << c.rule;
+  }
+}
+
+TEST(Check, NoRuleIsWithoutATest) {
+  std::set<std::string> tested;
+  for (const RunCase& c : kRunCases) tested.insert(c.rule);
+  for (const ModelCase& c : kModelCases) tested.insert(c.rule);
+  const auto names = rule_names();
+  EXPECT_EQ(tested, std::set<std::string>(names.begin(), names.end()));
+}
+
+TEST(Check, AllViolationsAreToldAtOnce) {
+  RunConfig run = valid_run();
+  run.eval.set = "x";
+  run.stages[0].steps = 0;
+  run.stages[0].parallel.pp = 2;
+  try {
+    check_config(run, 0);
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kConfig);
+    EXPECT_EQ(std::string(error.what()).find("3 contradictions in the config:\n  eval.set: got x"), 0u) << error.what();
+  }
+}
+
+TEST(Check, DataParallelSizeIsWhatTheOtherAxesLeave) {
+  EXPECT_EQ(data_parallel_size({.tp = 2}, 8), 4);
+  EXPECT_EQ(data_parallel_size({.tp = 2, .dp = 4}, 8), 4);
+  EXPECT_THROW(data_parallel_size({.tp = 2, .dp = 2}, 8), Error);
+  EXPECT_THROW(data_parallel_size({.tp = 3}, 8), Error);
+}
+
+}  // namespace
+}  // namespace hanok
