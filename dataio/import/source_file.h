@@ -1,0 +1,64 @@
+// A text file read once from front to back, with its hash, and the decoding of its text to UTF-8.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace hanok {
+
+class SourceFile {
+ public:
+  static constexpr int kEnd = -1;
+  /// A UTF-8 byte order mark is skipped. errors: kIo if it cannot be read; kData if it is UTF-16
+  explicit SourceFile(const std::string& path);
+  ~SourceFile();
+  SourceFile(const SourceFile&) = delete;
+  SourceFile& operator=(const SourceFile&) = delete;
+  /// The next byte, or kEnd. peek() leaves it there.
+  int get() {
+    const int byte = peek();
+    position_ += byte != kEnd;
+    return byte;
+  }
+  int peek() {
+    if (position_ == buffer_.size() && !fill()) return kEnd;
+    return buffer_[position_];
+  }
+  const std::string& path() const { return path_; }
+  uint64_t bytes_hash() const;
+
+ private:
+  struct Hasher;
+  bool fill();
+  std::string path_;
+  std::FILE* file_ = nullptr;
+  std::vector<unsigned char> buffer_;
+  size_t position_ = 0;
+  std::unique_ptr<Hasher> hasher_;
+};
+
+bool is_utf8(const std::string& text);
+
+/// Bytes of the declared encoding -> UTF-8. Not for several threads at once.
+class TextDecoder {
+ public:
+  /// `encoding`: utf8 or cp949. errors: kIo if the system cannot convert it
+  explicit TextDecoder(const std::string& encoding);
+  ~TextDecoder();
+  TextDecoder(const TextDecoder&) = delete;
+  TextDecoder& operator=(const TextDecoder&) = delete;
+  /// Nothing if the bytes are not of that encoding.
+  std::optional<std::string> decode(const std::string& bytes);
+  /// "not UTF-8; set data.sets.NAME.encoding: cp949 if ..."
+  std::string advice(const std::string& dataset_name) const;
+
+ private:
+  std::string encoding_;
+  void* converter_ = nullptr;  // iconv_t
+};
+
+}  // namespace hanok
