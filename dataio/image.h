@@ -3,14 +3,13 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
 
 #include "base/tensor.h"
 
 namespace hanok {
 
 struct ImageLimits {
-  int64_t max_pixels = 64 << 20;  // width * height, from the header
+  int64_t max_pixels = 64 << 20;  // width * height, from the header; key data.max_image_pixels
   int64_t max_encoded_bytes = 256 << 20;
 };
 
@@ -21,12 +20,15 @@ struct ImageInfo {
   int64_t height = 0, width = 0;  // after EXIF rotation
 };
 
-/// Reads the header only. errors: kData if it is none of the formats, truncated, or beyond the limits (says which limit
-/// and key).
+/// Reads the header only.
+/// errors: kData if it is none of the formats, truncated, or beyond the limits (says which limit and key).
 ImageInfo inspect_image(std::span<const uint8_t> bytes, const ImageLimits& limits);
-/// -> uint8 [3, H, W], RGB, rotated as EXIF says; palette, alpha, 16 bit, grey and CMYK converted as PIL's
-/// convert("RGB") does. Peak memory is bounded by a small multiple of the limits, whatever the bytes claim. errors:
-/// kData for damaged or truncated data
+/// -> uint8 [3, H, W], RGB, rotated as EXIF (or XMP) says; palette, alpha, 16 bit, grey and CMYK converted as
+/// transformers' load_image does: PIL's exif_transpose, then convert("RGB"), which drops alpha and clips 16-bit grey.
+/// Channels lie last in memory (strides 1, 3 W, 3): what resize_bicubic takes without a copy.
+/// Of an animation the first frame. Peak memory is a small multiple of the limits (at most 20 bytes a pixel plus the
+/// encoded bytes), whatever the bytes claim. May be called from several threads at once.
+/// errors: kData for damaged or truncated data, and as inspect_image
 Tensor decode_image(std::span<const uint8_t> bytes, const ImageLimits& limits);
 
 }  // namespace hanok
