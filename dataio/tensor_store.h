@@ -1,6 +1,6 @@
 // A directory of tensors that exists as a whole or not at all: every rank writes its shard files into NAME.tmp, the
-// manifest (sizes and xxh3 of every tensor) comes last, then the directory is renamed. A directory without a valid
-// manifest does not exist.
+// manifest (sizes and hashes, which cover every byte of every file) comes last, then the directory is renamed. A
+// directory without a valid manifest does not exist.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,15 @@
 #include <vector>
 
 #include "base/tensor.h"
+#include "dataio/file_io.h"
 
 namespace hanok {
 
-/// One stored piece: a stretch of a named global tensor, flattened. `runs` lists its stretches in order.
+/// A stretch of a named global tensor, flattened.
 struct StoredRun {
   int64_t global_begin = 0, size = 0;
 };
+/// What one rank holds of a tensor: `values` are its `runs`, end to end.
 struct StoredPiece {
   std::string tensor;  // "optimizer.m/decoder.layers.0.attn.qkv.weight"
   std::vector<StoredRun> runs;
@@ -31,11 +33,14 @@ struct StoredTensor {
   std::vector<int64_t> shape;
 };
 
-/// Called by one rank: writes DIR.tmp/shard-RANK.safetensors and DIR.tmp/shard-RANK.json (runs, xxh3). fsync. errors:
-/// kIo.
+/// Called by each rank, at once or in any order: writes DIR.tmp/shard-RANK.safetensors and DIR.tmp/shard-RANK.json
+/// (runs, xxh3). fsync. One piece a tensor at most. errors: kIo (the partial file is removed); kShape if values do not
+/// fit runs
 void write_store_shard(const std::string& directory, int rank, const std::vector<StoredPiece>& pieces);
 /// Called by one rank after all shards are written: manifest.json (schema version, shards with sizes and hashes,
-/// `state`), fsync, rename DIR.tmp -> DIR, fsync of the parent. errors: kIo.
+/// `state`: any JSON with finite numbers), fsync, rename DIR.tmp -> DIR (replacing an earlier DIR), fsync of the
+/// parent. Before the rename the store is opened, and every element of every tensor must be in some piece. errors: kIo;
+/// kCheckpoint if the shards do not make up the tensors. An earlier DIR is then as it was
 void commit_store(const std::string& directory,
                   int num_shards,
                   const std::vector<StoredTensor>& tensors,
@@ -45,18 +50,22 @@ void commit_store(const std::string& directory,
 class TensorStore {
  public:
   static constexpr int kSchemaVersion = 1;
-  /// Opens and checks manifest, shard sizes and headers. errors: kCheckpoint saying what is missing, truncated, or
-  /// newer
+  /// Opens and checks manifest, shard sizes, headers and runs: all but the tensor data, which verify() checks.
+  /// errors: kCheckpoint saying what is missing, damaged, truncated, or newer
   explicit TensorStore(const std::string& directory);
   ~TensorStore();
   /// xxh3 of every piece against the manifest; reads all bytes. errors: kCheckpoint naming shard, tensor, both hashes.
-  /// `index`, `count`: check only this rank's part of the shards.
+  /// `index`, `count`: check only this rank's part of the bytes; all parts together are all bytes.
   void verify(int index = 0, int count = 1) const;
+  /// Every element of every tensor is in some piece. Reads no tensor data. errors: kCheckpoint naming what is missing
+  void check_complete() const;
   const nlohmann::json& state() const;
   const std::vector<StoredTensor>& tensors() const;
   bool contains(const std::string& tensor) const;
-  /// Copies the wanted stretches of one global tensor into `out` (1-D host tensor; runs in order). Every element must
-  /// be covered by some piece. errors: kCheckpoint if not.
+  /// Copies the wanted stretches of one global tensor into `out` (contiguous host tensor of its dtype; runs in order),
+  /// from whatever pieces hold them; reads no other bytes. Pieces may overlap: replicas were equal when they were
+  /// written. errors: kCheckpoint naming the tensor if it is absent, or its first missing index; kShape if runs or
+  /// `out` do not fit
   void read(const std::string& tensor, const std::vector<StoredRun>& runs, Tensor& out) const;
 
  private:
@@ -64,11 +73,7 @@ class TensorStore {
   std::unique_ptr<State> state_;
 };
 
-/// Removes DIR.tmp leftovers of earlier, interrupted writes.
+/// Removes the folders PARENT/*.tmp, which interrupted writes left. Not while somebody writes there. errors: kIo
 void remove_unfinished_stores(const std::string& parent);
-/// fsyncs a file or directory, and writes a small file by write-temp + fsync + rename. errors: kIo.
-void sync_path(const std::string& path);
-void write_file_atomically(const std::string& path, const std::string& bytes);
-std::string read_file(const std::string& path);  // errors: kIo
 
 }  // namespace hanok

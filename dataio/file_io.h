@@ -1,0 +1,38 @@
+// Files that are read whole, and files that appear whole or not at all.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace hanok {
+
+std::string read_file(const std::string& path);  // errors: kIo
+/// fsync of a file or a directory. errors: kIo
+void sync_path(const std::string& path);
+/// Writes a small file by write-temp + fsync + rename. errors: kIo
+void write_file_atomically(const std::string& path, const std::string& bytes);
+
+/// A file under way: bytes go to PATH.tmp, commit() makes them durable and gives them their name.
+/// Room for `bytes_wanted` is reserved first, so that a full disk is found before the work is done.
+/// errors: kIo naming path, cause, bytes wanted and bytes free. Whatever ends it before commit(), PATH.tmp is removed
+/// and an earlier PATH is left as it was.
+class OutputFile {
+ public:
+  OutputFile(const std::string& path, int64_t bytes_wanted);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+  void write(const void* data, size_t size);
+  void commit();
+
+ private:
+  [[noreturn]] void fail(const char* action);
+  void discard();
+
+  std::string path_, temporary_;
+  int64_t bytes_wanted_ = 0, bytes_written_ = 0;
+  int fd_ = -1;
+};
+
+}  // namespace hanok
