@@ -1,4 +1,5 @@
-// How a layer declares its weights. A layer is a struct that holds tensors and sub-layers; it is given a BuildContext once.
+// How a layer declares its weights. A layer is a class that holds tensors and sub-layers; it is given a BuildContext
+// once.
 #pragma once
 
 #include <string>
@@ -20,10 +21,11 @@ struct ParamDeclaration {
 /// Shared by all layers of one model while it is built.
 struct BuildState {
   const Plan* plan = nullptr;
-  const Groups* groups = nullptr;
+  const Groups* groups = nullptr;  // must outlive the model: layers keep it
   ParamTable* params = nullptr;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // meta: declare without memory
+  double init_std = 0.02;
   std::vector<std::string> modules;  // names that asked for a rule, for Plan::check_all_used
 };
 
@@ -37,12 +39,18 @@ class BuildContext {
   const Groups& groups() const { return *state_->groups; }
   at::ScalarType dtype() const { return state_->dtype; }
   at::Device device() const { return state_->device; }
+  Init random() const { return normal(state_->init_std); }
   /// The plan's rule for this module; noted as used.
   const PlanRule& rule() const;
-  /// Declares "<module>.<weight>" with the rule's cut (bias of a column-cut layer: dim 0; of a row-cut one: whole), adds it to
-  /// the table and returns the local tensor (uninitialised). `sum_grad_over_tp` is derived: a whole weight used between
-  /// sequence-cut edges, when sequence parallelism is on.
+  /// Declares "<module>.<weight>" with the rule's cut (bias of a column-cut layer: dim 0; of a row-cut one: whole),
+  /// adds it to the table and returns the local tensor (uninitialised). `sum_grad_over_tp` is derived: a whole weight
+  /// whose input is cut over rows (sequence parallelism) or heads there.
   Tensor param(const std::string& weight, const ParamDeclaration& declaration) const;
+  /// First global index along the cut dim of the weight declared last; its global size if this rank holds none of it.
+  int64_t first_of_last_param() const;
+  /// Weights declared so far, and those from the `first`-th on: what a block hands to recompute().
+  size_t num_params() const { return state_->params->size(); }
+  std::vector<Tensor> params_since(size_t first) const;
 
  private:
   BuildState* state_;

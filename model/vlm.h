@@ -1,5 +1,6 @@
 // A vision-language model: tower x connector x decoder.
-// forward: pixels_PC -> tower -> features_PW (+ taps) -> connector -> tokens_MD -> written over placeholder positions of x_TD
+// forward: pixels_PC -> tower -> features_PW (+ taps) -> connector -> tokens_MD -> written over placeholder positions
+// of x_TD
 //          -> decoder (taps added after its first layers) -> y_TD
 #pragma once
 
@@ -32,8 +33,8 @@ struct RecomputePolicy {
 
 class Vlm {
  public:
-  /// Builds and declares every weight of this rank's part; values are uninitialised until weights are loaded or initialised.
-  /// errors: kConfig from the registry and the plan; kShape from ParamSpec
+  /// Builds and declares every weight of this rank's part; values are uninitialised until weights are loaded or
+  /// initialised. errors: kConfig from the registry and the plan; kShape from ParamSpec
   Vlm(const ModelConfig& config, const Groups& groups, at::ScalarType dtype, at::Device device);
   ~Vlm();
   const ModelConfig& config() const;
@@ -42,8 +43,8 @@ class Vlm {
   void set_recompute(RecomputePolicy policy);
   /// errors: kShape if vision tokens and placeholders differ in number (both counts are named)
   ModelOutput forward(const ModelInput& input) const;
-  /// The output head's weight (the embedding's when tied), local rows of V, and the hidden states it needs: full rows of y.
-  /// Used by the loss and by evaluation through loss/cross_entropy.h.
+  /// The output head's weight (the embedding's when tied), local rows of V, and the hidden states it needs: full rows
+  /// of y. Used by the loss and by evaluation through loss/cross_entropy.h.
   const Tensor& head_weight_VD() const;
   int64_t vocab_begin() const;  // first global row of the local head
   const Groups& groups() const;

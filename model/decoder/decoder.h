@@ -3,16 +3,16 @@
 
 #include <vector>
 
-#include "model/connector/connector.h"
+#include "base/tensor.h"
 
 namespace hanok {
 
 struct DecoderInput {
-  Tensor x_TD;            // embedded tokens with vision tokens written in; sequence layout
-  Tensor position_3T;     // full T
-  Tensor row_starts;      // int32 [S + 1], host
-  std::vector<Tensor> taps_MD;  // added after layers 0, 1, ... at vision_index_M
-  Tensor vision_index_M;  // full T indices
+  Tensor x_TD;                  // embedded tokens with vision tokens written in; full layout
+  Tensor position_3T;           // full T
+  Tensor row_starts;            // int32 [S + 1], host
+  std::vector<Tensor> taps_MD;  // added after layers 0, 1, ... at vision_index_M; full layout
+  Tensor vision_index_M;        // full T indices
 };
 
 class Decoder {

@@ -27,18 +27,21 @@ struct NameRow {
   std::string ours;
   std::vector<std::string> theirs;
 };
-NameRow copy(std::string ours, std::string theirs);                     // same tensor; the HF shape may differ (patch_embed)
-NameRow fuse(std::string ours, std::vector<std::string> theirs);        // segments of ParamSpec, in order
-NameRow stack(std::string ours, std::string theirs);                    // '#' = expert index
-NameRow tied(std::string ours_absent, std::string ours);                // head shares the embedding: nothing stored
+NameRow copy(std::string ours, std::string theirs);               // same tensor; the HF shape may differ (patch_embed)
+NameRow fuse(std::string ours, std::vector<std::string> theirs);  // segments of ParamSpec, in order
+NameRow stack(std::string ours, std::string theirs);              // '#' = expert index
+NameRow tied(std::string ours_absent, std::string ours);          // head shares the embedding: nothing stored
 
 class NameMap {
  public:
-  NameMap(std::vector<NameRow> rows, std::vector<std::string> ignored) : rows_(std::move(rows)), ignored_(std::move(ignored)) {}
+  NameMap(std::vector<NameRow> rows, std::vector<std::string> ignored)
+      : rows_(std::move(rows)), ignored_(std::move(ignored)) {}
   /// The HF tensors that make up one of our parameters, in order. errors: kCheckpoint if no row matches
   std::vector<HfPart> parts(const ParamSpec& spec, const ModelConfig& config) const;
   /// errors: kCheckpoint listing up to ten missing and ten unexpected names from each side
-  void check_complete(const std::vector<ParamSpec>& specs, const ModelConfig& config, const std::set<std::string>& hf_names) const;
+  void check_complete(const std::vector<ParamSpec>& specs,
+                      const ModelConfig& config,
+                      const std::set<std::string>& hf_names) const;
 
  private:
   std::vector<NameRow> rows_;

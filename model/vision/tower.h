@@ -3,20 +3,22 @@
 
 #include <vector>
 
-#include "model/module.h"
+#include "base/tensor.h"
 
 namespace hanok {
 
 struct TowerOutput {
-  Tensor features_PW;             // sequence layout over P
-  std::vector<Tensor> taps_PW;    // in the order of config.taps
+  Tensor features_PW;           // sequence layout over P
+  std::vector<Tensor> taps_PW;  // in the order of config.taps
 };
 
 class Tower {
  public:
   virtual ~Tower() = default;
-  /// pixels_PC f32 (cast to the model's dtype inside), grid_I3 int64 on the host (t, h, w in patches).
-  /// P is padded to a multiple of tp * merge^2 inside; features keep the padding (the connector's users cut it off).
+  /// pixels_PC (cast to the model's dtype inside), grid_I3 int64 on the host (t, h, w in patches).
+  /// P is padded to a multiple of tp * merge^2 where rows are cut over tp; features keep the padding (the connector
+  /// cuts it off). recompute_every k: blocks 0, k, 2k, ... are run again in the backward; 0: none. errors: kShape if
+  /// pixels and grids do not fit each other or the config
   virtual TowerOutput forward(const Tensor& pixels_PC, const Tensor& grid_I3, int64_t recompute_every) const = 0;
 };
 

@@ -1,0 +1,177 @@
+#include "model/kernels/vocab_softmax.h"
+
+#include <ATen/Parallel.h>
+
+#include <limits>
+
+#include "model/kernels/dispatch.h"
+#include "model/kernels/simd.h"
+
+namespace hanok {
+namespace {
+
+/// Columns of logits at a time: on the CPU a block stays in the cache, on a GPU it fills the device.
+int64_t block_columns(int64_t rows, int64_t vocab, bool cpu) {
+  const int64_t elements = cpu ? int64_t{1} << 20 : int64_t{1} << 27;
+  return std::min(std::max<int64_t>(1, vocab), std::max<int64_t>(512, elements / std::max<int64_t>(1, rows)));
+}
+
+// Running maximum and sum of a row; a block whose maximum is larger rescales the sum so far.
+struct Stats {
+  template <class W, class A>
+  HANOK_SIMD_BODY void operator()(W,
+                                  const A* z,
+                                  int64_t columns,
+                                  int64_t rows,
+                                  int64_t first,
+                                  const int64_t* target,
+                                  A* max,
+                                  A* sum,
+                                  A* target_logit) const {
+    for (int64_t row = 0; row < rows; ++row, z += columns) {
+      A largest = max[row];
+#pragma omp simd reduction(max : largest)
+      for (int64_t i = 0; i < columns; ++i) largest = z[i] > largest ? z[i] : largest;
+      A total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < columns; ++i) total += simd::exp(z[i] - largest);
+      sum[row] = sum[row] * std::exp(max[row] - largest) + total;
+      max[row] = largest;
+      const int64_t here = target[row] - first;
+      if (here >= 0 && here < columns) target_logit[row] = z[here];
+    }
+  }
+};
+
+struct Gradient {
+  template <class W, class A>
+  HANOK_SIMD_BODY void operator()(W,
+                                  A* z,
+                                  int64_t columns,
+                                  int64_t rows,
+                                  int64_t first,
+                                  const int64_t* target,
+                                  const A* log_sum,
+                                  const A* g) const {
+    for (int64_t row = 0; row < rows; ++row, z += columns) {
+      const A shift = log_sum[row], scale = g[row];
+#pragma omp simd
+      for (int64_t i = 0; i < columns; ++i) z[i] = scale * simd::exp(z[i] - shift);
+      const int64_t here = target[row] - first;
+      if (here >= 0 && here < columns) z[here] -= scale;
+    }
+  }
+};
+
+/// f(first, columns, z_NC) for every block of columns, z in the accumulation dtype and the caller's to overwrite.
+template <class F>
+void for_each_block(const Tensor& y, const Tensor& weight, const F& f) {
+  const int64_t vocab = weight.size(0), block = block_columns(y.size(0), vocab, y.is_cpu());
+  for (int64_t first = 0; first < vocab; first += block) {
+    const int64_t columns = std::min(block, vocab - first);
+    f(first, columns, at::mm(y, weight.narrow(0, first, columns).t()).to(accumulate_type(y.scalar_type())));
+  }
+}
+
+void update_stats(const Tensor& z, int64_t first, const Tensor& target, VocabStats& stats) {
+  const int64_t rows = z.size(0), columns = z.size(1);
+  if (!z.is_cpu()) {
+    const Tensor largest = at::maximum(stats.max_N, z.amax(1));
+    stats.sum_N = stats.sum_N * (stats.max_N - largest).exp() + (z - largest.unsqueeze(1)).exp().sum(1);
+    stats.max_N = largest;
+    const Tensor here = target - first, inside = here.ge(0).logical_and(here.lt(columns));
+    const Tensor logit = z.gather(1, here.clamp(0, columns - 1).unsqueeze(1)).squeeze(1);
+    stats.target_N = at::where(inside, logit, stats.target_N);
+    return;
+  }
+  dispatch_float(z.scalar_type(), "vocab_softmax", [&](auto tag) {
+    using A = Accumulate<decltype(tag)>;
+    const A* z_data = z.const_data_ptr<A>();
+    const int64_t* target_data = target.const_data_ptr<int64_t>();
+    A *max = stats.max_N.mutable_data_ptr<A>(), *sum = stats.sum_N.mutable_data_ptr<A>();
+    A* logit = stats.target_N.mutable_data_ptr<A>();
+    at::parallel_for(0, rows, row_grain(columns), [&](int64_t begin, int64_t end) {
+      simd::call(Stats{},
+                 z_data + begin * columns,
+                 columns,
+                 end - begin,
+                 first,
+                 target_data + begin,
+                 max + begin,
+                 sum + begin,
+                 logit + begin);
+    });
+  });
+}
+
+void turn_into_gradient(Tensor& z, int64_t first, const Tensor& target, const Tensor& log_sum, const Tensor& g) {
+  const int64_t rows = z.size(0), columns = z.size(1);
+  if (!z.is_cpu()) {
+    const Tensor here = target - first, inside = here.ge(0).logical_and(here.lt(columns));
+    z.sub_(log_sum.unsqueeze(1)).exp_();
+    z.scatter_add_(1, here.clamp(0, columns - 1).unsqueeze(1), inside.to(z.scalar_type()).neg().unsqueeze(1));
+    z.mul_(g.unsqueeze(1));
+    return;
+  }
+  dispatch_float(z.scalar_type(), "vocab_softmax", [&](auto tag) {
+    using A = Accumulate<decltype(tag)>;
+    A* z_data = z.mutable_data_ptr<A>();
+    const int64_t* target_data = target.const_data_ptr<int64_t>();
+    const A *log_sum_data = log_sum.const_data_ptr<A>(), *g_data = g.const_data_ptr<A>();
+    at::parallel_for(0, rows, row_grain(columns), [&](int64_t begin, int64_t end) {
+      simd::call(Gradient{},
+                 z_data + begin * columns,
+                 columns,
+                 end - begin,
+                 first,
+                 target_data + begin,
+                 log_sum_data + begin,
+                 g_data + begin);
+    });
+  });
+}
+
+}  // namespace
+
+VocabStats vocab_stats(const Tensor& y_ND, const Tensor& weight_VD, const Tensor& target_N) {
+  const auto options = y_ND.options().dtype(accumulate_type(y_ND.scalar_type()));
+  const int64_t rows = y_ND.size(0);
+  VocabStats stats{.max_N = at::full({rows}, -std::numeric_limits<double>::infinity(), options),
+                   .sum_N = at::zeros({rows}, options),
+                   .target_N = at::zeros({rows}, options)};
+  if (rows == 0) return stats;
+  const Tensor target = target_N.contiguous();
+  for_each_block(
+      y_ND, weight_VD, [&](int64_t first, int64_t, const Tensor& z) { update_stats(z, first, target, stats); });
+  return stats;
+}
+
+VocabGrads vocab_grads(const Tensor& y_ND,
+                       const Tensor& weight_VD,
+                       const Tensor& target_N,
+                       const Tensor& log_sum_N,
+                       const Tensor& g_N,
+                       bool needs_dweight) {
+  const auto dtype = y_ND.scalar_type();
+  Tensor dy = at::zeros(y_ND.sizes(), y_ND.options().dtype(accumulate_type(dtype)));
+  VocabGrads grads;
+  if (needs_dweight) grads.dweight_VD = y_ND.size(0) ? at::empty_like(weight_VD) : at::zeros_like(weight_VD);
+  if (y_ND.size(0) > 0) {
+    const Tensor target = target_N.contiguous(), log_sum = log_sum_N.contiguous(), g = g_N.contiguous();
+    for_each_block(y_ND, weight_VD, [&](int64_t first, int64_t columns, Tensor z) {
+      turn_into_gradient(z, first, target, log_sum, g);
+      const Tensor dz = z.to(dtype), weight = weight_VD.narrow(0, first, columns);
+      if (dy.scalar_type() == dtype)
+        dy.addmm_(dz, weight);
+      else
+        dy.add_(at::mm(dz, weight));
+      if (!needs_dweight) return;
+      Tensor rows = grads.dweight_VD.narrow(0, first, columns);
+      at::mm_out(rows, dz.t(), y_ND);
+    });
+  }
+  grads.dy_ND = dy.to(dtype);
+  return grads;
+}
+
+}  // namespace hanok

@@ -1,0 +1,33 @@
+#include "model/layers/embedding.h"
+
+#include "base/error.h"
+#include "parallel/redistribute.h"
+
+namespace hanok {
+
+Embedding::Embedding(const BuildContext& ctx, int64_t vocab, int64_t width)
+    : rule_(ctx.rule()), groups_(&ctx.groups()), vocab_(vocab) {
+  weight_ = ctx.param("weight", {.shape = {vocab, width}, .init = ctx.random()});
+  first_row_ = ctx.first_of_last_param();
+}
+
+Tensor Embedding::forward(const Tensor& tokens_T) const {
+  if (tokens_T.is_cpu() && tokens_T.numel() > 0) {
+    const auto [smallest, largest] = at::aminmax(tokens_T);
+    HANOK_REQUIRE(smallest.item<int64_t>() >= 0 && largest.item<int64_t>() < vocab_, kShape)
+        << "token id: got " << smallest.item<int64_t>() << " to " << largest.item<int64_t>() << ", expected 0 to "
+        << vocab_ - 1 << "; embedding; check that the tokenizer belongs to the model";
+  }
+  const int64_t rows = weight_.size(0);
+  if (groups_->tp->size() == 1) return at::embedding(weight_, tokens_T);
+  Tensor part;
+  if (rows == 0) {
+    part = at::zeros({tokens_T.size(0), weight_.size(1)}, weight_.options());
+  } else {
+    const Tensor local = tokens_T - first_row_, here = local.ge(0).logical_and(local.lt(rows));
+    part = at::embedding(weight_, local.clamp(0, rows - 1)) * here.to(weight_.scalar_type()).unsqueeze(1);
+  }
+  return redistribute(part, Layout::kPartial, rule_.out, *groups_);
+}
+
+}  // namespace hanok

@@ -1,0 +1,28 @@
+#pragma once
+
+#include "model/module.h"
+
+namespace hanok {
+
+struct LinearShape {
+  int64_t in = 0, out = 0;
+  bool bias = false;
+  std::vector<Segment> segments;  // of the side that the plan may cut: [q; k; v], [gate; up], heads
+};
+
+/// y = x W^T + b. The plan says in which layout x arrives and y leaves; collectives happen here and nowhere else in a
+/// block.
+class Linear {
+ public:
+  Linear(const BuildContext& ctx, const LinearShape& shape);
+  Tensor forward(const Tensor& x) const;
+  /// Local piece [out, in].
+  const Tensor& weight() const { return weight_; }
+
+ private:
+  PlanRule rule_;
+  const Groups* groups_;
+  Tensor weight_, bias_;
+};
+
+}  // namespace hanok

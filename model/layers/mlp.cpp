@@ -1,0 +1,24 @@
+#include "model/layers/mlp.h"
+
+#include "model/kernels/swiglu.h"
+
+namespace hanok {
+
+GatedMlp::GatedMlp(const BuildContext& ctx, int64_t width, int64_t ffn)
+    : up_(ctx.in("up"), {.in = width, .out = 2 * ffn, .segments = {{.size = ffn}, {.size = ffn}}}),
+      down_(ctx.in("down"), {.in = ffn, .out = width}) {}
+
+Tensor GatedMlp::forward(const Tensor& x) const {
+  return down_.forward(swiglu(up_.forward(x)));
+}
+
+GeluMlp::GeluMlp(const BuildContext& ctx, const Shape& shape)
+    : up_(ctx.in("up"), {.in = shape.in, .out = shape.ffn, .bias = true}),
+      down_(ctx.in("down"), {.in = shape.ffn, .out = shape.out, .bias = true}),
+      form_(shape.form) {}
+
+Tensor GeluMlp::forward(const Tensor& x) const {
+  return down_.forward(at::gelu(up_.forward(x), form_ == Form::kTanh ? "tanh" : "none"));
+}
+
+}  // namespace hanok
