@@ -16,39 +16,47 @@
 
 namespace hanok {
 
+/// One for each stage (its groups are the stage's layout). The first save() clears what interrupted saves left, and
+/// sets aside checkpoints from its own step on: they are of a course that the run has left.
 class Checkpointer {
  public:
-  /// `control`: host group of all ranks, used by save() and finish() only.
   Checkpointer(const RunConfig& config, const RunFolder& folder, const Groups& groups);
+  /// Waits for files in the making, but commits nothing: call finish() first.
   ~Checkpointer();
-  /// Copies to the host and returns; a thread writes shards, and the commit (manifest, rename, retention) happens in a
-  /// later poll() or finish(). An earlier save still in flight is finished first. Collective. errors of the background
-  /// write (kIo: full disk) are logged as ERROR on every rank and kept in failed(); training goes on.
+  /// Copies to the host and returns; a thread writes shards, and the commit (manifest, rename, retention, by world rank
+  /// 0) follows in the background once poll() or finish() has seen all ranks done. An earlier save still in flight is
+  /// finished first. Collective. Failures (kIo: full disk, read-only) are logged as ERROR on every rank and kept in
+  /// failed(); earlier checkpoints stay as they are and training goes on.
   void save(const TrainState& state, const Vlm& model, AdamW& optimizer);
-  /// Commits a finished write if there is one. Collective, cheap: called once a step.
+  /// Moves a save in flight on if all ranks have done their part. Collective, cheap: called once a step.
   void poll();
-  /// Waits for the write in flight and commits it. Collective.
+  /// Waits until the save in flight is committed, or has failed. Collective.
   void finish();
+  /// The checkpoint of this step is the best of its stage: it is kept. Before or after its save().
   void mark_best(int64_t step);
-  double last_stall_s() const;
-  bool failed() const;
+  double last_stall_s() const;  // that the latest save() kept its caller
+  bool failed() const;          // the latest save that ended
 
  private:
   struct State;
   std::unique_ptr<State> state_;
 };
 
-/// The newest complete checkpoint that passes verification, of this run folder, or the one at `path`. Damaged ones are
-/// reported as WARNING and the one before is taken. Collective: every rank gets the same answer. Empty directory: none.
-/// errors: kCheckpoint if `path` was named and is damaged, or every checkpoint of the folder is damaged
+/// `resume` auto: the newest complete checkpoint of this run folder that passes verification; damaged ones are reported
+/// as WARNING and the one before is taken. `resume` never: none. Else: the checkpoint, or the run folder, at this path.
+/// Every byte is verified, shared out over the ranks. Collective: every rank gets the same answer. Empty directory:
+/// none. errors: kCheckpoint if a named one is absent or damaged, or every checkpoint of the folder is damaged
 CheckpointPath find_checkpoint(const RunConfig& config,
                                const RunFolder& folder,
                                const std::string& resume,
                                const Groups& groups);
 
-/// Reads the weights only (the next stage's start, evaluate, export). errors: kCheckpoint when it is of another model
+/// Reads the weights only (the next stage's start, evaluate, export). errors: kCheckpoint when it is of another model,
+/// with the names and shapes that differ
 void load_checkpoint_weights(const std::string& directory, Vlm& model);
 /// Reads weights, master values and moments, resharding to the current layout bit-identically, and the state.
+/// Collective over the grad group. Says so (WARNING) when layout or threads differ, for then sums may round otherwise.
+/// errors: kCheckpoint as above, or when a trainable weight has no optimizer state in it
 TrainState load_checkpoint(const std::string& directory, Vlm& model, AdamW& optimizer);
 /// The resolved config that a checkpoint was written under.
 RunConfig checkpoint_config(const std::string& directory);

@@ -1,0 +1,238 @@
+// Saving: host copy, shards in the background, commit once every rank has written.
+#include "trainer/checkpoint.h"
+
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <exception>
+#include <filesystem>
+#include <future>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "base/log.h"
+#include "configs/schema/read.h"
+#include "trainer/agree.h"
+#include "trainer/checkpoint_pieces.h"
+#include "trainer/checkpoint_state.h"
+#include "trainer/progress.h"
+
+namespace hanok {
+namespace {
+
+/// Ranks that wait for a slow disk meet this often, so that nobody waits longer than the stall timeout.
+constexpr auto kHeartbeat = std::chrono::seconds(2);
+
+std::vector<std::string> stage_names(const RunConfig& config) {
+  std::vector<std::string> names;
+  for (const StageConfig& stage : config.stages) names.push_back(stage.name);
+  return names;
+}
+
+/// A task in a thread of its own; its Error, if any, is the result.
+class Background {
+ public:
+  ~Background() {
+    if (!thread_.joinable()) return;
+    // After a failure elsewhere this process ends at once; a long write must not hold it up.
+    if (std::uncaught_exceptions() > 0) {
+      thread_.detach();
+    } else {
+      thread_.join();
+    }
+  }
+  void start(std::function<void()> task) {
+    std::packaged_task<std::optional<Error>()> job([task = std::move(task)]() -> std::optional<Error> {
+      try {
+        task();
+      } catch (const Error& error) {
+        return error;
+      } catch (const std::exception& error) {  // nothing may leave a thread
+        return Error(ErrorKind::kIo, error.what());
+      }
+      return std::nullopt;
+    });
+    result_ = job.get_future();
+    thread_ = std::thread(std::move(job));
+  }
+  bool wait(std::chrono::milliseconds time) const {
+    return !result_.valid() || result_.wait_for(time) == std::future_status::ready;
+  }
+  /// Call when wait() has said true.
+  std::optional<Error> take() {
+    if (!thread_.joinable()) return std::nullopt;
+    thread_.join();
+    return result_.get();
+  }
+
+ private:
+  std::thread thread_;
+  std::future<std::optional<Error>> result_;
+};
+
+}  // namespace
+
+struct Checkpointer::State {
+  enum class Phase { kIdle, kWriting, kCommitting };
+  struct InFlight {
+    std::string stage_name, directory;
+    int64_t step = 0;
+    std::vector<StoredTensor> tensors;
+    nlohmann::json state;
+  };
+
+  RunConfig config;
+  const RunFolder& folder;
+  Groups groups;
+  Phase phase = Phase::kIdle;
+  // Shared with the writer, which may outlive this object (see ~Background).
+  std::shared_ptr<InFlight> in_flight;
+  std::shared_ptr<Snapshot> snapshot = std::make_shared<Snapshot>();
+  Background background;
+  bool is_first = true, failed = false;
+  double last_stall_s = 0;
+  int64_t best_step = -1, committed_step = -1;
+  std::string committed_stage;
+
+  bool is_root() const { return groups.rank == 0; }
+  void prepare(int stage);
+  void start_commit();
+  /// Whether all ranks have done their part of the phase; then the next phase begins.
+  bool advance(std::chrono::milliseconds patience);
+  void end_phase();
+  void fail(const Error& failure);
+  void mark_if_committed();
+};
+
+void Checkpointer::State::prepare(int stage) {
+  run_together(*groups.control, [&] {
+    if (!is_root()) return;
+    const std::string parent = std::filesystem::path(in_flight->directory).parent_path().string();
+    std::error_code error;
+    std::filesystem::create_directories(parent, error);
+    HANOK_REQUIRE(!error, kIo) << "checkpoint: got '" << error.message()
+                               << "' when making its folder, expected success; " << parent
+                               << "; check rights and space";
+    remove_unfinished_stores(parent);
+    if (is_first) folder.set_aside_from(stage_names(config), stage, in_flight->step + 1);
+  });
+  is_first = false;
+}
+
+void Checkpointer::State::start_commit() {
+  phase = Phase::kCommitting;
+  if (!is_root()) return;
+  const bool is_best = in_flight->step == best_step;
+  // A copy of the folder's path: the writer may outlive the folder.
+  background.start([job = in_flight,
+                    path = folder.path(),
+                    names = stage_names(config),
+                    keep = config.save.keep,
+                    num_shards = groups.mesh.world(),
+                    is_best] {
+    const RunFolder run(path);
+    commit_store(job->directory, num_shards, job->tensors, job->state);
+    if (is_best) run.set_best(job->stage_name, job->step);
+    run.prune(names, keep);
+  });
+}
+
+bool Checkpointer::State::advance(std::chrono::milliseconds patience) {
+  Tensor busy = at::scalar_tensor(int64_t{!background.wait(patience)}, at::kLong);
+  groups.control->all_reduce(busy, Reduce::kSum);
+  if (busy.item<int64_t>() > 0) return false;
+  end_phase();
+  return true;
+}
+
+void Checkpointer::State::end_phase() {
+  if (const auto failure = first_failure(background.take(), *groups.control)) return fail(*failure);
+  if (phase == Phase::kWriting) return start_commit();
+  phase = Phase::kIdle;
+  failed = false;
+  committed_step = in_flight->step;
+  committed_stage = in_flight->stage_name;
+  mark_if_committed();
+  HANOK_LOG_RANK0(INFO) << "checkpoint " << in_flight->directory << " is complete";
+}
+
+void Checkpointer::State::fail(const Error& failure) {
+  phase = Phase::kIdle;
+  failed = true;
+  HANOK_LOG(ERROR) << "checkpoint of step " << in_flight->step << " was not saved: " << failure.what()
+                   << "; training goes on, earlier checkpoints are as they were";
+  if (!is_root()) return;
+  try {
+    remove_unfinished_stores(std::filesystem::path(in_flight->directory).parent_path().string());
+  } catch (const Error& error) {
+    HANOK_LOG(WARNING) << error.what();
+  }
+}
+
+void Checkpointer::State::mark_if_committed() {
+  if (!is_root() || best_step < 0 || best_step != committed_step) return;
+  try {
+    folder.set_best(committed_stage, best_step);
+  } catch (const Error& error) {
+    HANOK_LOG(ERROR) << "best checkpoint was not marked: " << error.what();
+  }
+}
+
+Checkpointer::Checkpointer(const RunConfig& config, const RunFolder& folder, const Groups& groups)
+    : state_(new State{.config = config, .folder = folder, .groups = groups}) {}
+
+Checkpointer::~Checkpointer() = default;
+
+void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimizer) {
+  State& s = *state_;
+  const double start = now_s();
+  finish();
+  const std::string& stage_name = s.config.stages.at(train.stage).name;
+  s.in_flight = std::make_shared<State::InFlight>();
+  s.in_flight->stage_name = stage_name;
+  s.in_flight->directory = s.folder.checkpoint(stage_name, train.step);
+  s.in_flight->step = train.step;
+  try {
+    s.prepare(train.stage);
+  } catch (const Error& error) {
+    return s.fail(error);
+  }
+  s.in_flight->tensors = stored_tensors(model.params());
+  s.in_flight->state = to_json(CheckpointState{.train = train,
+                                               .stage_name = stage_name,
+                                               .config = echo(s.config),
+                                               .mesh = s.groups.mesh.shape(),
+                                               .sequence_parallel = s.groups.sequence_parallel,
+                                               .threads = at::get_num_threads()});
+  const ShardBuffers buffers = shard_buffers(model.params(), optimizer, s.groups);
+  const std::vector<StoredPiece>& pieces = s.snapshot->take(model.params(), buffers, s.groups);
+  s.phase = State::Phase::kWriting;
+  s.background.start([job = s.in_flight, keep_alive = s.snapshot, &pieces, rank = s.groups.rank] {
+    write_store_shard(job->directory, rank, pieces);
+  });
+  if (!s.config.save.background) finish();
+  s.last_stall_s = now_s() - start;
+}
+
+void Checkpointer::poll() {
+  if (state_->phase != State::Phase::kIdle) state_->advance(std::chrono::milliseconds(0));
+}
+
+void Checkpointer::finish() {
+  while (state_->phase != State::Phase::kIdle) state_->advance(kHeartbeat);
+}
+
+void Checkpointer::mark_best(int64_t step) {
+  state_->best_step = step;
+  if (state_->phase != State::Phase::kCommitting) state_->mark_if_committed();
+}
+
+double Checkpointer::last_stall_s() const {
+  return state_->last_stall_s;
+}
+
+bool Checkpointer::failed() const {
+  return state_->failed;
+}
+
+}  // namespace hanok

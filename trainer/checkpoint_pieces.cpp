@@ -1,0 +1,236 @@
+#include "trainer/checkpoint_pieces.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "base/error.h"
+
+namespace hanok {
+namespace {
+
+int64_t product(const std::vector<int64_t>& shape, size_t begin, size_t end) {
+  int64_t out = 1;
+  for (size_t i = begin; i < end; ++i) out *= shape[i];
+  return out;
+}
+
+std::vector<StoredRun> stored(const std::vector<FlatRun>& runs) {
+  std::vector<StoredRun> out;
+  for (const FlatRun& run : runs) out.push_back({run.global_begin, run.size});
+  return out;
+}
+
+int64_t count(const std::vector<FlatRun>& runs) {
+  int64_t out = 0;
+  for (const FlatRun& run : runs) out += run.size;
+  return out;
+}
+
+/// Up to ten names and how many more there are.
+std::string some(const std::vector<std::string>& names) {
+  constexpr size_t kShown = 10;
+  const std::vector<std::string> first(names.begin(), names.begin() + std::min(names.size(), kShown));
+  return names.size() > kShown ? concat(first, " and ", names.size() - kShown, " more") : concat(first);
+}
+
+}  // namespace
+
+const std::vector<ShardBuffers::Named>& ShardBuffers::named() {
+  static const std::vector<Named> list = {
+      {"master/", &ShardBuffers::master}, {"m/", &ShardBuffers::m}, {"v/", &ShardBuffers::v}};
+  return list;
+}
+
+ShardBuffers shard_buffers(const ParamTable& params, AdamW& optimizer, const Groups& groups) {
+  return {.pieces = shard_pieces(params, groups.grad->rank(), groups.grad->size()),
+          .master = optimizer.master(),
+          .m = optimizer.first_moment(),
+          .v = optimizer.second_moment()};
+}
+
+std::vector<FlatRun> spoken_runs(const ParamSpec& spec, const Groups& groups) {
+  const bool by_experts = spec.cut_axis == Axis::kEp;
+  const bool is_repeated =
+      by_experts && spec.cut_dim >= 0 ? groups.etp->rank() > 0 : spec.cut_dim < 0 && groups.tp->rank() > 0;
+  if (is_repeated) return {};
+  const std::vector<FlatRun> runs = flat_runs(spec, groups);
+  if (spec.cut_dim < 0) return runs;
+  const int64_t inner = product(spec.shape, spec.cut_dim + 1, spec.shape.size());
+  const int64_t row = local_shape(spec, groups)[spec.cut_dim] * inner;  // of the local tensor, along outer dims
+  // A run may span segments or rows: the ranges of the row tell which parts of it are spoken for elsewhere.
+  std::vector<FlatRun> out;
+  const std::vector<LocalRange> ranges = local_ranges(spec, groups);
+  for (const FlatRun& run : runs) {
+    for (int64_t at = run.local_begin; at < run.local_begin + run.size;) {
+      const int64_t in_row = at % row;
+      const auto range = std::find_if(
+          ranges.begin(), ranges.end(), [&](const LocalRange& r) { return in_row < (r.local_begin + r.size) * inner; });
+      assert(range != ranges.end());
+      const int64_t end =
+          std::min(run.local_begin + run.size, at - in_row + (range->local_begin + range->size) * inner);
+      const FlatRun part{run.global_begin + at - run.local_begin, at, end - at};
+      if (range->replica_index == 0) {
+        const bool extends = !out.empty() && out.back().local_begin + out.back().size == part.local_begin &&
+                             out.back().global_begin + out.back().size == part.global_begin;
+        if (extends) {
+          out.back().size += part.size;
+        } else {
+          out.push_back(part);
+        }
+      }
+      at = end;
+    }
+  }
+  return out;
+}
+
+std::vector<FlatRun> clipped(const std::vector<FlatRun>& runs, int64_t begin, int64_t size) {
+  std::vector<FlatRun> out;
+  // In local order: the first run that reaches beyond `begin` is found without a scan.
+  auto run = std::upper_bound(
+      runs.begin(), runs.end(), begin, [](int64_t at, const FlatRun& r) { return at < r.local_begin + r.size; });
+  for (; run != runs.end() && run->local_begin < begin + size; ++run) {
+    const int64_t first = std::max(begin, run->local_begin);
+    const int64_t last = std::min(begin + size, run->local_begin + run->size);
+    out.push_back({run->global_begin + first - run->local_begin, first, last - first});
+  }
+  return out;
+}
+
+std::vector<StoredTensor> stored_tensors(const ParamTable& params) {
+  std::vector<StoredTensor> out;
+  for (const Param& param : params) {
+    out.push_back({model_key(param.spec.name), param.value.scalar_type(), param.spec.shape});
+    if (!param.trainable) continue;
+    for (const auto& named : ShardBuffers::named())
+      out.push_back({named.prefix + param.spec.name, at::kFloat, param.spec.shape});
+  }
+  return out;
+}
+
+Tensor Snapshot::copy(const Tensor& flat, const std::vector<FlatRun>& runs, int64_t source_begin, int64_t source_at) {
+  int64_t& used = used_[flat.scalar_type()];
+  const Tensor out = memory_.at(flat.scalar_type()).narrow(0, used, count(runs));
+  int64_t at = 0;
+  for (size_t i = 0; i < runs.size();) {
+    // Neighbours in the local tensor are one copy, however far apart they lie in the global one.
+    int64_t size = runs[i].size;
+    size_t next = i + 1;
+    while (next < runs.size() && runs[next].local_begin == runs[i].local_begin + size) size += runs[next++].size;
+    out.narrow(0, at, size).copy_(flat.narrow(0, source_at + runs[i].local_begin - source_begin, size));
+    at += size;
+    i = next;
+  }
+  used += at;
+  return out;
+}
+
+const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,
+                                               const ShardBuffers& buffers,
+                                               const Groups& groups) {
+  const at::NoGradGuard no_grad;
+  struct Job {
+    std::string key;
+    Tensor flat;
+    std::vector<FlatRun> runs;
+    int64_t source_begin, source_at;  // local index and place in `flat` of one and the same value
+  };
+  std::vector<Job> jobs;
+  const int64_t index = groups.grad->rank(), parts = groups.grad->size();
+  for (const Param& param : params) {
+    const int64_t n = param.value.numel(), begin = n * index / parts, end = n * (index + 1) / parts;
+    jobs.push_back({model_key(param.spec.name),
+                    param.value.detach().reshape({-1}),
+                    clipped(spoken_runs(param.spec, groups), begin, end - begin),
+                    0,
+                    0});
+  }
+  for (const ShardPiece& piece : buffers.pieces) {
+    const ParamSpec& spec = params[piece.param].spec;
+    const auto runs = clipped(spoken_runs(spec, groups), piece.local_begin, piece.size);
+    for (const auto& named : ShardBuffers::named())
+      jobs.push_back({named.prefix + spec.name, buffers.*named.tensor, runs, piece.local_begin, piece.shard_begin});
+  }
+  std::erase_if(jobs, [](const Job& job) { return job.runs.empty(); });
+
+  pieces_.clear();
+  std::map<at::ScalarType, int64_t> needed;
+  bool on_device = false;
+  for (const Job& job : jobs) {
+    needed[job.flat.scalar_type()] += count(job.runs);
+    on_device = on_device || !job.flat.is_cpu();
+  }
+  for (const auto& [dtype, size] : needed) {
+    Tensor& memory = memory_[dtype];
+    if (!memory.defined() || memory.numel() < size)
+      memory = at::empty({size}, at::TensorOptions(dtype).pinned_memory(on_device));
+    used_[dtype] = 0;
+  }
+  for (const Job& job : jobs)
+    pieces_.push_back({job.key, stored(job.runs), copy(job.flat, job.runs, job.source_begin, job.source_at)});
+  return pieces_;
+}
+
+bool read_weights(const TensorStore& store, ParamTable& params, const Groups& groups) {
+  const at::NoGradGuard no_grad;
+  std::map<std::string, at::ScalarType> dtypes;
+  for (const StoredTensor& tensor : store.tensors()) dtypes[tensor.name] = tensor.dtype;
+  bool converted = false;
+  for (Param& param : params) {
+    const std::string key = model_key(param.spec.name);
+    Tensor host = at::empty({param.value.numel()}, dtypes.at(key));
+    store.read(key, stored(flat_runs(param.spec, groups)), host);
+    param.value.copy_(host.view(param.value.sizes()));
+    converted = converted || host.scalar_type() != param.value.scalar_type();
+  }
+  return converted;
+}
+
+void read_shards(const TensorStore& store, const ParamTable& params, const Groups& groups, ShardBuffers& buffers) {
+  for (const ShardPiece& piece : buffers.pieces) {
+    const ParamSpec& spec = params[piece.param].spec;
+    const auto runs = stored(clipped(flat_runs(spec, groups), piece.local_begin, piece.size));
+    Tensor host = at::empty({piece.size}, at::kFloat);
+    for (const auto& named : ShardBuffers::named()) {
+      store.read(named.prefix + spec.name, runs, host);
+      (buffers.*named.tensor).narrow(0, piece.shard_begin, piece.size).copy_(host);
+    }
+  }
+}
+
+void check_same_model(const TensorStore& store, const ParamTable& params, const std::string& directory) {
+  std::map<std::string, std::vector<int64_t>> shapes;
+  for (const StoredTensor& tensor : store.tensors())
+    if (tensor.name.starts_with(model_key(""))) shapes[tensor.name.substr(model_key("").size())] = tensor.shape;
+  std::vector<std::string> missing, other_shape, unexpected;
+  for (const Param& param : params) {
+    const auto found = shapes.find(param.spec.name);
+    if (found == shapes.end()) {
+      missing.push_back(param.spec.name);
+      continue;
+    }
+    if (found->second != param.spec.shape)
+      other_shape.push_back(concat(param.spec.name, " ", found->second, " instead of ", param.spec.shape));
+    shapes.erase(found);
+  }
+  for (const auto& [name, shape] : shapes) unexpected.push_back(concat(name, " ", shape));
+  if (missing.empty() && other_shape.empty() && unexpected.empty()) return;
+  std::string got;
+  if (!missing.empty()) got += concat("; missing: ", some(missing));
+  if (!unexpected.empty()) got += concat("; unexpected: ", some(unexpected));
+  if (!other_shape.empty()) got += concat("; of another shape: ", some(other_shape));
+  HANOK_FAIL(kCheckpoint) << "checkpoint: got weights of another model, expected those of the configured one" << got
+                          << "; " << directory << "; use the config that it was saved with, or another `out`";
+}
+
+void check_same_trainable(const TensorStore& store, const ParamTable& params, const std::string& directory) {
+  std::vector<std::string> missing;
+  for (const Param& param : params)
+    if (param.trainable && !store.contains(ShardBuffers::named()[0].prefix + param.spec.name))
+      missing.push_back(param.spec.name);
+  HANOK_REQUIRE(missing.empty(), kCheckpoint)
+      << "checkpoint: got no optimizer state, expected it for every trainable weight; missing: " << some(missing)
+      << "; " << directory << "; keep `trainable` as it was, or train the new weights in a stage of their own";
+}
+
+}  // namespace hanok

@@ -1,0 +1,67 @@
+// Which values of a rank go into a checkpoint, and where they lie in the global tensors. Private to trainer/.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "dataio/tensor_store.h"
+#include "parallel/grad_sync.h"
+#include "parallel/param.h"
+#include "trainer/optimizer.h"
+
+namespace hanok {
+
+inline std::string model_key(const std::string& name) {
+  return "model/" + name;
+}
+
+/// The optimizer's shard buffers, f32 [shard_size], laid out as `pieces` says.
+struct ShardBuffers {
+  std::vector<ShardPiece> pieces;
+  Tensor master, m, v;
+  struct Named {
+    const char* prefix;  // "master/"
+    Tensor ShardBuffers::*tensor;
+  };
+  static const std::vector<Named>& named();
+};
+
+/// Views of the optimizer's buffers.
+ShardBuffers shard_buffers(const ParamTable& params, AdamW& optimizer, const Groups& groups);
+
+/// The stretches of the local tensor (flat_runs) for which this rank speaks among the ranks of tp: every element of the
+/// weight has one speaker.
+std::vector<FlatRun> spoken_runs(const ParamSpec& spec, const Groups& groups);
+/// The parts of `runs` within local [begin, begin + size).
+std::vector<FlatRun> clipped(const std::vector<FlatRun>& runs, int64_t begin, int64_t size);
+
+/// What the pieces of all ranks make up.
+std::vector<StoredTensor> stored_tensors(const ParamTable& params);
+
+/// Host copies of this rank's part of a checkpoint. The memory is kept for the next one.
+class Snapshot {
+ public:
+  /// Copies model values (each local tensor cut evenly over the grad group) and optimizer shards. The pieces stay valid
+  /// until the next take().
+  const std::vector<StoredPiece>& take(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
+
+ private:
+  Tensor copy(const Tensor& flat, const std::vector<FlatRun>& runs, int64_t source_begin, int64_t source_at);
+  std::map<at::ScalarType, Tensor> memory_;
+  std::map<at::ScalarType, int64_t> used_;
+  std::vector<StoredPiece> pieces_;
+};
+
+/// Fills the local values of every weight from a store, in whatever layout it was written. `of_dtype` converts where
+/// the stored dtype is another. -> whether any was converted
+bool read_weights(const TensorStore& store, ParamTable& params, const Groups& groups);
+/// Fills the shard buffers.
+void read_shards(const TensorStore& store, const ParamTable& params, const Groups& groups, ShardBuffers& buffers);
+
+/// errors: kCheckpoint listing up to ten names that the store lacks, has beyond the model, or has in another shape
+void check_same_model(const TensorStore& store, const ParamTable& params, const std::string& directory);
+/// errors: kCheckpoint listing up to ten trainable weights without optimizer state
+void check_same_trainable(const TensorStore& store, const ParamTable& params, const std::string& directory);
+
+}  // namespace hanok
