@@ -19,27 +19,37 @@ struct ShardPiece {
   int64_t shard_begin = 0;  // in the rank's shard buffers
 };
 
-/// Trainable parameters are laid end to end, padded to a multiple of the grad group, and cut evenly over it.
-/// Pure; the same for every rank of the group except for `index`.
-std::vector<ShardPiece> shard_pieces(const ParamTable& params, int index, int parts);
+/// Trainable parameters are laid end to end, each from a multiple of 32 elements on, padded, and cut evenly over the
+/// `parts` ranks of the grad group; the cuts lie on multiples of 32 too. `experts`: the weights cut over ep instead of
+/// all others, over the expert_grad group. Pure; the same for every rank of the group except for `index`.
+std::vector<ShardPiece> shard_pieces(const ParamTable& params, int index, int parts, bool experts = false);
 
 class GradSync {
  public:
-  /// Allocates the buffers (accumulation in `accumulate`, f32 by default) and hooks every trainable parameter.
+  /// Allocates the buffers and hooks every trainable parameter; frozen ones get no memory and requires_grad off. The
+  /// parameters keep their tensors while this object lives. Gradients accumulate in `accumulate` (at::kFloat; f64 in
+  /// tests) whatever the dtype of the weights: a weight of that dtype has its .grad in the buffer, another one's .grad
+  /// is added and released. errors: kShape if a trainable weight is not contiguous or on another device than the
+  /// others.
   GradSync(ParamTable& params, const Groups& groups, at::ScalarType accumulate);
   ~GradSync();
   /// Before the first micro-batch of a step: zero the buffers.
   void start();
   /// After the last backward: sums replicated and partial gradients over tp, reduce-scatters over the grad group.
+  /// Weights that no backward reached count as zero.
   void finish();
   /// This rank's shard of the summed gradients [shard_size] (valid between finish() and start()).
   Tensor& shard();
+  /// What lies where in the shard: dense weights first, then experts.
   const std::vector<ShardPiece>& pieces() const;
   /// Sum of squares of the global gradient, each weight counted once: f64 scalar on the device, equal on every rank.
+  /// Collective over the world.
   Tensor squared_norm() const;
-  /// Writes updated values (shard layout, f32) back into the parameters of every rank of the grad group (all-gather).
+  /// Writes updated values (shard layout, f32) back into the parameters of every rank of the grad group (all-gather, in
+  /// the dtype of the weights).
   void scatter_values(const Tensor& shard_values);
-  /// Full (unsharded) local gradient of one parameter, summed over its ranks; for tests. Valid after finish().
+  /// Full (unsharded) local gradient of one parameter, summed over its ranks; for tests. Collective over the grad
+  /// group; valid between finish() and start(). errors: kShape for a frozen parameter.
   Tensor full_grad(int param);
 
  private:
