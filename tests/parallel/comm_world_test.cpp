@@ -1,0 +1,176 @@
+// The suite over MPI, or over NCCL on the GPUs of this host: mpirun -np N comm_world_test mpi|nccl. Every rank runs
+// every test.
+#include <gtest/gtest.h>
+#include <mpi.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <iostream>
+#include <thread>
+
+#include "base/error.h"
+#include "parallel/comm_base.h"
+#include "tests/parallel/comm_suite.h"
+
+namespace hanok {
+namespace {
+
+constexpr double kStallTimeout = 60;
+Backend backend = Backend::kMpi;
+std::unique_ptr<World> world;
+at::Device device = at::kCPU;
+
+class Processes : public testing::TestWithParam<CommCase> {};
+
+TEST_P(Processes, Pass) {
+  GetParam().run({.world = *world, .device = device, .ordered_sums = backend == Backend::kMpi});
+}
+
+std::string case_name(const testing::TestParamInfo<CommCase>& info) {
+  return info.param.name;
+}
+INSTANTIATE_TEST_SUITE_P(Operations, Processes, testing::ValuesIn(comm_cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(Pairs, Processes, testing::ValuesIn(collective_cases()), case_name);
+
+/// Results of all_reduce and reduce_scatter for this rank, on any back-end.
+std::vector<Tensor> sums(World& on) {
+  const auto comm = open_all(on);
+  std::vector<Tensor> results;
+  for (const auto dtype : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf, at::kInt}) {
+    for (const int64_t rows : {1, 7, 1001, 30011}) {
+      const Tensor in = sample(dtype, {rows * comm->size()}, 40, comm->rank());
+      Tensor all = in.clone(), shard = at::empty({rows}, in.options());
+      comm->all_reduce(all, Reduce::kSum);
+      comm->reduce_scatter(shard, in);
+      results.push_back(all);
+      results.push_back(shard);
+    }
+  }
+  return results;
+}
+
+TEST(Mpi, SumsEqualTheThreadBackendBitwise) {
+  if (backend != Backend::kMpi) return;
+  const std::vector<Tensor> got = sums(*world);
+  run_on_threads(world->size(), [&](World& threads) {
+    const std::vector<Tensor> want = sums(threads);
+    if (threads.rank() != world->rank()) return;
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(at::equal(got[i], want[i])) << i;
+  });
+}
+
+TEST(Mpi, TensorsLargerThanTheStagingMemoryAreReducedInSlices) {
+  if (backend != Backend::kMpi) return;
+  const auto comm = open_all(*world);
+  const int64_t size = comm->size(), triangle = size * (size + 1) / 2, rows = (int64_t{17} << 20) / size + 3;
+  const Tensor pattern = at::arange(rows * size, at::kFloat).remainder_(1000);
+  Tensor x = pattern * (comm->rank() + 1), shard = at::empty({rows});
+  comm->reduce_scatter(shard, x);
+  EXPECT_TRUE(at::equal(shard, pattern.narrow(0, comm->rank() * rows, rows) * triangle));
+  comm->all_reduce(x, Reduce::kSum);
+  EXPECT_TRUE(at::equal(x, pattern * triangle));
+}
+
+TEST(Mpi, AStalledRankIsReportedAndTheGroupIsRefusedFromThenOn) {
+  if (backend != Backend::kMpi || world->size() == 1) return;
+  const auto impatient = make_mpi_world(Backend::kMpi, 0.5);
+  const auto comm = open_all(*impatient, "tp");
+  for (const int64_t elements : {4, 10000}) {  // the short cut for small tensors, and the exchange
+    const auto group = open_all(*impatient, "tp");
+    Tensor x = at::ones({elements});
+    if (group->rank() == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+      try {
+        group->all_reduce(x, Reduce::kSum);  // the messages of the others are there, but nobody answers
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::kComm);
+      }
+      continue;
+    }
+    try {
+      group->all_reduce(x, Reduce::kSum);
+      ADD_FAILURE() << "expected an error";
+    } catch (const Error& error) {
+      const std::string text = error.what();
+      EXPECT_EQ(error.kind(), ErrorKind::kComm);
+      EXPECT_EQ(text.find("all_reduce: got no answer from world ranks [0"), 0u) << text;
+      EXPECT_NE(text.find(concat("operation 1, ", elements, " Float, MPI")), std::string::npos) << text;
+    }
+    EXPECT_THROW(group->barrier(), Error);
+  }
+  open_all(*world)->barrier();
+}
+
+TEST(Mpi, TensorsOfDifferentSizesAreNoticed) {
+  if (backend != Backend::kMpi || world->size() == 1) return;
+  const auto comm = open_all(*world);
+  if (comm->rank() > 1) return;
+  Tensor x = at::ones({comm->rank() == 0 ? 3 : 5});
+  if (comm->rank() == 0) {
+    comm->send(x, 1);
+    return;
+  }
+  EXPECT_THROW(comm->recv(x, 0), Error);
+}
+
+TEST(World, ThreadsAreNotAnMpiBackend) {
+  EXPECT_THROW(make_mpi_world(Backend::kThread, 1), Error);
+}
+
+/// On ranks other than 0: only what failed.
+class FailurePrinter : public testing::EmptyTestEventListener {
+ public:
+  explicit FailurePrinter(int rank) : rank_(rank) {}
+  void OnTestStart(const testing::TestInfo& info) override { test_ = concat(info.test_suite_name(), ".", info.name()); }
+  void OnTestPartResult(const testing::TestPartResult& result) override {
+    if (result.failed()) std::cerr << concat("rank ", rank_, ", ", test_, ": ", result.summary(), "\n");
+  }
+
+ private:
+  int rank_;
+  std::string test_;
+};
+
+int local_rank() {
+  MPI_Comm node;
+  int rank = 0;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+  MPI_Comm_rank(node, &rank);
+  MPI_Comm_free(&node);
+  return rank;
+}
+
+int run(const std::string& name) {
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  if (rank > 0) {
+    auto& listeners = testing::UnitTest::GetInstance()->listeners();
+    delete listeners.Release(listeners.default_result_printer());
+    listeners.Append(new FailurePrinter(rank));
+  }
+  backend = name == "nccl" ? Backend::kNccl : Backend::kMpi;
+  if (backend == Backend::kNccl) device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(local_rank()));
+  world = make_mpi_world(backend, kStallTimeout);  // says so when there are no GPUs
+  const c10::OptionalDeviceGuard guard(device);
+  const int failed = RUN_ALL_TESTS();
+  world.reset();
+  return failed;
+}
+
+}  // namespace
+}  // namespace hanok
+
+int main(int argc, char** argv) {
+  int level = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &level);
+  testing::InitGoogleTest(&argc, argv);
+  int failed = 1;
+  try {
+    failed = hanok::run(argc > 1 ? argv[1] : "mpi");
+  } catch (const hanok::Error& error) {
+    std::cerr << error.what() << '\n';
+  }
+  MPI_Finalize();
+  return failed;
+}
