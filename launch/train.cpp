@@ -1,7 +1,7 @@
 #include "base/log.h"
 #include "launch/bootstrap.h"
 #include "launch/command.h"
-#include "trainer/train_loop.h"
+#include "trainer/run_stages.h"
 
 namespace hanok {
 
