@@ -20,7 +20,7 @@ Part part_of(const std::string& name) {
 /// Tables are looked up, not multiplied with; norms and biases are not matrices.
 bool is_matmul(const ParamSpec& spec, Part part) {
   return spec.shape.size() == 2 && spec.name.ends_with(".weight") && part != Part::kEmbedding &&
-         spec.name.find("pos") == std::string::npos;
+         spec.name.find(".position.") == std::string::npos;
 }
 
 double elements(const ParamSpec& spec) {

@@ -6,6 +6,7 @@
 
 #include "configs/schema/config.h"
 #include "parallel/grad_sync.h"
+#include "trainer/adamw_update.h"
 
 namespace hanok {
 
@@ -20,25 +21,26 @@ class AdamW {
  public:
   /// Copies the parameters' current values into the f32 master shard. State exists for trainable parameters only.
   AdamW(const OptimizerConfig& config, ParamTable& params, GradSync& grads);
-  /// One step: values -= lr * (lr_scale * (m_hat / (sqrt(v_hat) + eps)) + decay), gradients multiplied by `grad_scale`
-  /// first (a device scalar: the clipping factor, or 0 with `apply` = false). Nothing changes when `apply` (bool device
-  /// scalar) is false. Then the new values are gathered into the parameters of every rank. source: torch.optim.AdamW
-  /// (decoupled decay applied before the update, bias-corrected)
+  /// One step with the gradients of GradSync::shard(), multiplied by `grad_scale` first (a device scalar: the clipping
+  /// factor). With the group's rate r = lr * lr_scale: values *= 1 - r * decay; values -= r * m_hat / (sqrt(v_hat) +
+  /// eps). Nothing changes when `apply` (bool device scalar) is false, the count of steps included. Then the values are
+  /// gathered into the parameters of every rank. Collective over the grad group. source: torch.optim.AdamW
   void step(const Tensor& grad_scale, const Tensor& apply, double lr);
-  int64_t num_steps() const;  // applied ones: the exponent of the bias correction
+  int64_t num_steps() const;  // applied ones: the exponent of the bias correction. Waits for the device
   void set_num_steps(int64_t steps);
   /// Shard buffers [shard_size], f32; laid out as GradSync::pieces() says.
-  Tensor& master();
-  Tensor& first_moment();
-  Tensor& second_moment();
+  Tensor& master() { return state_.values; }
+  Tensor& first_moment() { return state_.m; }
+  Tensor& second_moment() { return state_.v; }
   /// After loading the shard buffers: write the master values into the parameters.
   void publish();
 
  private:
   OptimizerConfig config_;
-  ParamTable* params_;
   GradSync* grads_;
-  Tensor master_, m_, v_, lr_scale_, decay_, num_steps_;
+  std::vector<RateRun> runs_;
+  AdamWState state_;
+  Tensor num_steps_;  // int64 scalar on the device
 };
 
 }  // namespace hanok

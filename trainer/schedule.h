@@ -5,9 +5,10 @@
 
 namespace hanok {
 
-/// Rate of step `step` (0-based) of `num_steps`; `tokens_per_step` turns warmup_tokens into steps.
+/// Rate of step `step` (0-based) of `num_steps`; `tokens_per_step` turns warmup_tokens into steps, rounded up.
 /// Warm-up is linear and reaches the peak at step = warm-up - 1; then cosine | linear | constant until the end, or wsd:
-/// constant, then linear over the last decay_share. The last step is at min_lr_ratio * lr (constant: at lr).
+/// constant, then linear over the last decay_share of the stage (never into the warm-up). The last step is at
+/// min_lr_ratio * lr (constant: at lr). A stage that is all warm-up, or one step long, ends at its peak.
 double lr_at(const OptimizerConfig& config, int64_t step, int64_t num_steps, double tokens_per_step);
 
 }  // namespace hanok

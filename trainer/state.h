@@ -21,6 +21,8 @@ struct TrainState {
   double best_metric = std::numeric_limits<double>::quiet_NaN();
   int64_t best_step = -1;
   int64_t evals_without_gain = 0;
+  int64_t evaluated_step = -1;  // newest step that was judged on held-out data
+  std::string data_key;         // content of the stage's datasets; a resumed run must see the same
 };
 
 }  // namespace hanok

@@ -3,21 +3,34 @@
 
 #include <vector>
 
-#include "trainer/train_loop.h"
+#include "configs/schema/config.h"
+#include "parallel/grad_sync.h"
+#include "trainer/objective.h"
+#include "trainer/optimizer.h"
 
 namespace hanok {
 
-struct StepResult {
-  Tensor loss;       // global weighted mean, scalar f32 on the device
-  Tensor grad_norm;  // before clipping
-  Tensor applied;    // bool scalar; false: loss or norm was not finite, nothing changed
-  double lr = 0;
+/// What learns: the model, where its gradients go, and what they do.
+struct Learner {
+  const StageConfig& stage;
+  Vlm& model;
+  GradSync& grads;
+  AdamW& optimizer;
+  Objective& objective;
 };
 
-/// Weight of all ranks first, then forward and backward of each micro-batch, gradient sum, clipping, update.
-StepResult run_step(Trainer& t, std::vector<Batch>& batches);
+struct StepResult {
+  Tensor loss;       // global weighted mean, scalar f64 on the device, equal on every rank
+  Tensor grad_norm;  // before clipping, f32
+  Tensor applied;    // bool scalar; false: loss or norm was not finite, or no rank had a label; nothing changed
+};
+
+/// Weight of all ranks first, then forward and backward of each micro-batch, gradient sum, clipping, update. Ranks may
+/// have different numbers of micro-batches; those of one tp group have the same. Does not wait for the device.
+StepResult run_step(Learner& learner, const std::vector<Batch>& batches, double lr);
 
 /// The tensors of a micro-batch on the model's device, without copies where they are there already.
 ModelInput model_input(const Batch& batch, at::Device device);
+at::Device device_of(const Vlm& model);
 
 }  // namespace hanok

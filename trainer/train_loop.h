@@ -2,15 +2,11 @@
 #pragma once
 
 #include <functional>
-#include <memory>
-#include <string>
 
 #include "trainer/checkpoint.h"
-#include "trainer/data.h"
 #include "trainer/evaluate.h"
 #include "trainer/metrics.h"
-#include "trainer/objective.h"
-#include "trainer/state.h"
+#include "trainer/step.h"
 
 namespace hanok {
 
@@ -19,36 +15,27 @@ enum class StageEnd { kFinished, kEarlyStop, kStopRequested };
 /// Everything that one stage works with. Built by run_stages, used by the loop.
 struct Trainer {
   const RunConfig& config;
-  const StageConfig& stage;
-  const Groups& groups;
-  Vlm& model;
-  GradSync& grads;
-  AdamW& optimizer;
+  const RunFolder& folder;
+  Learner learner;
   Loader& loader;
-  Objective& objective;
   Checkpointer& checkpoint;
   Metrics& metrics;
   const SampleEncoder& encoder;
   const Dataset* held_out = nullptr;  // null: no evaluation
+  EvalOptions evaluation;
   std::function<bool()> stop_requested;
   TrainState state;
+  bool stop = false;        // some rank was asked to stop
+  int64_t saved_step = -1;  // the step whose state is on disk, -1 if it has changed since
+  double last_loss = 0;     // of the newest step of this process
+  double save_stall_s = 0;  // that saving kept the loop; reported with the step after it
 };
 
 /// Runs until the stage's steps are done, early stopping ends it, or some rank was asked to stop (all ranks agree on
-/// the step). The last checkpoint is saved and committed before it returns. errors: kNumeric after
-/// optimizer.max_bad_steps non-finite steps in a row; the last checkpoint stays
+/// the step). The state it ends in is saved and committed before it returns; nothing is done for a stage that had ended
+/// when it was saved.
+/// errors: kNumeric when more than optimizer.max_bad_steps steps in a row are not finite (the last checkpoint stays);
+///         kIo if the state it ends in cannot be saved; kConfig if eval.metric cannot be measured on the held-out set
 StageEnd train_loop(Trainer& t);
-
-struct RunOptions {
-  std::string resume = "auto";  // auto, never, or the path of a checkpoint
-  std::function<bool()> stop_requested = [] { return false; };
-};
-struct RunResult {
-  StageEnd end = StageEnd::kFinished;
-  std::string last_checkpoint, model_folder;
-};
-/// All stages in order, each on its own layout and from the last one's weights; resumes in the middle of any. Exports
-/// at the end.
-RunResult run_stages(const RunConfig& config, World& world, at::Device device, const RunOptions& options);
 
 }  // namespace hanok

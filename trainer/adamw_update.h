@@ -1,0 +1,43 @@
+// The arithmetic of one AdamW step on flat f32 tensors. source: torch.optim.AdamW (same operations in the same order)
+#pragma once
+
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace hanok {
+
+/// A stretch of the shard whose parameters share rate and decay.
+struct RateRun {
+  int64_t begin = 0, size = 0;
+  double lr_scale = 1, weight_decay = 0;
+};
+
+struct AdamWNumbers {
+  double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+};
+
+/// All [n], f32, contiguous, on one device.
+struct AdamWState {
+  Tensor values, m, v;
+};
+
+/// grad [n] f32|bf16 is multiplied by `grad_scale`; `steps` (int64 scalar) counts applied steps, this one included.
+/// Elements outside of `runs` (padding) stay as they are. Nothing is written when `apply` is false.
+/// adamw_fused: one pass over memory, CPU only. adamw_composed: tensor operations, any device, no host synchronisation.
+void adamw_fused(AdamWState& state,
+                 const Tensor& grad,
+                 const Tensor& grad_scale,
+                 const Tensor& apply,
+                 const Tensor& steps,
+                 const std::vector<RateRun>& runs,
+                 const AdamWNumbers& numbers);
+void adamw_composed(AdamWState& state,
+                    const Tensor& grad,
+                    const Tensor& grad_scale,
+                    const Tensor& apply,
+                    const Tensor& steps,
+                    const std::vector<RateRun>& runs,
+                    const AdamWNumbers& numbers);
+
+}  // namespace hanok

@@ -1,0 +1,78 @@
+#include "trainer/optimizer.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+
+#include "parallel/plan.h"
+
+namespace hanok {
+namespace {
+
+bool matches_any(const std::vector<std::string>& globs, const std::string& name) {
+  return std::any_of(globs.begin(), globs.end(), [&](const std::string& glob) { return glob_match(glob, name); });
+}
+
+/// Neighbours with equal rates become one run.
+std::vector<RateRun> rate_runs(const OptimizerConfig& config, const ParamTable& params, const GradSync& grads) {
+  std::vector<RateRun> runs;
+  for (const ShardPiece& piece : grads.pieces()) {
+    const ParamRates rates = rates_of(config, params[piece.param].spec.name);
+    RateRun* last = runs.empty() ? nullptr : &runs.back();
+    if (last && last->begin + last->size == piece.shard_begin && last->lr_scale == rates.lr_scale &&
+        last->weight_decay == rates.weight_decay) {
+      last->size += piece.size;
+    } else {
+      runs.push_back({piece.shard_begin, piece.size, rates.lr_scale, rates.weight_decay});
+    }
+  }
+  return runs;
+}
+
+}  // namespace
+
+ParamRates rates_of(const OptimizerConfig& config, const std::string& param_name) {
+  ParamRates rates{.weight_decay = matches_any(config.no_decay, param_name) ? 0 : config.weight_decay};
+  for (const ParamGroupConfig& group : config.groups) {
+    if (!glob_match(group.match, param_name)) continue;
+    rates.lr_scale = group.lr_scale;
+    if (group.weight_decay >= 0) rates.weight_decay = group.weight_decay;
+    break;
+  }
+  return rates;
+}
+
+AdamW::AdamW(const OptimizerConfig& config, ParamTable& params, GradSync& grads)
+    : config_(config), grads_(&grads), runs_(rate_runs(config, params, grads)) {
+  const at::NoGradGuard no_grad;
+  const auto options = grads.shard().options().dtype(at::kFloat);
+  const int64_t size = grads.shard().numel();
+  state_ = {at::zeros({size}, options), at::zeros({size}, options), at::zeros({size}, options)};
+  num_steps_ = at::zeros({}, options.dtype(at::kLong));
+  for (const ShardPiece& piece : grads.pieces()) {
+    const Tensor flat = params[piece.param].value.detach().reshape({-1});
+    state_.values.narrow(0, piece.shard_begin, piece.size).copy_(flat.narrow(0, piece.local_begin, piece.size));
+  }
+}
+
+void AdamW::step(const Tensor& grad_scale, const Tensor& apply, double lr) {
+  const at::NoGradGuard no_grad;
+  num_steps_.add_(apply.to(at::kLong));
+  const AdamWNumbers numbers{.lr = lr, .beta1 = config_.beta1, .beta2 = config_.beta2, .eps = config_.eps};
+  const auto update = state_.values.is_cpu() ? adamw_fused : adamw_composed;
+  update(state_, grads_->shard(), grad_scale, apply, num_steps_, runs_, numbers);
+  publish();
+}
+
+int64_t AdamW::num_steps() const {
+  return num_steps_.item<int64_t>();
+}
+void AdamW::set_num_steps(int64_t steps) {
+  num_steps_.fill_(steps);
+}
+
+void AdamW::publish() {
+  grads_->scatter_values(state_.values);
+}
+
+}  // namespace hanok

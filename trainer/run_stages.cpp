@@ -1,0 +1,303 @@
+#include "trainer/run_stages.h"
+
+#include <ATen/detail/CUDAHooksInterface.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+
+#include "base/log.h"
+#include "configs/schema/check.h"
+#include "configs/schema/read.h"
+#include "dataio/file_io.h"
+#include "trainer/agree.h"
+#include "trainer/data.h"
+#include "trainer/progress.h"
+#include "trainer/resume.h"
+
+namespace hanok {
+namespace {
+
+using Datasets = std::map<std::string, std::shared_ptr<const Dataset>>;
+
+/// What all stages of a run share.
+struct Run {
+  const RunConfig config;  // resolved: model.path read into it
+  const RunOptions& options;
+  World& world;
+  at::Device device;
+  RunFolder folder;
+  Groups groups;  // of the layout of the current stage
+  std::optional<ParallelConfig> layout;
+  SampleEncoder encoder;
+  Datasets datasets;
+  std::unique_ptr<Metrics> metrics;
+  std::vector<std::string> differences;  // of the config since the checkpoint that the run goes on from
+  RunResult result;
+
+  bool is_first_rank() const { return world.rank() == 0; }
+  bool is_last(int stage) const { return stage + 1 == static_cast<int>(config.stages.size()); }
+};
+
+RunConfig resolved(RunConfig config) {
+  if (!config.model.path.empty()) read_model_folder(config.model);
+  for (const StageConfig& stage : config.stages) check_model(config.model, stage.parallel);
+  return config;
+}
+
+std::vector<std::string> stage_names(const RunConfig& config) {
+  std::vector<std::string> names;
+  for (const StageConfig& stage : config.stages) names.push_back(stage.name);
+  return names;
+}
+
+bool same_layout(const ParallelConfig& a, const ParallelConfig& b) {
+  return a.tp == b.tp && a.pp == b.pp && a.cp == b.cp && a.ep == b.ep && a.dp == b.dp && a.sequence == b.sequence;
+}
+
+void enter_layout(Run& run, const ParallelConfig& layout) {
+  if (run.layout && same_layout(*run.layout, layout)) return;
+  run.groups = make_stage_groups(layout, run.world);
+  run.layout = layout;
+}
+
+/// Takes the folder and finds the checkpoint to go on from; an empty directory: from the beginning.
+CheckpointPath take_up(Run& run) {
+  const std::vector<std::string> names = stage_names(run.config);
+  run_together(*run.groups.control, [&] {
+    if (!run.is_first_rank()) return;
+    run.folder.lock();
+    if (run.options.resume == "never") run.folder.set_aside_from(names, 0, 0);
+  });
+  const CheckpointPath from = find_checkpoint(run.config, run.folder, run.options.resume, run.groups);
+  if (!from.directory.empty()) {
+    run.differences = resume_differences(checkpoint_config(from.directory), run.config);
+    require_same_model(run.differences);
+    HANOK_LOG_RANK0(INFO) << "goes on from " << from.directory;
+    for (const std::string& line : run.differences)
+      HANOK_LOG_RANK0(WARNING) << "the config has changed since that checkpoint: " << line;
+  }
+  run_together(*run.groups.control, [&] {
+    if (run.is_first_rank()) write_file_atomically(run.folder.file("config.yaml"), echo(run.config));
+  });
+  return from;
+}
+
+std::string data_key(const StageData& data) {
+  std::string key;
+  for (const auto& dataset : data.datasets) key += (key.empty() ? "" : "+") + dataset->content_key();
+  return key;
+}
+
+bool has_labels(const Dataset& dataset) {
+  for (int64_t i = 0; i < dataset.size(); ++i)
+    if (dataset.num_label_tokens(i) > 0) return true;
+  return false;
+}
+
+void require_labels(const StageData& data, const StageConfig& stage) {
+  const bool any =
+      std::any_of(data.datasets.begin(), data.datasets.end(), [](const auto& d) { return has_labels(*d); });
+  HANOK_REQUIRE(any, kData) << "stage " << stage.name
+                            << ": got datasets without a single label, expected answers to learn "
+                            << "from; stages.N.mixture; a prediction set is for the evaluate command";
+}
+
+/// Weights for the start of a stage that has not begun.
+void load_start_weights(const RunConfig& config, const CheckpointPath& from, Vlm& model) {
+  if (!from.directory.empty()) {
+    load_checkpoint_weights(from.directory, model);
+  } else if (!config.model.path.empty()) {
+    load_weights(model, config.model.path);
+  } else {
+    initialise(model, static_cast<uint64_t>(config.seed));
+  }
+}
+
+/// The state to go on with: that of a checkpoint inside this stage, or a fresh one.
+TrainState state_for(
+    Run& run, int index, const CheckpointPath& from, const StageData& data, Vlm& model, AdamW& optimizer) {
+  const StageConfig& stage = run.config.stages[index];
+  const bool resumes = !from.directory.empty() && from.stage == index;
+  TrainState state{.stage = index};
+  if (resumes) {
+    state = load_checkpoint(from.directory, model, optimizer);
+    if (state.step < data.num_steps) require_same_stage(run.differences, index, state, data_key(data));
+    if (state.num_steps != data.num_steps) {
+      HANOK_LOG_RANK0(WARNING) << "stage " << stage.name << ": was " << state.num_steps << " steps long, is "
+                               << data.num_steps << " now; the rate follows the new length";
+    }
+  }
+  HANOK_REQUIRE(data.num_steps > 0, kConfig)
+      << "stage " << stage.name << ": got a length of 0 steps, expected at least one; "
+      << "stages." << index << ".steps, tokens or epochs";
+  state.num_steps = data.num_steps;
+  state.data_key = data_key(data);
+  return state;
+}
+
+EvalOptions evaluation_of(const RunConfig& config,
+                          const StageConfig& stage,
+                          const StageData& data,
+                          const RunOptions& options) {
+  return {.seq_len = stage.seq_len,
+          .rows_per_forward = config.eval.rows > 0 ? config.eval.rows : stage.rows_per_micro_batch,
+          .batch = data.options.batch,
+          .shuffles = static_cast<int>(config.eval.shuffles),
+          .seed = static_cast<uint64_t>(config.seed),
+          .stop_requested = options.stop_requested};
+}
+
+int64_t num_values(const ParamTable& params, bool trainable_only) {
+  int64_t total = 0;
+  for (const Param& param : params) {
+    if (trainable_only && !param.trainable) continue;
+    int64_t n = 1;
+    for (const int64_t size : param.spec.shape) n *= size;
+    total += n;
+  }
+  return total;
+}
+
+void log_start(const Run& run, const Trainer& t) {
+  const ParamTable& params = t.learner.model.params();
+  const StageConfig& stage = t.learner.stage;
+  const int64_t tokens = stage.seq_len * stage.rows_per_step;
+  HANOK_LOG_RANK0(INFO) << "stage " << stage.name << " (" << t.state.stage + 1 << " of " << run.config.stages.size()
+                        << "): " << describe(run.groups.mesh.shape()) << ", "
+                        << short_number(double(num_values(params, false))) << " parameters, "
+                        << short_number(double(num_values(params, true))) << " train, "
+                        << c10::toString(params.front().value.scalar_type()) << " on " << run.device.str() << ", "
+                        << t.state.num_steps - t.state.step << " of " << t.state.num_steps << " steps to go, "
+                        << short_number(double(tokens)) << " tokens each; config " << config_hash(run.config);
+}
+
+void log_end(const Run& run, const Trainer& t, double seconds) {
+  const char* how[] = {"finished", "ended early: no gain on held-out data", "stopped on request"};
+  const std::string best =
+      t.state.best_step < 0
+          ? std::string()
+          : concat(", best ", t.config.eval.metric, " ", t.state.best_metric, " at step ", t.state.best_step);
+  HANOK_LOG_RANK0(INFO) << "stage " << t.learner.stage.name << " " << how[static_cast<int>(run.result.end)]
+                        << " at step " << t.state.step << " of " << t.state.num_steps << " after "
+                        << duration_text(seconds) << ": " << short_number(t.state.tokens) << " tokens, loss "
+                        << t.last_loss << best << ", " << t.state.skipped_steps << " skipped; "
+                        << run.result.last_checkpoint;
+}
+
+/// Writes the model folder unless it holds this very state.
+void export_last(Run& run, const Vlm& model) {
+  const std::string folder = run.folder.file("model"), marker = run.folder.file("exported");
+  const std::string state = run.result.last_checkpoint + "\n";
+  run.result.model_folder = folder;
+  std::string is_done;
+  if (run.is_first_rank() && std::filesystem::exists(marker) && std::filesystem::exists(folder) &&
+      read_file(marker) == state)
+    is_done = "yes";
+  if (!broadcast_text(is_done, 0, *run.groups.control).empty()) return;
+  export_model(model, folder, export_options(run.config));
+  run_together(*run.groups.control, [&] {
+    if (run.is_first_rank()) write_file_atomically(marker, state);
+  });
+}
+
+void run_stage(Run& run, int index, const CheckpointPath& from) {
+  const RunConfig& config = run.config;
+  const StageConfig& stage = config.stages[index];
+  const double began = now_s();
+  enter_layout(run, stage.parallel);
+  const StageData data = make_stage_data(config, stage, run.datasets, run.encoder.vision, run.groups);
+  require_labels(data, stage);
+
+  Vlm model(config.model, run.groups, model_dtype(config.model, run.device), run.device);
+  model.set_recompute({.every = stage.recompute == "full" ? stage.recompute_every : 0});
+  freeze(model.params(), stage);
+  if (from.directory.empty() || from.stage != index) load_start_weights(config, from, model);
+  GradSync grads(model.params(), run.groups, stage.optimizer.grad_dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
+  AdamW optimizer(stage.optimizer, model.params(), grads);
+  const TrainState state = state_for(run, index, from, data, model, optimizer);
+  const std::unique_ptr<Objective> objective = make_objective(stage.objective);
+  Loader loader(
+      data.datasets, data.sampler, data.options, {run.groups.dp->rank(), run.groups.dp->size()}, state.cursor);
+  Checkpointer checkpoint(config, run.folder, run.groups);
+  if (!run.metrics)
+    run.metrics = std::make_unique<Metrics>(config.out, stage.name, state.step, run.is_first_rank(), config.log.every);
+
+  Trainer t{.config = config,
+            .folder = run.folder,
+            .learner = {stage, model, grads, optimizer, *objective},
+            .loader = loader,
+            .checkpoint = checkpoint,
+            .metrics = *run.metrics,
+            .encoder = run.encoder,
+            .held_out = config.eval.set.empty() ? nullptr : run.datasets.at(config.eval.set).get(),
+            .evaluation = evaluation_of(config, stage, data, run.options),
+            .stop_requested = run.options.stop_requested,
+            .state = state,
+            .saved_step = from.stage == index && !from.directory.empty() ? state.step : -1};
+  log_start(run, t);
+  run.result.end = train_loop(t);
+  run.result.last_checkpoint = run.folder.checkpoint(stage.name, t.state.step);
+  log_end(run, t, now_s() - began);
+  if (run.result.end != StageEnd::kStopRequested && run.is_last(index) && config.save.export_model)
+    export_last(run, model);
+}
+
+}  // namespace
+
+RunResult run_stages(const RunConfig& given, World& world, at::Device device, const RunOptions& options) {
+  const RunConfig config = resolved(given);
+  Run run{.config = config, .options = options, .world = world, .device = device, .folder = RunFolder(config.out)};
+  enter_layout(run, config.stages.front().parallel);
+  CheckpointPath from = take_up(run);
+  run.encoder = make_encoder(config);
+  run.datasets = open_datasets(config, run.encoder, run.groups);
+  for (int stage = from.directory.empty() ? 0 : from.stage; stage < static_cast<int>(config.stages.size()); ++stage) {
+    run_stage(run, stage, from);
+    if (run.result.end == StageEnd::kStopRequested) break;
+    from = {.stage = stage, .directory = run.result.last_checkpoint};
+  }
+  return run.result;
+}
+
+Groups make_stage_groups(const ParallelConfig& layout, World& world) {
+  const MeshShape shape{.pp = static_cast<int>(layout.pp),
+                        .dp = static_cast<int>(data_parallel_size(layout, world.size())),
+                        .cp = static_cast<int>(layout.cp),
+                        .tp = static_cast<int>(layout.tp),
+                        .ep = static_cast<int>(layout.ep)};
+  return make_groups(world, Mesh(shape), layout.sequence && layout.tp > 1);
+}
+
+at::ScalarType model_dtype(const ModelConfig& model, at::Device device) {
+  if (model.dtype == "float32") return at::kFloat;
+  if (model.dtype == "bfloat16") return at::kBFloat16;
+  // True from compute capability 8.0 on: earlier GPUs only emulate bfloat16.
+  const bool has_bfloat16 = device.is_cuda() && at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8();
+  return has_bfloat16 ? at::kBFloat16 : at::kFloat;
+}
+
+ExportOptions export_options(const RunConfig& config) {
+  const std::string tokenizer = config.model.tokenizer.empty() ? config.model.path : config.model.tokenizer;
+  const auto chat = chat_template_from_folder(tokenizer, config.data.chat_template);
+  return {.source_folder = config.model.path, .tokenizer_folder = tokenizer, .chat_template = jinja_of(chat->name())};
+}
+
+void freeze(ParamTable& params, const StageConfig& stage) {
+  const auto require_match = [&](const std::string& glob, const char* key) {
+    const bool matches =
+        std::any_of(params.begin(), params.end(), [&](const Param& p) { return glob_match(glob, p.spec.name); });
+    HANOK_REQUIRE(matches, kConfig) << key << ": got \"" << glob
+                                    << "\", expected a glob that matches some parameter; stage " << stage.name
+                                    << "; trainer plan lists the names, ** stands for anything";
+  };
+  for (const std::string& glob : stage.trainable) require_match(glob, "trainable");
+  for (const ParamGroupConfig& group : stage.optimizer.groups) require_match(group.match, "optimizer.groups.match");
+  for (Param& param : params) {
+    param.trainable = std::any_of(stage.trainable.begin(), stage.trainable.end(), [&](const std::string& glob) {
+      return glob_match(glob, param.spec.name);
+    });
+  }
+}
+
+}  // namespace hanok

@@ -1,0 +1,37 @@
+// A run: its stages in order, each on its own layout and from the last one's weights.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "configs/schema/config.h"
+#include "parallel/groups.h"
+#include "trainer/train_loop.h"
+#include "trainer/weights.h"
+
+namespace hanok {
+
+struct RunOptions {
+  std::string resume = "auto";  // auto, never, or the path of a checkpoint
+  std::function<bool()> stop_requested = [] { return false; };
+};
+struct RunResult {
+  StageEnd end = StageEnd::kFinished;
+  std::string last_checkpoint, model_folder;
+};
+/// Takes the run folder, finds where to go on, and runs what is left: weights by seed, from model.path, from the stage
+/// before, or from the middle of a stage. Exports at the end. What had ended is not done again. Collective over
+/// `world`. errors: kConfig when a resumed run would train something else (another model, seed or other data; each
+/// difference is named; differences that are allowed are WARNINGs), and as the rooms it calls
+RunResult run_stages(const RunConfig& config, World& world, at::Device device, const RunOptions& options);
+
+/// Mesh of the layout on all ranks of `world`, and its groups. errors: kConfig if they do not fit
+Groups make_stage_groups(const ParallelConfig& layout, World& world);
+/// auto: bfloat16 on GPUs that have it, else float32.
+at::ScalarType model_dtype(const ModelConfig& model, at::Device device);
+/// Folders that side files come from, and the template's text where there is no folder to copy.
+ExportOptions export_options(const RunConfig& config);
+/// Sets Param::trainable by glob. errors: kConfig if a glob of `trainable` or of optimizer.groups matches no parameter
+void freeze(ParamTable& params, const StageConfig& stage);
+
+}  // namespace hanok

@@ -1,0 +1,196 @@
+#include "trainer/train_loop.h"
+
+#include <cmath>
+
+#include "base/log.h"
+#include "dataio/file_io.h"
+#include "trainer/progress.h"
+#include "trainer/schedule.h"
+#include "trainer/step_report.h"
+
+namespace hanok {
+namespace {
+
+const Groups& groups_of(const Trainer& t) {
+  return t.learner.model.groups();
+}
+
+double tokens_per_step(const StageConfig& stage) {
+  return static_cast<double>(stage.seq_len * stage.rows_per_step);
+}
+
+bool due(int64_t step, int64_t every) {
+  return every > 0 && step % every == 0;
+}
+
+bool evaluation_due(const Trainer& t) {
+  const TrainState& s = t.state;
+  if (!t.held_out || s.step == 0 || s.evaluated_step >= s.step) return false;
+  return s.step >= s.num_steps || due(s.step, t.config.eval.every);
+}
+
+bool save_due(const Trainer& t) {
+  return t.saved_step < t.state.step && due(t.state.step, t.config.save.every);
+}
+
+bool stopped_early(const Trainer& t) {
+  return t.config.eval.patience > 0 && t.state.evals_without_gain >= t.config.eval.patience;
+}
+
+bool is_over(const Trainer& t) {
+  return t.state.step >= t.state.num_steps || stopped_early(t);
+}
+
+/// What decides the best checkpoint.
+double judged(const Trainer& t, const EvalResult& result) {
+  const bool by_accuracy = t.config.eval.metric == "accuracy";
+  HANOK_REQUIRE(by_accuracy ? result.num_answered > 0 : result.num_labels > 0, kConfig)
+      << "eval.metric: got " << t.config.eval.metric << ", expected a measure that eval.set = " << t.config.eval.set
+      << " allows; it has " << result.num_labels << " label tokens and " << result.num_answered << " answered choices";
+  return by_accuracy ? result.accuracy : result.loss;
+}
+
+bool is_better(const Trainer& t, double value) {
+  const double best = t.state.best_metric;
+  if (std::isnan(value) || std::isnan(best)) return !std::isnan(value);
+  return t.config.eval.metric == "accuracy" ? value > best : value < best;
+}
+
+void publish_evaluation(Trainer& t, const EvalResult& result) {
+  if (groups_of(t).rank != 0) return;
+  const std::string json = to_json(result);
+  std::string line =
+      concat(t.learner.stage.name, " ", t.state.step, "/", t.state.num_steps, "  held out: ", to_text(result));
+  print_line(line.substr(0, line.find("answer \\ choice")));
+  t.metrics.record_evaluation(t.learner.stage.name, t.state.step, json);
+  try {
+    write_file_atomically(t.folder.file("evaluation.json"), json + "\n");
+  } catch (const Error& error) {  // a summary is not worth a run
+    HANOK_LOG(WARNING) << error.what();
+  }
+}
+
+/// True if this is the best so far and worth keeping. One that a stop cut short is not done: the resumed run does it.
+bool evaluate_held_out(Trainer& t) {
+  const EvalResult result = evaluate(t.learner.model, *t.held_out, t.encoder, t.evaluation);
+  t.stop = !result.complete;
+  if (t.stop) return false;
+  TrainState& s = t.state;
+  s.evaluated_step = s.step;
+  t.saved_step = -1;  // what is on disk does not know of this
+  const double value = judged(t, result);
+  const bool is_best = is_better(t, value);
+  if (is_best) {
+    s.best_metric = value;
+    s.best_step = s.step;
+  }
+  s.evals_without_gain = is_best ? 0 : s.evals_without_gain + 1;
+  publish_evaluation(t, result);
+  return is_best && t.config.save.best;
+}
+
+void save(Trainer& t, bool is_best) {
+  const double began = now_s();
+  t.checkpoint.save(t.state, t.learner.model, t.learner.optimizer);
+  if (is_best) t.checkpoint.mark_best(t.state.step);
+  t.saved_step = t.state.step;
+  t.save_stall_s += now_s() - began;
+  t.metrics.draw_loss();
+}
+
+/// The scalars that people see: the only place of a step where the host waits for the device.
+struct Logged {
+  double loss, grad_norm;
+  bool applied;
+};
+Logged read_scalars(const StepResult& result) {
+  const Tensor all = at::stack({result.loss, result.grad_norm.to(at::kDouble), result.applied.to(at::kDouble)}).cpu();
+  const auto* values = all.const_data_ptr<double>();
+  return {values[0], values[1], values[2] != 0};
+}
+
+void advance(Trainer& t, const StepReport& report, bool applied) {
+  TrainState& s = t.state;
+  ++s.step;
+  s.cursor = t.loader.cursor();
+  s.tokens += report.work.tokens;
+  s.optimizer_steps += applied;
+  const bool is_bad = !applied && report.work.labels > 0;  // a step without a label has nothing to apply
+  s.skipped_steps += is_bad;
+  s.skipped_in_a_row = is_bad ? s.skipped_in_a_row + 1 : 0;
+}
+
+void refuse_bad_steps(Trainer& t, const Logged& logged) {
+  if (t.state.skipped_in_a_row <= t.learner.stage.optimizer.max_bad_steps) return;
+  t.checkpoint.finish();
+  HANOK_FAIL(kNumeric) << "step " << t.state.step << ": got loss " << logged.loss << " and gradient norm "
+                       << logged.grad_norm << ", expected finite values; " << t.state.skipped_in_a_row
+                       << " steps in a row were skipped in stage " << t.learner.stage.name
+                       << "; lower optimizer.lr, look at the data, or raise optimizer.max_bad_steps";
+}
+
+/// One step of all ranks, told to people and machines; afterwards they agree on whether to stop.
+void train_step(Trainer& t) {
+  Learner& learner = t.learner;
+  const double began = now_s();
+  std::vector<Batch> batches = t.loader.next_step();
+  learner.objective.prepare(learner.model, batches);
+  const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
+  const Logged logged = read_scalars(run_step(learner, batches, lr));
+  t.checkpoint.poll();
+
+  const StepReport report = share_report({.stop_requested = t.stop_requested && t.stop_requested(),
+                                          .work = work_of(batches),
+                                          .step_s = now_s() - began,
+                                          .data_wait_s = t.loader.waited_s(),
+                                          .memory_gib = peak_memory_gib(device_of(learner.model))},
+                                         groups_of(t));
+  advance(t, report, logged.applied);
+  t.last_loss = logged.loss;
+  const double flops = model_flops(t.config.model, learner.model.params(), report.work).total();
+  t.metrics.record({.stage = learner.stage.name,
+                    .step = t.state.step,
+                    .num_steps = t.state.num_steps,
+                    .tokens = report.work.tokens,
+                    .label_tokens = report.work.labels,
+                    .loss = logged.loss,
+                    .grad_norm = logged.grad_norm,
+                    .lr = lr,
+                    .step_s = report.step_s,
+                    .data_wait_s = report.data_wait_s,
+                    .checkpoint_stall_s = t.save_stall_s,
+                    .tokens_per_s = report.work.tokens / report.step_s,
+                    .model_flops_per_s = flops / report.step_s,
+                    .memory_gib = report.memory_gib,
+                    .fill = report.work.tokens / tokens_per_step(learner.stage),
+                    .applied = logged.applied});
+  t.save_stall_s = 0;
+  t.stop = report.stop_requested;
+  refuse_bad_steps(t, logged);
+}
+
+/// The state a stage ends in must be on disk: the next stage, or the next start, begins there.
+void save_last(Trainer& t) {
+  if (t.saved_step != t.state.step) save(t, false);
+  t.metrics.draw_loss();
+  t.checkpoint.finish();
+  HANOK_REQUIRE(!t.checkpoint.failed(), kIo)
+      << "checkpoint: got an error while saving step " << t.state.step << " of stage " << t.learner.stage.name
+      << ", expected a saved state at the end; " << t.folder.path() << "; see the lines above, then start again";
+}
+
+}  // namespace
+
+StageEnd train_loop(Trainer& t) {
+  while (!t.stop) {
+    const bool is_best = evaluation_due(t) && evaluate_held_out(t);
+    if (is_best || save_due(t)) save(t, is_best);
+    if (is_over(t)) break;
+    train_step(t);
+  }
+  save_last(t);
+  if (t.stop && (!is_over(t) || evaluation_due(t))) return StageEnd::kStopRequested;
+  return stopped_early(t) ? StageEnd::kEarlyStop : StageEnd::kFinished;
+}
+
+}  // namespace hanok
