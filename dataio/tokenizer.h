@@ -20,7 +20,7 @@ struct Span {
 
 struct Encoding {
   std::vector<int32_t> ids;
-  std::vector<Span> offsets;  // bytes of the (NFC-normalised) text each token came from, mapped back to the input text
+  std::vector<Span> offsets;  // bytes of the input that each token came from; what NFC or U+FFFD replaced counts whole
 };
 
 /// Immutable after loading: any number of threads may encode at once.
@@ -35,10 +35,12 @@ class Tokenizer {
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
 
-  /// Added tokens ("<|im_end|>") that begin inside one of `literal` (byte spans of text that came from users) stay
-  /// plain text. Invalid UTF-8 is replaced by U+FFFD as Rust's from_utf8_lossy does.
+  /// As tokenizers' encode(add_special_tokens=False). Special tokens ("<|im_end|>") that begin inside one of `literal`
+  /// (byte spans of text that came from users) stay plain text; other added tokens ("<think>") are vocabulary and match
+  /// anywhere. Invalid UTF-8 is replaced by U+FFFD as Rust's from_utf8_lossy does.
   std::vector<int32_t> encode(std::string_view text, std::span<const Span> literal = {}) const;
   Encoding encode_with_offsets(std::string_view text, std::span<const Span> literal = {}) const;
+  /// Ids that no token has are left out; invalid UTF-8 is replaced.
   std::string decode(std::span<const int32_t> ids, bool skip_special = false) const;
   /// The id of a token given by its exact text (added tokens first, then the vocabulary).
   std::optional<int32_t> id(std::string_view token) const;
