@@ -4,15 +4,13 @@
 #include <ATen/Parallel.h>
 
 #include <chrono>
-#include <exception>
 #include <filesystem>
-#include <future>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "base/log.h"
 #include "configs/schema/read.h"
 #include "trainer/agree.h"
+#include "trainer/background.h"
 #include "trainer/checkpoint_pieces.h"
 #include "trainer/checkpoint_state.h"
 #include "trainer/progress.h"
@@ -28,47 +26,6 @@ std::vector<std::string> stage_names(const RunConfig& config) {
   for (const StageConfig& stage : config.stages) names.push_back(stage.name);
   return names;
 }
-
-/// A task in a thread of its own; its Error, if any, is the result.
-class Background {
- public:
-  ~Background() {
-    if (!thread_.joinable()) return;
-    // After a failure elsewhere this process ends at once; a long write must not hold it up.
-    if (std::uncaught_exceptions() > 0) {
-      thread_.detach();
-    } else {
-      thread_.join();
-    }
-  }
-  void start(std::function<void()> task) {
-    std::packaged_task<std::optional<Error>()> job([task = std::move(task)]() -> std::optional<Error> {
-      try {
-        task();
-      } catch (const Error& error) {
-        return error;
-      } catch (const std::exception& error) {  // nothing may leave a thread
-        return Error(ErrorKind::kIo, error.what());
-      }
-      return std::nullopt;
-    });
-    result_ = job.get_future();
-    thread_ = std::thread(std::move(job));
-  }
-  bool wait(std::chrono::milliseconds time) const {
-    return !result_.valid() || result_.wait_for(time) == std::future_status::ready;
-  }
-  /// Call when wait() has said true.
-  std::optional<Error> take() {
-    if (!thread_.joinable()) return std::nullopt;
-    thread_.join();
-    return result_.get();
-  }
-
- private:
-  std::thread thread_;
-  std::future<std::optional<Error>> result_;
-};
 
 }  // namespace
 
@@ -138,9 +95,7 @@ void Checkpointer::State::start_commit() {
 }
 
 bool Checkpointer::State::advance(std::chrono::milliseconds patience) {
-  Tensor busy = at::scalar_tensor(int64_t{!background.wait(patience)}, at::kLong);
-  groups.control->all_reduce(busy, Reduce::kSum);
-  if (busy.item<int64_t>() > 0) return false;
+  if (!all_ended(background, patience, *groups.control)) return false;
   end_phase();
   return true;
 }

@@ -13,11 +13,15 @@
 
 namespace hanok {
 
-/// Tokenizer, chat template and picture rules of the configured model. errors: kData, kConfig
+/// Tokenizer, chat template and picture rules of the configured model (read_model_folder first). The template is the
+/// tokenizer folder's, else the model folder's, unless data.chat_template names one. errors: kData, kConfig
 SampleEncoder make_encoder(const RunConfig& config);
+/// The picture rules alone: of model.path (else the tokenizer folder), with the model's patches and data.*_pixels.
+VisionPrep vision_prep_of(const RunConfig& config);
 
-/// Packs every dataset that is not packed yet (rank 0 of each host; the others wait), with a progress bar, and opens
-/// them all.
+/// Packs the datasets of the stages and of eval.set that are not packed yet, with a progress bar, and opens them. World
+/// rank 0 packs; then the first rank of every other host, which finds the files where the cache is shared. Collective.
+/// errors, on every rank: kData, kIo
 std::map<std::string, std::shared_ptr<const Dataset>> open_datasets(const RunConfig& config,
                                                                     const SampleEncoder& encoder,
                                                                     const Groups& groups);
@@ -26,8 +30,10 @@ struct StageData {
   std::vector<std::shared_ptr<const Dataset>> datasets;  // of the mixture, by name
   std::shared_ptr<const Sampler> sampler;
   Loader::Options options;
-  int64_t num_steps = 0;  // from steps, tokens or epochs
+  int64_t num_steps = 0;  // from steps, tokens (as the first steps hold them) or epochs
 };
+/// Names of the datasets that a stage learns from: its mixture, or else every dataset but eval.set.
+std::vector<std::string> mixture_of(const RunConfig& config, const StageConfig& stage);
 /// errors: kData if no sample fits into seq_len; too long ones are counted and named
 StageData make_stage_data(const RunConfig& config,
                           const StageConfig& stage,

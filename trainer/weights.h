@@ -4,6 +4,7 @@
 #include <string>
 
 #include "dataio/safetensors.h"
+#include "dataio/vision_prep.h"
 #include "model/vlm.h"
 
 namespace hanok {
@@ -11,19 +12,25 @@ namespace hanok {
 /// config.json of a model folder -> ModelConfig (path and tokenizer kept). errors: kConfig, kIo
 void read_model_folder(ModelConfig& config);
 /// Copies this rank's slices of every weight out of the folder, one tensor at a time (host memory: at most one tensor
-/// above the model's own share). errors: kCheckpoint listing missing and unexpected names; kShape naming tensor, got
-/// and expected shape
+/// above the model's own share). A head that shares the embedding may be stored too, if it is equal. errors:
+/// kCheckpoint listing missing and unexpected names; kShape naming tensor, got and expected shape
 void load_weights(Vlm& model, const std::string& folder);
 
 struct ExportOptions {
-  std::string source_folder;  // side files (tokenizer, templates, configs) are copied from here; may equal model.path
-  std::string tokenizer_folder;  // used for side files when source_folder is empty
-  std::string chat_template;     // Jinja text for folders written without one
-  int64_t max_shard_bytes = int64_t{5} << 30;
+  /// Folder that the model came from: its side files are copied as they are, its dtypes and tensors unknown to the
+  /// model are kept. It may be the target. Empty: trained from scratch, side files are made.
+  std::string source_folder;
+  /// Tokenizer that the model was trained with; its files take the place of the source's. Empty: the source's stay.
+  std::string tokenizer_folder;
+  /// Jinja text of the template that the model was trained with; a folder's own stays if it renders the same.
+  std::string chat_template;
+  VisionPrep vision;  // picture rules written when source_folder is empty
+  int64_t max_shard_bytes = 5'000'000'000;
 };
 /// Writes FOLDER.tmp in the Hugging Face layout (same names, dtype and sharding rule, side files), reopens it, compares
-/// every tensor bitwise with what was written, then renames over FOLDER. Called by every rank; ranks send their pieces
-/// to rank 0 one tensor at a time. errors: kIo (an existing FOLDER stays), kCheckpoint if the comparison fails
+/// every tensor bitwise with the model, then renames over FOLDER. Called by every rank; ranks send their pieces to
+/// world rank 0 one tensor at a time. errors, on every rank: kIo (an existing FOLDER stays; one that is no model folder
+/// is not replaced), kCheckpoint if the comparison fails
 void export_model(const Vlm& model, const std::string& folder, const ExportOptions& options);
 
 }  // namespace hanok

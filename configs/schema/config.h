@@ -245,7 +245,7 @@ struct StageConfig {
     v("name", self.name, "name of the stage, unique in the run");
     v("objective", self.objective, "what is minimised", one_of({"next_token"}));
     v("trainable", self.trainable, "globs of parameters that train; the others are frozen");
-    v("mixture", self.mixture, "share of samples by dataset; empty: every dataset by its size");
+    v("mixture", self.mixture, "share of samples by dataset; empty: every dataset but eval.set, by size");
     v("seq_len", self.seq_len, "tokens of a packed row", at_least(2));
     v("rows_per_step", self.rows_per_step, "packed rows of one optimizer step, over all ranks", at_least(1));
     v("rows_per_micro_batch",

@@ -1,0 +1,44 @@
+// Work beside the thread that communicates. Private to trainer/.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <future>
+#include <optional>
+#include <thread>
+
+#include "base/error.h"
+#include "parallel/comm.h"
+
+namespace hanok {
+
+/// A task in a thread of its own; its Error, if any, is the result.
+class Background {
+ public:
+  Background() = default;
+  /// Waits for the task, except when an error passes: then this process is about to end, and a long write must not hold
+  /// it up. So a task owns everything that it touches.
+  ~Background();
+  Background(const Background&) = delete;
+  Background& operator=(const Background&) = delete;
+  void start(std::function<void()> task);
+  /// Whether there is no task, or it ends within `patience`.
+  bool wait(std::chrono::milliseconds patience) const;
+  /// The result; call when wait() has said true.
+  std::optional<Error> take();
+
+ private:
+  std::thread thread_;
+  std::future<std::optional<Error>> result_;
+};
+
+/// Whether the tasks of all ranks have ended. Meets all ranks, so it comes back after `patience` or as soon as this
+/// rank's own task ends, whichever is first, and then waits for nobody's work. Collective.
+bool all_ended(const Background& own, std::chrono::milliseconds patience, Comm& control);
+
+/// Runs `task` (empty: none) on every rank in the background and returns when all have ended. However long one takes,
+/// the others meet it every few seconds: no wait exceeds the stall timeout. Collective. errors: the first failure, on
+/// every rank
+void run_apart(const std::function<void()>& task, Comm& control);
+
+}  // namespace hanok

@@ -1,0 +1,282 @@
+// Writing a Hugging Face folder: world rank 0 writes, and asks the other ranks for one tensor at a time.
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "dataio/tensor_store.h"
+#include "trainer/agree.h"
+#include "trainer/progress.h"
+#include "trainer/side_files.h"
+#include "trainer/weight_parts.h"
+#include "trainer/weights.h"
+
+namespace hanok {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Brings the pieces of one tensor from the ranks of tp to world rank 0. Ranks that only repeat weights stay silent.
+class Gatherer {
+ public:
+  Gatherer(const Vlm& model) : model_(model), parts_(weight_parts(model.params(), model.config())) {}
+  const std::vector<WeightPart>& parts() const { return parts_; }
+
+  /// World rank 0: the tensor in its Hugging Face shape, on the host.
+  Tensor fetch(size_t index) {
+    order(static_cast<int64_t>(index));
+    const auto& [param, part, our_shape] = parts_[index];
+    const Param& p = model_.params()[param];
+    const Groups& groups = model_.groups();
+    const Tensor out = at::empty(our_shape, p.value.options().device(at::kCPU));
+    for (int rank = 0; rank < groups.tp->size(); ++rank) {
+      for (const Overlap& overlap : overlaps(p.spec, part, rank, groups.tp->size(), true)) {
+        const Tensor to = part_view(out, overlap);
+        if (rank == groups.tp->rank()) {
+          to.copy_(local_view(p.value.detach(), part, overlap));
+        } else {
+          Tensor piece = at::empty(to.sizes(), to.options());
+          groups.control->recv(piece, groups.mesh.rank_at(0, 0, 0, rank));
+          to.copy_(piece);
+        }
+      }
+    }
+    return out.reshape(part.shape);
+  }
+  /// World rank 0: lets the others go.
+  void release() { order(kDone); }
+  /// The other ranks: sends what world rank 0 asks for, until it lets them go.
+  void serve() {
+    const Groups& groups = model_.groups();
+    const bool speaks = groups.at.dp == 0 && groups.at.cp == 0 && groups.at.pp == 0;
+    for (int64_t index = order(0); index != kDone; index = order(0)) {
+      if (!speaks) continue;
+      const auto& [param, part, our_shape] = parts_[index];
+      const Param& p = model_.params()[param];
+      for (const Overlap& overlap : overlaps(p.spec, part, groups.tp->rank(), groups.tp->size(), true))
+        groups.control->send(local_view(p.value.detach(), part, overlap).cpu().contiguous(), 0);
+    }
+  }
+
+ private:
+  static constexpr int64_t kDone = -1;
+  int64_t order(int64_t index) {
+    Tensor word = at::scalar_tensor(index, at::kLong);
+    model_.groups().control->broadcast(word, 0);
+    return word.item<int64_t>();
+  }
+  const Vlm& model_;
+  std::vector<WeightPart> parts_;
+};
+
+/// A tensor of the folder: one of the model's, or one of the source folder that the model does not know.
+struct Output {
+  TensorPlan plan;
+  std::optional<size_t> part;
+};
+
+std::vector<Output> plan_outputs(const Vlm& model, const std::vector<WeightPart>& parts, const WeightFolder* source) {
+  std::vector<Output> out;
+  std::set<std::string> planned;
+  const auto add = [&](const std::string& name, size_t index) {
+    const at::ScalarType own = model.params()[parts[index].param].value.scalar_type();
+    const at::ScalarType dtype = source != nullptr && source->contains(name) ? source->entry(name).dtype : own;
+    out.push_back({{name, dtype, parts[index].part.shape}, index});
+    planned.insert(name);
+  };
+  const TiedName tied = tied_name(model.params(), model.config());
+  for (size_t i = 0; i < parts.size(); ++i) {
+    add(parts[i].part.name, i);
+    if (source != nullptr && parts[i].part.name == tied.original && source->contains(tied.copy)) add(tied.copy, i);
+  }
+  if (source == nullptr) return out;
+  for (const std::string& name : source->names())
+    if (!planned.contains(name)) out.push_back({{name, source->entry(name).dtype, source->entry(name).shape}, {}});
+  return out;
+}
+
+using Shard = std::vector<const Output*>;
+
+/// Fills shards in order; a tensor above the limit gets one of its own.
+/// source: huggingface_hub split_state_dict_into_shards_factory
+std::vector<Shard> split(const std::vector<Output>& outputs, int64_t max_bytes) {
+  std::vector<Shard> shards;
+  Shard current;
+  int64_t current_bytes = 0;
+  for (const Output& output : outputs) {
+    const int64_t bytes = size_bytes(output.plan.dtype, output.plan.shape);
+    if (bytes > max_bytes) {
+      shards.push_back({&output});
+      continue;
+    }
+    if (current_bytes + bytes > max_bytes) {
+      shards.push_back(std::move(current));
+      current.clear();
+      current_bytes = 0;
+    }
+    current.push_back(&output);
+    current_bytes += bytes;
+  }
+  if (!current.empty()) shards.push_back(std::move(current));
+  return shards;
+}
+
+std::string shard_name(size_t index, size_t count) {
+  if (count == 1) return "model.safetensors";
+  char text[64];
+  std::snprintf(text, sizeof text, "model-%05zu-of-%05zu.safetensors", index + 1, count);
+  return text;
+}
+
+void require_success(const std::error_code& error, const char* action, const std::string& path) {
+  HANOK_REQUIRE(!error, kIo) << action << ": got '" << error.message() << "', expected success; " << path
+                             << "; check rights and space";
+}
+
+/// The work of world rank 0.
+class Writer {
+ public:
+  Writer(const Vlm& model, const std::string& folder, const ExportOptions& options, Gatherer& gatherer)
+      : model_(model), folder_(folder), temporary_(folder + ".tmp"), options_(options), gatherer_(gatherer) {
+    if (!options.source_folder.empty()) source_.emplace(options.source_folder);
+    outputs_ = plan_outputs(model, gatherer.parts(), source_ ? &*source_ : nullptr);
+  }
+  void run() {
+    std::error_code error;
+    const bool is_free =
+        !fs::exists(folder_, error) || fs::is_empty(folder_, error) || fs::exists(folder_ + "/config.json", error);
+    HANOK_REQUIRE(is_free, kIo) << "export: got a folder that holds something else, expected a model folder or none; "
+                                << folder_ << "; choose another path";
+    fs::remove_all(temporary_, error);
+    require_success(error, "remove", temporary_);
+    fs::create_directories(temporary_, error);
+    require_success(error, "create folder", temporary_);
+    write_weights();
+    write_side_files(temporary_, model_.config(), model_.params().at(0).value.scalar_type(), options_);
+    sync_path(temporary_);
+    compare();
+    replace();
+  }
+
+ private:
+  Tensor value(const Output& output) {
+    if (!output.part) return source_->view(output.plan.name);
+    return gatherer_.fetch(*output.part).to(output.plan.dtype);
+  }
+  void write_weights();
+  void compare();
+  void replace();
+
+  const Vlm& model_;
+  std::string folder_, temporary_;
+  const ExportOptions& options_;
+  Gatherer& gatherer_;
+  std::optional<WeightFolder> source_;
+  std::vector<Output> outputs_;
+};
+
+void Writer::write_weights() {
+  const std::vector<Shard> shards = split(outputs_, options_.max_shard_bytes);
+  Progress progress("writing weights", static_cast<int64_t>(outputs_.size()), "tensors");
+  int64_t written = 0, total_bytes = 0, total_elements = 0;
+  nlohmann::json weight_map = nlohmann::json::object();
+  for (size_t i = 0; i < shards.size(); ++i) {
+    Shard shard = shards[i];
+    std::stable_sort(shard.begin(), shard.end(), [](const Output* a, const Output* b) {
+      return c10::elementSize(a->plan.dtype) > c10::elementSize(b->plan.dtype);
+    });
+    std::vector<TensorPlan> plans;
+    std::map<std::string, const Output*> by_name;
+    const std::string file = shard_name(i, shards.size());
+    for (const Output* output : shard) {
+      plans.push_back(output->plan);
+      by_name[output->plan.name] = output;
+      weight_map[output->plan.name] = file;
+      const int64_t bytes = size_bytes(output->plan.dtype, output->plan.shape);
+      total_bytes += bytes;
+      total_elements += bytes / static_cast<int64_t>(c10::elementSize(output->plan.dtype));
+    }
+    write_safetensors(temporary_ + "/" + file, plans, {{"format", "pt"}}, [&](const std::string& name) {
+      progress.update(++written);
+      return value(*by_name.at(name));
+    });
+  }
+  if (shards.size() == 1) return;
+  const nlohmann::json index = {{"metadata", {{"total_parameters", total_elements}, {"total_size", total_bytes}}},
+                                {"weight_map", weight_map}};
+  write_file_atomically(temporary_ + "/model.safetensors.index.json", index.dump(2) + "\n");
+}
+
+void Writer::compare() {
+  const WeightFolder written(temporary_);
+  Progress progress("comparing weights", static_cast<int64_t>(outputs_.size()), "tensors");
+  int64_t compared = 0;
+  for (const Output& output : outputs_) {
+    const TensorEntry& entry = written.entry(output.plan.name);
+    const Tensor expected = value(output).contiguous(), got = written.view(output.plan.name);
+    const bool is_same = entry.dtype == output.plan.dtype && entry.shape == output.plan.shape &&
+                         std::memcmp(got.const_data_ptr(), expected.const_data_ptr(), expected.nbytes()) == 0;
+    HANOK_REQUIRE(is_same, kCheckpoint) << "export: got other bytes back than were written for " << output.plan.name
+                                        << ", expected the same; " << temporary_ << "; check the disk and try again";
+    written.forget(output.plan.name);
+    progress.update(++compared);
+  }
+}
+
+void Writer::replace() {
+  std::error_code error;
+  if (fs::exists(folder_, error)) {
+    // Exchanged in one step where the file system can: the old or the new folder is there at any time.
+    if (::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, folder_.c_str(), RENAME_EXCHANGE) == 0) {
+      fs::remove_all(temporary_, error);
+      return require_success(error, "remove", temporary_);
+    }
+    const std::string old = folder_ + ".old.tmp";
+    fs::remove_all(old, error);
+    fs::rename(folder_, old, error);
+    require_success(error, "rename", folder_);
+    fs::rename(temporary_, folder_, error);
+    require_success(error, "rename", temporary_);
+    fs::remove_all(old, error);
+    return require_success(error, "remove", old);
+  }
+  fs::rename(temporary_, folder_, error);
+  require_success(error, "rename", temporary_);
+  const std::string parent = fs::path(folder_).parent_path().string();
+  sync_path(parent.empty() ? "." : parent);
+}
+
+}  // namespace
+
+void export_model(const Vlm& model, const std::string& folder, const ExportOptions& options) {
+  const at::NoGradGuard no_grad;
+  std::string path = folder;
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  Gatherer gatherer(model);
+  std::optional<Error> failure;
+  if (model.groups().rank != 0) {
+    gatherer.serve();
+  } else {
+    try {
+      Writer(model, path, options, gatherer).run();
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kComm) throw;  // nobody answers any more
+      failure = error;
+      std::error_code ignored;
+      fs::remove_all(path + ".tmp", ignored);
+    }
+    gatherer.release();
+  }
+  if (const auto first = first_failure(failure, *model.groups().control)) throw *first;
+  HANOK_LOG_RANK0(INFO) << "model folder " << path << " is written and compared";
+}
+
+}  // namespace hanok

@@ -1,0 +1,77 @@
+#include "trainer/weight_parts.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace hanok {
+namespace {
+
+int64_t count(const std::vector<int64_t>& shape) {
+  int64_t out = 1;
+  for (const int64_t size : shape) out *= size;
+  return out;
+}
+
+}  // namespace
+
+std::vector<WeightPart> weight_parts(const ParamTable& params, const ModelConfig& config) {
+  const NameMap& map = name_map_of(config.family);
+  std::vector<WeightPart> out;
+  for (size_t i = 0; i < params.size(); ++i) {
+    for (HfPart& part : map.parts(params[i].spec, config)) {
+      std::vector<int64_t> shape = params[i].spec.shape;
+      shape[part.dim] = part.size;
+      HANOK_REQUIRE(count(shape) == count(part.shape), kShape)
+          << part.name << ": got shape " << part.shape << ", expected as many elements as " << shape << " of "
+          << params[i].spec.name << "; name map of " << config.family;
+      out.push_back({static_cast<int>(i), std::move(part), std::move(shape)});
+    }
+  }
+  return out;
+}
+
+TiedName tied_name(const ParamTable& params, const ModelConfig& config) {
+  if (!config.decoder.tied) return {};
+  const auto embed =
+      std::find_if(params.begin(), params.end(), [](const Param& p) { return p.spec.name == "decoder.embed.weight"; });
+  if (embed == params.end()) return {};
+  ModelConfig untied = config;
+  untied.decoder.tied = false;
+  ParamSpec head = embed->spec;
+  head.name = "decoder.head.weight";
+  const NameMap& map = name_map_of(config.family);
+  return {map.parts(head, untied).at(0).name, map.parts(embed->spec, config).at(0).name};
+}
+
+std::vector<Overlap> overlaps(const ParamSpec& spec, const HfPart& part, int index, int parts, bool only_spoken) {
+  if (spec.cut_dim < 0) {
+    if (only_spoken && index > 0) return {};
+    return {{.dim = part.dim, .in_local = part.begin, .size = part.size}};
+  }
+  std::vector<Overlap> out;
+  for (const LocalRange& range : local_ranges(spec, index, parts)) {
+    if (only_spoken && range.replica_index != 0) continue;
+    Overlap overlap{spec.cut_dim, range.global_begin, range.local_begin, range.size};
+    if (spec.cut_dim == part.dim) {
+      const int64_t first = std::max(range.global_begin, part.begin);
+      const int64_t last = std::min(range.global_begin + range.size, part.begin + part.size);
+      if (first >= last) continue;
+      overlap = {spec.cut_dim, first - part.begin, range.local_begin + first - range.global_begin, last - first};
+    }
+    out.push_back(overlap);
+  }
+  return out;
+}
+
+Tensor local_view(const Tensor& local, const HfPart& part, const Overlap& overlap) {
+  const bool is_cut_elsewhere = overlap.dim != part.dim;
+  const Tensor stretch = is_cut_elsewhere ? local.narrow(part.dim, part.begin, part.size) : local;
+  return stretch.narrow(overlap.dim, overlap.in_local, overlap.size);
+}
+
+Tensor part_view(const Tensor& stretch, const Overlap& overlap) {
+  return stretch.narrow(overlap.dim, overlap.in_part, overlap.size);
+}
+
+}  // namespace hanok

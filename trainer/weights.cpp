@@ -1,0 +1,70 @@
+// Reading a Hugging Face folder.
+#include "trainer/weights.h"
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "trainer/progress.h"
+#include "trainer/side_files.h"
+#include "trainer/weight_parts.h"
+
+namespace hanok {
+namespace {
+
+/// A stored head of a tied model must say what the embedding says: one of the two would be lost otherwise.
+void check_tied_copy(const WeightFolder& weights, const TiedName& tied, const std::string& folder) {
+  const Tensor copy = weights.view(tied.copy), original = weights.view(tied.original);
+  HANOK_REQUIRE(copy.sizes() == original.sizes() && at::equal(copy, original), kCheckpoint)
+      << tied.copy << ": got values other than those of " << tied.original
+      << ", expected the same, for config.json says tie_word_embeddings; " << folder
+      << "; say tie_word_embeddings: false, or remove the tensor";
+  weights.forget(tied.copy);
+  weights.forget(tied.original);
+}
+
+}  // namespace
+
+void read_model_folder(ModelConfig& config) {
+  read_hf_config(read_json_file(config.path + "/config.json"), config);
+}
+
+void load_weights(Vlm& model, const std::string& folder) {
+  const at::NoGradGuard no_grad;
+  const ModelConfig& config = model.config();
+  ParamTable& params = model.params();
+  const WeightFolder weights(folder);
+  const TiedName tied = tied_name(params, config);
+  const auto names = weights.names();
+  std::set<std::string> present(names.begin(), names.end());
+  if (present.erase(tied.copy) > 0 && model.groups().rank == 0) check_tied_copy(weights, tied, folder);
+  std::vector<ParamSpec> specs;
+  for (const Param& param : params) specs.push_back(param.spec);
+  name_map_of(config.family).check_complete(specs, config, present);
+
+  const std::vector<WeightPart> parts = weight_parts(params, config);
+  const Comm& tp = *model.groups().tp;
+  Progress progress("reading weights", static_cast<int64_t>(parts.size()), "tensors");
+  std::set<at::ScalarType> rounded;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const auto& [index, part, our_shape] = parts[i];
+    Param& param = params[index];
+    const TensorEntry& entry = weights.entry(part.name);
+    HANOK_REQUIRE(entry.shape == part.shape, kShape)
+        << part.name << ": got shape " << entry.shape << ", expected " << part.shape << "; " << folder
+        << "; config.json and weights are of different models";
+    if (c10::elementSize(entry.dtype) > c10::elementSize(param.value.scalar_type())) rounded.insert(entry.dtype);
+    const Tensor stored = weights.view(part.name).reshape(our_shape);
+    for (const Overlap& overlap : overlaps(param.spec, part, tp.rank(), tp.size(), false))
+      local_view(param.value, part, overlap).copy_(part_view(stored, overlap));
+    weights.forget(part.name);
+    progress.update(static_cast<int64_t>(i) + 1);
+  }
+  for (const at::ScalarType dtype : rounded) {
+    HANOK_LOG_RANK0(INFO) << "weights of " << folder << " are " << c10::toString(dtype) << "; the model rounds them to "
+                          << c10::toString(params[0].value.scalar_type()) << " (model.dtype)";
+  }
+}
+
+}  // namespace hanok
