@@ -237,23 +237,23 @@ void GradSync::State::find_tp_sums(const ParamTable& params) {
 }
 
 void GradSync::State::find_counted(const ParamTable& params) {
-  int last_param = -1;
+  int64_t joins_at = -1;  // a stretch that begins here continues the last one
   for (const ShardPiece& piece : pieces) {
     const Tensor& value = values[piece.param];
+    const int64_t piece_end = piece.local_begin + piece.size;
     for (const Stretch& stretch : counted_stretches(params[piece.param].spec, groups, value.numel())) {
       const int64_t first = std::max(stretch.begin, piece.local_begin);
-      const int64_t last = std::min(stretch.begin + stretch.size, piece.local_begin + piece.size);
+      const int64_t last = std::min(stretch.begin + stretch.size, piece_end);
       if (first >= last) continue;
-      const Stretch next{piece.shard_begin + first - piece.local_begin, last - first};
-      // Between the end of one parameter and the next multiple of 32 lie zeros: they may be counted, and long stretches
-      // are few.
-      const int64_t end = counted.empty() ? -1 : counted.back().begin + counted.back().size;
-      if (end == next.begin || (end >= 0 && last_param != piece.param && aligned(end) == next.begin)) {
-        counted.back().size = next.begin + next.size - counted.back().begin;
+      const int64_t begin = piece.shard_begin + first - piece.local_begin, end = begin + last - first;
+      if (begin == joins_at) {
+        counted.back().size = end - counted.back().begin;
       } else {
-        counted.push_back(next);
+        counted.push_back({begin, end - begin});
       }
-      last_param = piece.param;
+      // Zeros fill the space from a parameter to the next multiple of 32: they may be counted, so that stretches are
+      // few and long.
+      joins_at = last == piece_end ? aligned(end) : end;
     }
   }
 }
