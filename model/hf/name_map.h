@@ -1,8 +1,6 @@
 // Hugging Face tensor names <-> ours, as a table of four verbs that reads both ways.
 #pragma once
 
-#include <functional>
-#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <set>
 #include <string>
@@ -16,24 +14,31 @@ namespace hanok {
 /// A stretch of one of our global tensors (along `dim`) that is one HF tensor, reshaped if need be.
 struct HfPart {
   std::string name;             // HF tensor
-  std::vector<int64_t> shape;   // HF shape
+  std::vector<int64_t> shape;   // HF shape; the same elements in the same row-major order as the stretch
   int dim = 0;                  // of ours, along which parts are laid end to end
   int64_t begin = 0, size = 0;  // of ours, along dim
 };
+
+/// Shape of the HF tensor where it is not that of the stretch.
+using HfShape = std::vector<int64_t> (*)(const ModelConfig&);
 
 /// Pattern rows; '*' is a layer index, the same on both sides.
 struct NameRow {
   enum class Verb { kCopy, kFuse, kStack, kTied } verb;
   std::string ours;
   std::vector<std::string> theirs;
+  HfShape shape = nullptr;
 };
-NameRow copy(std::string ours, std::string theirs);               // same tensor; the HF shape may differ (patch_embed)
-NameRow fuse(std::string ours, std::vector<std::string> theirs);  // segments of ParamSpec, in order
-NameRow stack(std::string ours, std::string theirs);              // '#' = expert index
-NameRow tied(std::string ours_absent, std::string ours);          // head shares the embedding: nothing stored
+NameRow copy(std::string ours, std::string theirs);                     // the same tensor
+NameRow reshaped(std::string ours, std::string theirs, HfShape shape);  // the same values in another shape
+NameRow fuse(std::string ours, std::vector<std::string> theirs);        // segments of ParamSpec, in order
+NameRow stack(std::string ours, std::string theirs);                    // '#' = expert index, dim 0 of ours
+NameRow tied(std::string ours_absent,
+             std::string ours);  // where the head shares the embedding, a stored head is ignored
 
 class NameMap {
  public:
+  /// `ignored`: globs of HF names that are no weights.
   NameMap(std::vector<NameRow> rows, std::vector<std::string> ignored)
       : rows_(std::move(rows)), ignored_(std::move(ignored)) {}
   /// The HF tensors that make up one of our parameters, in order. errors: kCheckpoint if no row matches
@@ -51,7 +56,8 @@ class NameMap {
 /// errors: kConfig listing the known families
 const NameMap& name_map_of(const std::string& family);
 
-/// config.json (either dialect) -> model numbers, and back. `path`, `tokenizer` and `dtype` are left alone.
+/// config.json (either dialect: rope_scaling + rope_theta, or rope_parameters) -> model numbers, and back. `path`,
+/// `tokenizer` and `dtype` are left alone. Written: both, so that transformers 4 and 5 read it.
 /// errors: kConfig naming architecture or key: got, expected
 void read_hf_config(const nlohmann::json& hf, ModelConfig& config);
 nlohmann::json write_hf_config(const ModelConfig& config, const std::string& dtype);

@@ -138,13 +138,14 @@ const T* data_or_null(const Tensor& tensor) {
 struct QkRopeFunction : torch::autograd::Function<QkRopeFunction> {
   static Tensor forward(torch::autograd::AutogradContext* ctx,
                         const Tensor& qkv_in,
-                        const Tensor& q_weight,
-                        const Tensor& k_weight,
+                        const std::optional<Tensor>& q_weight_in,
+                        const std::optional<Tensor>& k_weight_in,
                         const Tensor& cos,
                         const Tensor& sin,
                         Sizes sizes,
                         double eps) {
     const Tensor qkv = qkv_in.contiguous();
+    const Tensor q_weight = q_weight_in.value_or(Tensor()), k_weight = k_weight_in.value_or(Tensor());
     const int64_t rows = qkv.size(0);
     Tensor y = at::empty_like(qkv);
     Tensor rstd;
@@ -253,10 +254,11 @@ Tensor qk_rope(const Tensor& qkv_TX, const QkRope& how) {
   HANOK_REQUIRE(how.cos_TR.size(0) == qkv_TX.size(0) && how.cos_TR.size(1) == width / 2, kShape)
       << "qk_rope: got a table of " << how.cos_TR.sizes() << ", expected [" << qkv_TX.size(0) << ", " << width / 2
       << "]";
+  const auto optional = [](const Tensor& x) { return x.defined() ? std::optional<Tensor>(x) : std::nullopt; };
   if (qkv_TX.is_cpu())
     return QkRopeFunction::apply(qkv_TX,
-                                 how.q_weight_H,
-                                 how.k_weight_H,
+                                 optional(how.q_weight_H),
+                                 optional(how.k_weight_H),
                                  how.cos_TR.contiguous(),
                                  how.sin_TR.contiguous(),
                                  Sizes{how.num_heads, how.num_kv_heads, width},

@@ -1,0 +1,169 @@
+#include "model/hf/name_map.h"
+
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "base/error.h"
+#include "model/hf/qwen3_vl.h"
+#include "parallel/plan.h"
+
+namespace hanok {
+namespace {
+
+struct Family {
+  const char* name;
+  const char* model_type;
+  const NameMap& (*names)();
+  void (*read)(const nlohmann::json&, ModelConfig&);
+  nlohmann::json (*write)(const ModelConfig&, const std::string&);
+};
+constexpr Family kFamilies[] = {
+    {"qwen3_vl", "qwen3_vl", &qwen3_vl_names, &read_qwen3_vl_config, &write_qwen3_vl_config}};
+
+const Family& family_of(const std::string& name) {
+  std::vector<std::string> known;
+  for (const Family& family : kFamilies) {
+    if (name == family.name) return family;
+    known.push_back(family.name);
+  }
+  HANOK_FAIL(kConfig) << "model.family: got " << name << ", expected one of " << known;
+}
+
+/// What '*' stands for when `name` has the form of `pattern` (an index; empty without a star), or nothing.
+std::optional<std::string> match(const std::string& pattern, const std::string& name) {
+  const size_t star = pattern.find('*');
+  if (star == std::string::npos) return pattern == name ? std::optional<std::string>("") : std::nullopt;
+  const size_t tail = pattern.size() - star - 1;
+  if (name.size() <= star + tail || name.compare(0, star, pattern, 0, star) != 0 ||
+      name.compare(name.size() - tail, tail, pattern, star + 1, tail) != 0)
+    return std::nullopt;
+  std::string index = name.substr(star, name.size() - star - tail);
+  const bool digits = index.find_first_not_of("0123456789") == std::string::npos;
+  return digits ? std::optional<std::string>(std::move(index)) : std::nullopt;
+}
+
+std::string replace(std::string text, char what, const std::string& with) {
+  const size_t at = text.find(what);
+  return at == std::string::npos ? text : text.replace(at, 1, with);
+}
+
+/// "2 (a, b)", at most ten of them.
+std::string listed(const std::vector<std::string>& names) {
+  constexpr size_t kMost = 10;
+  std::string text = concat(names.size(), " (");
+  for (size_t i = 0; i < std::min(names.size(), kMost); ++i) text += (i ? ", " : "") + names[i];
+  return text + (names.size() > kMost ? ", ...)" : ")");
+}
+
+}  // namespace
+
+NameRow copy(std::string ours, std::string theirs) {
+  return {NameRow::Verb::kCopy, std::move(ours), {std::move(theirs)}};
+}
+NameRow reshaped(std::string ours, std::string theirs, HfShape shape) {
+  return {NameRow::Verb::kCopy, std::move(ours), {std::move(theirs)}, shape};
+}
+NameRow fuse(std::string ours, std::vector<std::string> theirs) {
+  return {NameRow::Verb::kFuse, std::move(ours), std::move(theirs)};
+}
+NameRow stack(std::string ours, std::string theirs) {
+  return {NameRow::Verb::kStack, std::move(ours), {std::move(theirs)}};
+}
+NameRow tied(std::string ours_absent, std::string ours) {
+  return {NameRow::Verb::kTied, std::move(ours_absent), {std::move(ours)}};
+}
+
+std::vector<HfPart> NameMap::parts(const ParamSpec& spec, const ModelConfig& config) const {
+  for (const NameRow& row : rows_) {
+    if (row.verb == NameRow::Verb::kTied) continue;
+    const auto index = match(row.ours, spec.name);
+    if (!index) continue;
+    std::vector<HfPart> parts;
+    switch (row.verb) {
+      case NameRow::Verb::kTied:
+      case NameRow::Verb::kCopy:
+        parts.push_back({.name = replace(row.theirs[0], '*', *index),
+                         .shape = row.shape ? row.shape(config) : spec.shape,
+                         .size = spec.shape.at(0)});
+        break;
+      case NameRow::Verb::kFuse: {
+        HANOK_REQUIRE(spec.segments.size() == row.theirs.size(), kCheckpoint)
+            << spec.name << ": got " << spec.segments.size() << " segments, expected " << row.theirs.size()
+            << "; name map; correct the layer that declares it";
+        int64_t begin = 0;
+        for (size_t i = 0; i < row.theirs.size(); ++i) {
+          std::vector<int64_t> shape = spec.shape;
+          shape[0] = spec.segments[i].size;
+          parts.push_back(
+              {.name = replace(row.theirs[i], '*', *index), .shape = shape, .begin = begin, .size = shape[0]});
+          begin += shape[0];
+        }
+        break;
+      }
+      case NameRow::Verb::kStack:
+        for (int64_t expert = 0; expert < spec.shape.at(0); ++expert)
+          parts.push_back({.name = replace(replace(row.theirs[0], '*', *index), '#', std::to_string(expert)),
+                           .shape = {spec.shape.begin() + 1, spec.shape.end()},
+                           .begin = expert,
+                           .size = 1});
+        break;
+    }
+    return parts;
+  }
+  HANOK_FAIL(kCheckpoint) << "parameter " << spec.name << ": got no row for it, expected one; name map of family "
+                          << config.family << "; add it to model/hf/";
+}
+
+void NameMap::check_complete(const std::vector<ParamSpec>& specs,
+                             const ModelConfig& config,
+                             const std::set<std::string>& hf_names) const {
+  std::set<std::string> expected, ours;
+  for (const ParamSpec& spec : specs) {
+    ours.insert(spec.name);
+    for (const HfPart& part : parts(spec, config)) expected.insert(part.name);
+  }
+  std::set<std::string> allowed;  // a stored copy of a tied weight
+  for (const NameRow& row : rows_)
+    if (row.verb == NameRow::Verb::kTied && !ours.count(row.ours))
+      for (const NameRow& other : rows_)
+        if (other.verb == NameRow::Verb::kCopy && other.ours == row.ours) allowed.insert(other.theirs[0]);
+  const auto is_ignored = [&](const std::string& name) {
+    for (const std::string& glob : ignored_)
+      if (glob_match(glob, name)) return true;
+    return allowed.count(name) > 0;
+  };
+  std::vector<std::string> missing, unexpected;
+  for (const std::string& name : expected)
+    if (!hf_names.count(name)) missing.push_back(name);
+  for (const std::string& name : hf_names)
+    if (!expected.count(name) && !is_ignored(name)) unexpected.push_back(name);
+  HANOK_REQUIRE(missing.empty() && unexpected.empty(), kCheckpoint)
+      << "weights: got " << listed(unexpected) << " that the model does not have, and miss " << listed(missing)
+      << ", expected exactly the model's; Hugging Face folder; check that config.json belongs to these files";
+}
+
+const NameMap& name_map_of(const std::string& family) {
+  return family_of(family).names();
+}
+
+void read_hf_config(const nlohmann::json& hf, ModelConfig& config) {
+  HANOK_REQUIRE(hf.is_object() && hf.contains("model_type") && hf["model_type"].is_string(), kConfig)
+      << "model_type: got none, expected a Hugging Face config; config.json";
+  const auto model_type = hf["model_type"].get<std::string>();
+  std::vector<std::string> known;
+  for (const Family& family : kFamilies) {
+    if (model_type == family.model_type) {
+      config.family = family.name;
+      return family.read(hf, config);
+    }
+    known.push_back(family.model_type);
+  }
+  HANOK_FAIL(kConfig) << "model_type: got " << model_type << ", expected one of " << known
+                      << "; config.json; this version trains no other architecture";
+}
+
+nlohmann::json write_hf_config(const ModelConfig& config, const std::string& dtype) {
+  return family_of(config.family).write(config, dtype);
+}
+
+}  // namespace hanok

@@ -1,0 +1,103 @@
+// Runs our model on what tests/oracle/model.py wrote: weights by their Hugging Face names and one packed row.
+//   model_probe run FOLDER...          config.json + case.safetensors -> result.safetensors (y, logits, nll, loss,
+//   gradients) model_probe count SHAPE.yaml...    number of parameters, one a line
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "configs/schema/read.h"
+#include "dataio/safetensors.h"
+#include "model/hf/name_map.h"
+#include "model/loss/cross_entropy.h"
+#include "model/vlm.h"
+
+namespace hanok {
+namespace {
+
+constexpr char kWeightPrefix[] = "weight/";
+
+void load_weights(Vlm& model, const SafetensorsFile& file) {
+  const NameMap& map = name_map_of(model.config().family);
+  std::vector<ParamSpec> specs;
+  for (const Param& param : model.params()) specs.push_back(param.spec);
+  std::set<std::string> names;
+  for (const auto& [name, entry] : file.header().tensors)
+    if (name.rfind(kWeightPrefix, 0) == 0) names.insert(name.substr(sizeof kWeightPrefix - 1));
+  map.check_complete(specs, model.config(), names);
+  at::NoGradGuard no_grad;
+  for (Param& param : model.params())
+    for (const HfPart& part : map.parts(param.spec, model.config())) {
+      const Tensor theirs = file.view(kWeightPrefix + part.name);
+      HANOK_REQUIRE(theirs.sizes() == at::IntArrayRef(part.shape), kCheckpoint)
+          << part.name << ": got " << theirs.sizes() << ", expected " << part.shape;
+      Tensor ours = param.value.narrow(part.dim, part.begin, part.size);
+      ours.copy_(theirs.reshape(ours.sizes()));
+    }
+}
+
+void run(const std::string& folder) {
+  std::ifstream json(folder + "/config.json");
+  const nlohmann::json settings = nlohmann::json::parse(json);
+  ModelConfig config;
+  read_hf_config(settings["model"], config);
+  const at::ScalarType dtype = settings["dtype"] == "bfloat16" ? at::kBFloat16 : at::kFloat;
+  const SafetensorsFile file(folder + "/case.safetensors");
+  Vlm model(config, make_single_groups(), dtype, at::kCPU);
+  load_weights(model, file);
+  model.set_recompute({.every = settings["recompute_every"].get<int64_t>()});
+  const ModelInput input{.tokens_T = file.view("tokens"),
+                         .position_3T = file.view("position"),
+                         .row_starts = file.view("row_starts"),
+                         .pixels_PC = file.view("pixels"),
+                         .grid_I3 = file.view("grid"),
+                         .vision_index_M = file.view("vision_index")};
+  const Tensor targets = file.view("targets"), weights = file.view("label_weights");
+  const ModelOutput output = model.forward(input);
+  const Tensor nll =
+      linear_cross_entropy(output.y_TD, model.head_weight_VD(), model.vocab_begin(), targets, model.groups());
+  const Tensor loss = (nll * weights).sum();
+  loss.backward();
+  std::map<std::string, Tensor> results;
+  results["loss"] = loss.detach().view({1});
+  results["nll"] = nll.detach();
+  results["logits"] = at::mm(output.y_TD.detach(), model.head_weight_VD().detach().t());
+  for (Param& param : model.params()) {
+    if (!param.value.grad().defined()) continue;
+    for (const HfPart& part : name_map_of(config.family).parts(param.spec, config))
+      results["grad/" + part.name] =
+          param.value.grad().narrow(part.dim, part.begin, part.size).reshape(part.shape).contiguous();
+  }
+  std::vector<TensorPlan> plan;
+  for (const auto& [name, tensor] : results) plan.push_back({name, tensor.scalar_type(), tensor.sizes().vec()});
+  write_safetensors(
+      folder + "/result.safetensors", plan, {}, [&](const std::string& name) { return results.at(name); });
+}
+
+void count(const std::string& shape) {
+  const Vlm model(read_model_config(shape), make_single_groups(), at::kBFloat16, at::kMeta);
+  int64_t total = 0;
+  for (const Param& param : model.params()) total += param.value.numel();
+  std::printf("%lld\n", static_cast<long long>(total));
+}
+
+}  // namespace
+}  // namespace hanok
+
+int main(int argc, char** argv) {
+  try {
+    const std::string verb = argc > 1 ? argv[1] : "";
+    for (int i = 2; i < argc; ++i) {
+      if (verb == "run") hanok::run(argv[i]);
+      if (verb == "count") hanok::count(argv[i]);
+    }
+    return 0;
+  } catch (const hanok::Error& error) {
+    std::cerr << error.what() << "\n";
+    return 1;
+  }
+}
