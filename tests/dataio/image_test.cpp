@@ -184,6 +184,9 @@ TEST(Image, TruncatedFilesAreRefusedAtEveryLength) {
   }
   const File jpeg = one_of_each()[0];
   expect_contains(message_of(File(jpeg.begin(), jpeg.end() - 400)), "truncated JPEG");
+  File webp = one_of_each()[3];
+  webp[4] += 2;  // the container claims a chunk behind the pixels
+  expect_contains(message_of(webp), "truncated");
 }
 
 TEST(Image, LimitsHoldBeforeAnythingIsDecoded) {

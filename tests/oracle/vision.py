@@ -266,7 +266,7 @@ def print_speed(oracle):
             job = {"kind": "bench", "paths": [str(p) for p in paths], "threads": threads, "repeats": 3, "folder": folder}
             ours = oracle.run([job])[0]["images_per_s"]
             print(f"speed: {suffix}, {threads} thread{'s' * (threads > 1)}: {ours:.1f} images/s,"
-                  f" transformers {best:.1f} images/s, ratio {ours / best:.2f}")
+                  f" transformers with as many intra-op threads {best:.1f}, ratio {ours / best:.2f}")
 
 
 def main():
