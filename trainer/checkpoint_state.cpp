@@ -2,7 +2,6 @@
 
 #include <torch/version.h>
 
-#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -13,43 +12,23 @@ namespace {
 
 using Json = nlohmann::json;
 
-/// JSON knows no NaN ("no metric yet"): null stands for it.
-Json number(double value) {
-  return std::isfinite(value) ? Json(value) : Json(nullptr);
-}
-double number_from(const Json& json) {
-  return json.is_null() ? std::numeric_limits<double>::quiet_NaN() : json.get<double>();
-}
-
-Json to_json(const TrainState& s) {
-  return {{"stage", s.stage},
-          {"step", s.step},
-          {"num_steps", s.num_steps},
-          {"cursor", {{"step", s.cursor.step}, {"window", s.cursor.window}, {"row", s.cursor.row}}},
-          {"optimizer_steps", s.optimizer_steps},
-          {"tokens", s.tokens},
-          {"skipped_steps", s.skipped_steps},
-          {"skipped_in_a_row", s.skipped_in_a_row},
-          {"best_metric", number(s.best_metric)},
-          {"best_step", s.best_step},
-          {"evals_without_gain", s.evals_without_gain}};
+Json to_json(const TrainState& state) {
+  Json out;
+  TrainState::fields(state, [&](const char* name, const auto& value) { out[name] = value; });  // NaN is written as null
+  return out;
 }
 
 TrainState train_from(const Json& json) {
-  const Json& cursor = json.at("cursor");
-  return {.stage = json.at("stage").get<int>(),
-          .step = json.at("step").get<int64_t>(),
-          .num_steps = json.at("num_steps").get<int64_t>(),
-          .cursor = {.step = cursor.at("step").get<int64_t>(),
-                     .window = cursor.at("window").get<int64_t>(),
-                     .row = cursor.at("row").get<int64_t>()},
-          .optimizer_steps = json.at("optimizer_steps").get<int64_t>(),
-          .tokens = json.at("tokens").get<double>(),
-          .skipped_steps = json.at("skipped_steps").get<int64_t>(),
-          .skipped_in_a_row = json.at("skipped_in_a_row").get<int64_t>(),
-          .best_metric = number_from(json.at("best_metric")),
-          .best_step = json.at("best_step").get<int64_t>(),
-          .evals_without_gain = json.at("evals_without_gain").get<int64_t>()};
+  TrainState state;
+  TrainState::fields(state, [&](const char* name, auto& value) {
+    const Json& stored = json.at(name);
+    if constexpr (std::is_same_v<decltype(value), double&>) {
+      value = stored.is_null() ? std::numeric_limits<double>::quiet_NaN() : stored.template get<double>();
+    } else {
+      value = stored.template get<std::decay_t<decltype(value)>>();
+    }
+  });
+  return state;
 }
 
 }  // namespace

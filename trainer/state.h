@@ -23,6 +23,26 @@ struct TrainState {
   int64_t evals_without_gain = 0;
   int64_t evaluated_step = -1;  // newest step that was judged on held-out data
   std::string data_key;         // content of the stage's datasets; a resumed run must see the same
+
+  /// What a checkpoint keeps: written and read by one list.
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("stage", self.stage);
+    v("step", self.step);
+    v("num_steps", self.num_steps);
+    v("cursor_step", self.cursor.step);
+    v("cursor_window", self.cursor.window);
+    v("cursor_row", self.cursor.row);
+    v("optimizer_steps", self.optimizer_steps);
+    v("tokens", self.tokens);
+    v("skipped_steps", self.skipped_steps);
+    v("skipped_in_a_row", self.skipped_in_a_row);
+    v("best_metric", self.best_metric);
+    v("best_step", self.best_step);
+    v("evals_without_gain", self.evals_without_gain);
+    v("evaluated_step", self.evaluated_step);
+    v("data_key", self.data_key);
+  }
 };
 
 }  // namespace hanok
