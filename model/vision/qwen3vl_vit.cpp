@@ -83,8 +83,11 @@ class Qwen3VlVit : public Tower {
       const Block& block = blocks_[i];
       const auto run = [&block, rope, frames](const Tensor& x) { return block.forward(x, rope, frames); };
       x_PW = is_recomputed(i, recompute_every) ? recompute(run, x_PW, block.weights()) : run(x_PW);
-      for (size_t tap = 0; tap < config_.taps.size(); ++tap)
-        if (config_.taps[tap] == static_cast<int64_t>(i)) output.taps_PW[tap] = x_PW;
+      for (size_t tap = 0; tap < config_.taps.size(); ++tap) {
+        if (config_.taps[tap] != static_cast<int64_t>(i)) continue;
+        output.taps_PW[tap] = x_PW;
+        x_PW = x_PW.view_as(x_PW);  // gradients meet here in the same order whether the next block is recomputed or not
+      }
     }
     output.features_PW = x_PW;
     return output;
