@@ -1,0 +1,338 @@
+#include "trainer/weights.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/error.h"
+#include "dataio/tensor_store.h"
+#include "model/hf/name_map.h"
+#include "tests/dataio/temp_folder.h"
+#include "tests/model/tiny.h"
+#include "trainer/weight_parts.h"
+
+namespace hanok {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+struct Layout {
+  int tp = 1, dp = 1;
+  bool sequence = false;
+};
+
+/// Runs `body` on every rank of a layout, as threads.
+void on_layout(const Layout& layout, const std::function<void(const Groups&)>& body) {
+  const Mesh mesh(MeshShape{.dp = layout.dp, .tp = layout.tp});
+  run_on_threads(
+      mesh.world(), [&](World& world) { body(make_groups(world, mesh, layout.sequence)); }, 60);
+}
+
+ModelConfig config_of(bool tied) {
+  ModelConfig config = tiny_config();
+  config.decoder.tied = tied;
+  return config;
+}
+
+/// A folder of a randomly initialised model, written by one rank.
+void write_folder(const std::string& folder,
+                  const ModelConfig& config,
+                  at::ScalarType dtype,
+                  const ExportOptions& options = {}) {
+  const Groups groups = make_single_groups();
+  Vlm model(config, groups, dtype, at::kCPU);
+  randomise(model, 7);
+  export_model(model, folder, options);
+}
+
+std::map<std::string, Tensor> tensors_of(const std::string& folder) {
+  const WeightFolder weights(folder);
+  std::map<std::string, Tensor> out;
+  for (const std::string& name : weights.names()) out[name] = weights.view(name).clone();
+  return out;
+}
+
+void write_tensors(const std::string& folder, const std::map<std::string, Tensor>& tensors) {
+  std::vector<TensorPlan> plans;
+  for (const auto& [name, value] : tensors) plans.push_back({name, value.scalar_type(), value.sizes().vec()});
+  write_safetensors(
+      folder + "/model.safetensors", plans, {}, [&](const std::string& name) { return tensors.at(name); });
+}
+
+void expect_same_bits(const std::map<std::string, Tensor>& got, const std::map<std::string, Tensor>& expected) {
+  ASSERT_EQ(got.size(), expected.size());
+  for (const auto& [name, value] : expected) {
+    ASSERT_TRUE(got.count(name)) << name;
+    const Tensor& other = got.at(name);
+    ASSERT_EQ(other.scalar_type(), value.scalar_type()) << name;
+    ASSERT_EQ(other.sizes(), value.sizes()) << name;
+    EXPECT_EQ(std::memcmp(other.const_data_ptr(), value.const_data_ptr(), value.nbytes()), 0) << name;
+  }
+}
+
+Error error_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error;
+  }
+  return Error(ErrorKind::kNumeric, "nothing was thrown");
+}
+
+#define EXPECT_ERROR(error, kind_, part)                                                                          \
+  do {                                                                                                            \
+    const Error got_ = (error);                                                                                   \
+    EXPECT_EQ(static_cast<int>(got_.kind()), static_cast<int>(kind_)) << got_.what();                             \
+    EXPECT_NE(std::string(got_.what()).find(part), std::string::npos) << got_.what() << "\nexpected: " << (part); \
+  } while (false)
+
+const std::vector<Layout> kLayouts = {{1, 1}, {2, 1}, {2, 1, true}, {4, 1}, {4, 1, true}, {1, 2}, {2, 2}};
+
+TEST(Weights, ImportFollowedByExportIsTheSameBitsUnderEveryLayout) {
+  for (const bool tied : {true, false}) {
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      const TempFolder temp;
+      const ModelConfig config = config_of(tied);
+      write_folder(temp / "a", config, dtype);
+      const auto expected = tensors_of(temp / "a");
+      EXPECT_EQ(expected.count("lm_head.weight"), tied ? 0u : 1u);
+      for (const Layout& layout : kLayouts) {
+        on_layout(layout, [&](const Groups& groups) {
+          Vlm model(config, groups, dtype, at::kCPU);
+          for (Param& param : model.params()) param.value.detach().fill_(99);
+          load_weights(model, temp / "a");
+          export_model(model, temp / "b", {.source_folder = temp / "a"});
+        });
+        expect_same_bits(tensors_of(temp / "b"), expected);
+      }
+    }
+  }
+}
+
+TEST(Weights, EveryRankHoldsItsSliceOfTheGlobalTensor) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  write_folder(temp / "a", config, at::kFloat);
+  const Groups single = make_single_groups();
+  Vlm whole(config, single, at::kFloat, at::kCPU);
+  load_weights(whole, temp / "a");
+  on_layout({4, 1}, [&](const Groups& groups) {
+    Vlm model(config, groups, at::kFloat, at::kCPU);
+    load_weights(model, temp / "a");
+    for (size_t i = 0; i < model.params().size(); ++i) {
+      const Param& param = model.params()[i];
+      const Tensor flat = whole.params()[i].value.detach().reshape({-1}), local = param.value.detach().reshape({-1});
+      for (const FlatRun& run : flat_runs(param.spec, groups))
+        EXPECT_TRUE(at::equal(local.narrow(0, run.local_begin, run.size), flat.narrow(0, run.global_begin, run.size)))
+            << param.spec.name;
+    }
+  });
+}
+
+TEST(Weights, DtypesOfTheSourceAreKeptTensorByTensor) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  write_folder(temp / "a", config, at::kBFloat16);
+  auto tensors = tensors_of(temp / "a");
+  // A folder that mixes dtypes, and holds a tensor that the model ignores or knows in another place.
+  tensors["model.language_model.norm.weight"] = tensors["model.language_model.norm.weight"].to(at::kFloat);
+  tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].clone();
+  write_tensors(temp / "a", tensors);
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    on_layout({2, 1}, [&](const Groups& groups) {
+      Vlm model(config, groups, dtype, at::kCPU);
+      load_weights(model, temp / "a");
+      export_model(model, temp / "b", {.source_folder = temp / "a"});
+    });
+    expect_same_bits(tensors_of(temp / "b"), tensors);
+  }
+}
+
+TEST(Weights, ShardsAreFilledInOrderUpToTheLimit) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(false);
+  write_folder(temp / "one", config, at::kFloat);
+  write_folder(temp / "many", config, at::kFloat, {.max_shard_bytes = 10000});
+  EXPECT_FALSE(fs::exists(temp / "many/model.safetensors"));
+  EXPECT_FALSE(fs::exists(temp / "one/model.safetensors.index.json"));
+  const auto tensors = tensors_of(temp / "one");
+  expect_same_bits(tensors_of(temp / "many"), tensors);
+  const Json index = Json::parse(read_file(temp / "many/model.safetensors.index.json"));
+  int64_t bytes = 0, elements = 0;
+  for (const auto& [name, value] : tensors) bytes += static_cast<int64_t>(value.nbytes()), elements += value.numel();
+  EXPECT_EQ(index.at("metadata").at("total_size").get<int64_t>(), bytes);
+  EXPECT_EQ(index.at("metadata").at("total_parameters").get<int64_t>(), elements);
+  std::map<std::string, std::vector<std::string>> by_file;
+  for (const auto& [name, file] : index.at("weight_map").items()) by_file[file.get<std::string>()].push_back(name);
+  for (const auto& [file, names] : by_file) {
+    int64_t size = 0;
+    for (const std::string& name : names) size += static_cast<int64_t>(tensors.at(name).nbytes());
+    EXPECT_TRUE(size <= 10000 || names.size() == 1) << file;
+  }
+  EXPECT_GT(by_file.size(), 5u);
+  on_layout({2, 1}, [&](const Groups& groups) {
+    Vlm model(config, groups, at::kFloat, at::kCPU);
+    load_weights(model, temp / "many");
+    export_model(model, temp / "again", {.source_folder = temp / "many", .max_shard_bytes = 10000});
+  });
+  expect_same_bits(tensors_of(temp / "again"), tensors);
+}
+
+TEST(Weights, MissingAndUnexpectedTensorsAreListed) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  write_folder(temp / "a", config, at::kFloat);
+  auto tensors = tensors_of(temp / "a");
+  tensors["model.visual.extra.weight"] = at::zeros({2});
+  tensors.erase("model.language_model.norm.weight");
+  write_tensors(temp / "a", tensors);
+  const Groups groups = make_single_groups();
+  Vlm model(config, groups, at::kFloat, at::kCPU);
+  const Error error = error_of([&] { load_weights(model, temp / "a"); });
+  EXPECT_ERROR(error, ErrorKind::kCheckpoint, "model.visual.extra.weight");
+  EXPECT_ERROR(error, ErrorKind::kCheckpoint, "model.language_model.norm.weight");
+}
+
+TEST(Weights, WrongShapeNamesTensorAndShapes) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  write_folder(temp / "a", config, at::kFloat);
+  auto tensors = tensors_of(temp / "a");
+  tensors["model.language_model.norm.weight"] = at::zeros({25});
+  write_tensors(temp / "a", tensors);
+  const Groups groups = make_single_groups();
+  Vlm model(config, groups, at::kFloat, at::kCPU);
+  EXPECT_ERROR(error_of([&] { load_weights(model, temp / "a"); }),
+               ErrorKind::kShape,
+               "model.language_model.norm.weight: got shape [25], expected [24]");
+}
+
+TEST(Weights, StoredHeadOfATiedModelMustEqualTheEmbedding) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  write_folder(temp / "a", config, at::kFloat);
+  auto tensors = tensors_of(temp / "a");
+  tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].clone();
+  write_tensors(temp / "a", tensors);
+  const Groups groups = make_single_groups();
+  Vlm model(config, groups, at::kFloat, at::kCPU);
+  EXPECT_NO_THROW(load_weights(model, temp / "a"));
+  tensors["lm_head.weight"][3][4] += 1;
+  write_tensors(temp / "a", tensors);
+  EXPECT_ERROR(error_of([&] { load_weights(model, temp / "a"); }),
+               ErrorKind::kCheckpoint,
+               "lm_head.weight: got values other than those of model.language_model.embed_tokens.weight");
+}
+
+TEST(Weights, SideFilesAreCopiedAsTheyAre) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  write_folder(temp / "a", config, at::kFloat);
+  const std::map<std::string, std::string> files = {{"config.json", "{ \"odd\":   1}"},
+                                                    {"generation_config.json", "{\"a\": [1]}"},
+                                                    {"preprocessor_config.json", "{}"},
+                                                    {"video_preprocessor_config.json", "{ }"},
+                                                    {"tokenizer.json", "{\"x\": 2}"},
+                                                    {"merges.txt", "a b\n"},
+                                                    {"chat_template.jinja", "{{ x }}"},
+                                                    {"LICENSE", "free"}};
+  for (const auto& [name, text] : files) write_file_atomically(temp / "a/" + name, text);
+  write_file_atomically(temp / "a/pytorch_model.bin", "pickle");
+  write_file_atomically(temp / "a/notes.md", "x");
+  write_file_atomically(temp / "a/model.safetensors.index.json.bak", "x");
+  const Groups groups = make_single_groups();
+  Vlm model(config, groups, at::kFloat, at::kCPU);
+  load_weights(model, temp / "a");
+  export_model(model, temp / "b", {.source_folder = temp / "a"});
+  std::set<std::string> names = {"model.safetensors"};
+  for (const auto& [name, text] : files) {
+    EXPECT_EQ(read_file(temp / "b/" + name), text) << name;
+    names.insert(name);
+  }
+  std::set<std::string> found;
+  for (const auto& entry : fs::directory_iterator(temp / "b")) found.insert(entry.path().filename().string());
+  EXPECT_EQ(found, names);
+
+  fs::create_directories(temp / "tok");
+  write_file_atomically(temp / "tok/vocab.json", "{}");
+  export_model(model, temp / "c", {.source_folder = temp / "a", .tokenizer_folder = temp / "tok"});
+  EXPECT_TRUE(fs::exists(temp / "c/vocab.json"));
+  EXPECT_FALSE(fs::exists(temp / "c/tokenizer.json")) << "files of two tokenizers must not mix";
+  EXPECT_EQ(read_file(temp / "c/chat_template.jinja"), "{{ x }}");
+}
+
+TEST(Weights, ExportOverItsOwnSourceKeepsEverything) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  write_folder(temp / "a", config, at::kFloat);
+  const auto expected = tensors_of(temp / "a");
+  const std::string config_json = read_file(temp / "a/config.json");
+  on_layout({2, 1}, [&](const Groups& groups) {
+    Vlm model(config, groups, at::kFloat, at::kCPU);
+    load_weights(model, temp / "a");
+    export_model(model, temp / "a/", {.source_folder = temp / "a"});
+  });
+  expect_same_bits(tensors_of(temp / "a"), expected);
+  EXPECT_EQ(read_file(temp / "a/config.json"), config_json);
+  EXPECT_FALSE(fs::exists(temp / "a.tmp"));
+}
+
+TEST(Weights, FolderThatHoldsSomethingElseIsNotReplaced) {
+  const TempFolder temp;
+  fs::create_directories(temp / "photos");
+  write_file_atomically(temp / "photos/1.jpg", "x");
+  std::atomic<int> refused{0};
+  on_layout({2, 2}, [&](const Groups& groups) {
+    Vlm model(config_of(true), groups, at::kFloat, at::kCPU);
+    const Error error = error_of([&] { export_model(model, temp / "photos", {}); });
+    EXPECT_ERROR(error, ErrorKind::kIo, "export: got a folder that holds something else");
+    if (error.kind() == ErrorKind::kIo) ++refused;
+  });
+  EXPECT_EQ(refused, 4) << "every rank must hear of it";
+  EXPECT_EQ(read_file(temp / "photos/1.jpg"), "x");
+}
+
+TEST(Weights, FullDiskLeavesTheEarlierFolderAndIsToldToEveryRank) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  write_folder(temp / "a", config, at::kFloat);
+  const auto expected = tensors_of(temp / "a");
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit old_limit;
+  getrlimit(RLIMIT_FSIZE, &old_limit);
+  const rlimit small{20000, old_limit.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &small);
+  std::atomic<int> refused{0};
+  on_layout({2, 2}, [&](const Groups& groups) {
+    Vlm model(config, groups, at::kFloat, at::kCPU);
+    randomise(model, 8);
+    if (error_of([&] { export_model(model, temp / "a", {}); }).kind() == ErrorKind::kIo) ++refused;
+  });
+  setrlimit(RLIMIT_FSIZE, &old_limit);
+  EXPECT_EQ(refused, 4);
+  expect_same_bits(tensors_of(temp / "a"), expected);
+  EXPECT_FALSE(fs::exists(temp / "a.tmp"));
+}
+
+TEST(Weights, EveryElementOfEveryTensorHasOneSpeaker) {
+  for (const int tp : {1, 2, 3, 4, 6}) {
+    ParamSpec spec{.name = "w", .shape = {36, 5}, .cut_dim = 0};
+    spec.segments = {{24, 2}, {4, 2}, {8, 4}};  // of 12, 2 and 2 units: the last two are replicated
+    if (tp == 3) spec.segments = {{36, 1}};
+    const HfPart part{.name = "x", .shape = {20, 5}, .dim = 0, .begin = 10, .size = 20};
+    Tensor times = at::zeros({20, 5});
+    for (int rank = 0; rank < tp; ++rank)
+      for (const Overlap& overlap : overlaps(spec, part, rank, tp, true)) part_view(times, overlap) += 1;
+    EXPECT_TRUE(at::equal(times, at::ones({20, 5}))) << "tp " << tp;
+  }
+}
+
+}  // namespace
+}  // namespace hanok
