@@ -66,7 +66,7 @@ std::string header_text(const std::string& path,
         << "tensor " << shown(plan.name) << ": got this name twice, expected once; " << path << "; rename one";
     const int64_t end = begin + size_bytes(plan.dtype, plan.shape);
     const nlohmann::json entry = {
-        {"dtype", dtype_name(plan.dtype)}, {"shape", plan.shape}, {"data_offsets", {begin, end}}};
+        {"dtype", std::string(dtype_name(plan.dtype))}, {"shape", plan.shape}, {"data_offsets", {begin, end}}};
     text += text.size() > 1 ? "," : "";
     text += strict_json_text(plan.name, path) + ":" + strict_json_text(entry, path);
     begin = end;

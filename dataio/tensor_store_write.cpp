@@ -146,7 +146,7 @@ void commit_store(const std::string& directory,
   Json manifest = {{"schema_version", TensorStore::kSchemaVersion}, {"created", utc_now()}, {"state", state}};
   Json& list = manifest["tensors"] = Json::array();
   for (const StoredTensor& tensor : tensors) {
-    list.push_back({{"name", tensor.name}, {"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}});
+    list.push_back({{"name", tensor.name}, {"dtype", std::string(dtype_name(tensor.dtype))}, {"shape", tensor.shape}});
   }
   Json& shards = manifest["shards"] = Json::array();
   for (int rank = 0; rank < num_shards; ++rank) {

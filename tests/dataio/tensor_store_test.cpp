@@ -449,6 +449,56 @@ TEST(TensorStore, EveryPartOfTheBytesIsVerifiedByExactlyOneRank) {
   }
 }
 
+TEST(TensorStore, NoByteFallsBetweenTheRanksThatVerify) {
+  const TempFolder folder;
+  std::vector<StoredPiece> pieces;
+  std::vector<StoredTensor> tensors;
+  for (int i = 0; i < 13; ++i) {
+    pieces.push_back({concat("t", i), {{0, 1}}, at::full({1}, i, at::kByte)});
+    tensors.push_back({concat("t", i), at::kByte, {1}});
+  }
+  write_store_shard(folder / "s", 0, pieces);
+  commit_store(folder / "s", 1, tensors, {});
+  const std::string path = folder / "s/shard-0.safetensors";
+  const std::string good = read_file(path);
+  for (size_t at = good.size() - 13; at < good.size(); ++at) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 1);
+    write_bytes(path, bad);
+    const TensorStore store(folder / "s");
+    for (int ranks = 1; ranks <= 20; ++ranks) {
+      int found = 0;
+      for (int r = 0; r < ranks; ++r) {
+        try {
+          store.verify(r, ranks);
+        } catch (const Error&) {
+          ++found;
+        }
+      }
+      EXPECT_EQ(found, 1) << "byte " << at << ", " << ranks << " ranks";
+    }
+  }
+}
+
+TEST(TensorStore, AHeaderThatSaysTheSameInOtherBytesIsDamageToo) {
+  const TempFolder folder;
+  int padded = 0;
+  for (const char* name : {"a", "ab", "abc", "abcd"}) {
+    write_store_shard(folder / name, 0, {{name, {{0, 2}}, at::zeros({2})}});
+    commit_store(folder / name, 1, {{name, at::kFloat, {2}}}, {});
+    const std::string path = folder / concat(name, "/shard-0.safetensors");
+    std::string bytes = read_file(path);
+    char& last = bytes[static_cast<size_t>(SafetensorsFile(path).header().data_begin) - 1];
+    if (last != ' ') continue;
+    ++padded;
+    last = '\n';  // also white space
+    write_bytes(path, bytes);
+    SafetensorsFile still_valid(path);
+    message_of(ErrorKind::kCheckpoint, [&] { TensorStore store(folder / name); });
+  }
+  EXPECT_GE(padded, 3);
+}
+
 // One flipped bit, a cut, an extension or a missing file, anywhere: found before any tensor is used.
 TEST(TensorStore, NoDamageGoesUnseen) {
   const TempFolder folder;
