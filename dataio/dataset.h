@@ -10,8 +10,9 @@
 
 namespace hanok {
 
-/// Small facts of every sample are held in memory (about 24 bytes each); tokens and pictures are read on demand.
-/// HDF5 is entered by one thread at a time (a process-wide lock inside).
+/// Two lengths of every sample are held in memory (8 bytes); everything else is read on demand, from any thread (HDF5
+/// is entered by one thread at a time, a process-wide lock inside). The index is verified when the file is opened, a
+/// sample when it is read.
 class Dataset {
  public:
   /// errors: kData if the file is damaged, of a newer schema, or not a packed file
@@ -21,10 +22,13 @@ class Dataset {
   int64_t num_tokens(int64_t index) const;  // of one sample
   int64_t num_label_tokens(int64_t index) const;
   std::string id(int64_t index) const;
+  /// errors: kData naming the sample if its checksum is wrong
   Sample read(int64_t index) const;
   const std::string& file() const;
   /// Key of what was packed, from the file's attributes: part of a checkpoint's identity.
   const std::string& content_key() const;
+  /// What was packed and how: an attribute of the file (format.md). errors: kData if there is none of that name
+  std::string provenance(const std::string& key) const;
   int64_t image_token() const;
   int64_t video_token() const;
 

@@ -49,6 +49,7 @@ class Sampler {
   Cursor at_step(int64_t step) const;
   /// Steps in which the samples were seen `epochs` times: as many tokens as `epochs` passes over all sources hold.
   int64_t steps_for_epochs(double epochs) const;
+  int64_t rows_per_step() const { return rows_per_step_; }
 
  private:
   int64_t begin_in_source(size_t source, int64_t window) const;  // samples of `source` that earlier windows took

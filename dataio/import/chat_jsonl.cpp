@@ -10,20 +10,15 @@ namespace {
 using nlohmann::json;
 constexpr size_t kMaxLineBytes = 64 << 20;
 
-/// What is wrong with one record; caught where the record is read.
-struct Wrong {
-  std::string reason, detail;
-};
-
 const json& member(const json& object, const char* key, const std::string& where) {
   const auto it = object.find(key);
-  if (it == object.end()) throw Wrong{"chat_invalid", where + " lacks \"" + key + "\""};
+  if (it == object.end()) throw WrongRecord("chat_invalid", where + " lacks \"" + key + "\"");
   return *it;
 }
 
 std::string text_of(const json& value, const std::string& where) {
   if (!value.is_string())
-    throw Wrong{"chat_invalid", concat(where, ": got ", value.type_name(), ", expected a string")};
+    throw WrongRecord("chat_invalid", concat(where, ": got ", value.type_name(), ", expected a string"));
   return value.get<std::string>();
 }
 
@@ -35,20 +30,22 @@ std::string path_of(const json& part, std::initializer_list<const char*> keys, c
     // {"image_url": {"url": ...}} is the same thing in OpenAI's words.
     const json& value = it->is_object() ? member(*it, "url", where) : *it;
     const std::string path = text_of(value, where + "." + key);
-    if (path.empty()) throw Wrong{"path_empty", where + "." + key + ": got nothing, expected a path"};
+    if (path.empty()) throw WrongRecord("path_empty", where + "." + key + ": got nothing, expected a path");
     const size_t scheme = path.find("://");
     if (scheme != std::string::npos || path.rfind("data:", 0) == 0) {
-      throw Wrong{"not_a_file",
-                  concat(where, ".", key, ": got ", path.substr(0, 60), ", expected a path; download the file first")};
+      throw WrongRecord(
+          "not_a_file",
+          concat(where, ".", key, ": got ", path.substr(0, 60), ", expected a path; download the file first"));
     }
     return path;
   }
-  throw Wrong{"chat_invalid", where + " lacks the path of its picture"};
+  throw WrongRecord("chat_invalid", where + " lacks the path of its picture");
 }
 
 ContentPart read_part(const json& part, const std::string& where, Record& record) {
   using Kind = ContentPart::Kind;
-  if (!part.is_object()) throw Wrong{"chat_invalid", concat(where, ": got ", part.type_name(), ", expected an object")};
+  if (!part.is_object())
+    throw WrongRecord("chat_invalid", concat(where, ": got ", part.type_name(), ", expected an object"));
   const std::string type = text_of(member(part, "type", where), where + ".type");
   if (type == "text") return {.kind = Kind::kText, .text = text_of(member(part, "text", where), where + ".text")};
   if (type == "image" || type == "image_url") {
@@ -59,18 +56,19 @@ ContentPart read_part(const json& part, const std::string& where, Record& record
     if (const auto it = part.find("fps"); it != part.end()) {
       fps = it->is_number() ? it->get<double>() : 0;
       if (!(fps > 0 && fps < 1e6)) {
-        throw Wrong{"chat_invalid", concat(where, ".fps: got ", it->dump(), ", expected frames a second, above 0")};
+        throw WrongRecord("chat_invalid",
+                          concat(where, ".fps: got ", it->dump(), ", expected frames a second, above 0"));
       }
     }
     record.video_fps.push_back(fps);
     return {.kind = Kind::kVideo, .text = path_of(part, {"video", "url", "path"}, where)};
   }
-  throw Wrong{"chat_invalid", concat(where, ".type: got \"", type, "\", expected text, image or video")};
+  throw WrongRecord("chat_invalid", concat(where, ".type: got \"", type, "\", expected text, image or video"));
 }
 
 Message read_message(const json& message, const std::string& where, Record& record) {
   if (!message.is_object()) {
-    throw Wrong{"chat_invalid", concat(where, ": got ", message.type_name(), ", expected an object")};
+    throw WrongRecord("chat_invalid", concat(where, ": got ", message.type_name(), ", expected an object"));
   }
   Message out{.role = text_of(member(message, "role", where), where + ".role")};
   const json& content = member(message, "content", where);
@@ -79,8 +77,8 @@ Message read_message(const json& message, const std::string& where, Record& reco
     return out;
   }
   if (!content.is_array()) {
-    throw Wrong{"chat_invalid",
-                concat(where, ".content: got ", content.type_name(), ", expected a string or a list of parts")};
+    throw WrongRecord("chat_invalid",
+                      concat(where, ".content: got ", content.type_name(), ", expected a string or a list of parts"));
   }
   for (size_t i = 0; i < content.size(); ++i) {
     out.content.push_back(read_part(content[i], concat(where, ".content[", i, "]"), record));
@@ -89,13 +87,14 @@ Message read_message(const json& message, const std::string& where, Record& reco
 }
 
 void read_conversation(const json& object, Record& record) {
-  if (!object.is_object()) throw Wrong{"chat_invalid", concat("got ", object.type_name(), ", expected an object")};
+  if (!object.is_object())
+    throw WrongRecord("chat_invalid", concat("got ", object.type_name(), ", expected an object"));
   if (const auto it = object.find("id"); it != object.end() && !it->is_null()) {
     record.id = it->is_string() ? it->get<std::string>() : it->dump();
   }
   const json& messages = member(object, "messages", "the record");
   if (!messages.is_array() || messages.empty()) {
-    throw Wrong{"chat_invalid", concat("messages: got ", messages.type_name(), ", expected a list with turns")};
+    throw WrongRecord("chat_invalid", concat("messages: got ", messages.type_name(), ", expected a list with turns"));
   }
   for (size_t i = 0; i < messages.size(); ++i) {
     record.messages.push_back(read_message(messages[i], concat("messages[", i, "]"), record));
@@ -136,8 +135,8 @@ bool ChatJsonlSource::next(Record& record) {
     read_conversation(json::parse(*line), record);
   } catch (const json::exception& error) {
     record.reject("json_invalid", where + error.what());
-  } catch (const Wrong& wrong) {
-    record.reject(wrong.reason, where + wrong.detail);
+  } catch (const WrongRecord& wrong) {
+    record.reject(wrong.reason, where + wrong.what());
   }
   return true;
 }

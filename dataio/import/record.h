@@ -6,10 +6,17 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "configs/schema/config.h"
 #include "dataio/chat.h"
 
 namespace hanok {
+
+/// A record that cannot be used, with the reason it is counted under. Ends the record, not the run.
+struct WrongRecord : Error {
+  WrongRecord(std::string why, std::string how) : Error(ErrorKind::kData, std::move(how)), reason(std::move(why)) {}
+  std::string reason;
+};
 
 struct Record {
   int64_t number = 0;  // CSV: row as a spreadsheet counts it, the header being row 1; JSONL: line, from 1

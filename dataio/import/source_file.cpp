@@ -2,7 +2,6 @@
 
 #include <iconv.h>
 #include <sys/stat.h>
-#include <xxhash.h>
 
 #include <cerrno>
 #include <cstring>
@@ -16,13 +15,7 @@ constexpr size_t kBufferBytes = 1 << 20;
 const iconv_t kNoConverter = reinterpret_cast<iconv_t>(-1);
 }  // namespace
 
-struct SourceFile::Hasher {
-  XXH3_state_t* state = XXH3_createState();
-  Hasher() { XXH3_64bits_reset(state); }
-  ~Hasher() { XXH3_freeState(state); }
-};
-
-SourceFile::SourceFile(const std::string& path) : path_(path), hasher_(std::make_unique<Hasher>()) {
+SourceFile::SourceFile(const std::string& path) : path_(path) {
   struct stat facts {};
   const bool is_there = stat(path.c_str(), &facts) == 0;
   HANOK_REQUIRE(is_there && S_ISREG(facts.st_mode), kIo)
@@ -50,12 +43,8 @@ bool SourceFile::fill() {
   buffer_.resize(std::fread(buffer_.data(), 1, kBufferBytes, file_));
   HANOK_REQUIRE(!std::ferror(file_), kIo) << "data file: got " << std::strerror(errno) << " while reading, expected "
                                           << "its bytes; " << path_;
-  XXH3_64bits_update(hasher_->state, buffer_.data(), buffer_.size());
+  hash_.add(buffer_.data(), buffer_.size());
   return !buffer_.empty();
-}
-
-uint64_t SourceFile::bytes_hash() const {
-  return XXH3_64bits_digest(hasher_->state);
 }
 
 bool is_utf8(const std::string& text) {

@@ -3,10 +3,11 @@
 
 #include <cstdint>
 #include <cstdio>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "dataio/hash.h"
 
 namespace hanok {
 
@@ -29,16 +30,15 @@ class SourceFile {
     return buffer_[position_];
   }
   const std::string& path() const { return path_; }
-  uint64_t bytes_hash() const;
+  uint64_t bytes_hash() const { return hash_.value(); }
 
  private:
-  struct Hasher;
   bool fill();
   std::string path_;
   std::FILE* file_ = nullptr;
   std::vector<unsigned char> buffer_;
   size_t position_ = 0;
-  std::unique_ptr<Hasher> hasher_;
+  Hash64 hash_;
 };
 
 bool is_utf8(const std::string& text);
