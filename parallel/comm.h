@@ -21,8 +21,12 @@ struct Splits {
 /// All counts are elements, taken from the tensor; tensors are contiguous, with the same dtype and shape on every rank
 /// (all_to_all: as Splits says). Order: an operation starts after earlier work on the current stream, and later work on
 /// that stream sees its result. Every rank of the group calls the same operations in the same order. A group of size 1
-/// returns at once. Float sums of the thread and MPI back-ends are added in rank order: bitwise repeatable. errors:
-/// kComm, message = operation, group name, sequence number, element count, dtype, back-end text;
+/// returns at once. Float sums of the thread and MPI back-ends are added in rank order (bf16 and f16 in f32, rounded
+/// once): bitwise repeatable, and equal in both. A sum of bool is "any". In place: the shard of all_gather and
+/// reduce_scatter may be this rank's block of the larger tensor; otherwise inputs and outputs do not overlap. No
+/// operation is recorded by autograd: see collectives.h. errors: kShape for arguments that do not fit, before anything
+/// is sent;
+///         kComm, message = operation, group name, sequence number, element count, dtype, back-end text;
 ///         kComm as well when a peer is gone or the wait exceeds the stall timeout.
 class Comm {
  public:
