@@ -6,10 +6,12 @@
 #include <mpi.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
-#include <cstdlib>
+#include <functional>
 #include <thread>
+#include <vector>
 
 #include "base/log.h"
 #include "configs/schema/check.h"
@@ -91,11 +93,48 @@ std::string Bootstrap::stop_reason() {
   }
 }
 
+namespace {
+
+/// True when every rank came here within the time: then the job can end in order, at once and without mpirun's own
+/// noise.
+bool all_ranks_failed(double seconds) {
+  MPI_Request request;
+  if (MPI_Ibarrier(MPI_COMM_WORLD, &request) != MPI_SUCCESS) return false;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  int done = 0;
+  while (!done && std::chrono::steady_clock::now() < deadline) {
+    if (MPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return false;
+    if (!done) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return done != 0;
+}
+
+struct Failure {
+  unsigned long long message_hash;
+  int code;
+};
+
+}  // namespace
+
 void end_all_ranks(int code, const std::string& message) {
-  if (world_rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(2));
-  HANOK_LOG(ERROR) << message;
-  if (mpi_is_running() && world_size() > 1) MPI_Abort(MPI_COMM_WORLD, code);
-  _exit(code);  // static destructors of libraries may wait for peers that are gone
+  const int rank = world_rank();
+  if (!mpi_is_running() || !all_ranks_failed(2)) {
+    HANOK_LOG(ERROR) << message;
+    if (mpi_is_running()) MPI_Abort(MPI_COMM_WORLD, code);
+    _exit(code);
+  }
+  // The same message is said once, by the first rank that has it. The cause decides the code, not those who lost their
+  // peer.
+  std::vector<Failure> failures(world_size());
+  failures[rank] = {std::hash<std::string>{}(message), code};
+  MPI_Allgather(MPI_IN_PLACE, 0, MPI_BYTE, failures.data(), sizeof(Failure), MPI_BYTE, MPI_COMM_WORLD);
+  const auto same = [&](const Failure& f) { return f.message_hash == failures[rank].message_hash; };
+  if (std::find_if(failures.begin(), failures.end(), same) == failures.begin() + rank) HANOK_LOG(ERROR) << message;
+  const auto cause = std::find_if(
+      failures.begin(), failures.end(), [](const Failure& f) { return f.code != exit_code(ErrorKind::kComm); });
+  alarm(10);  // a broken network may keep MPI_Finalize waiting
+  MPI_Finalize();
+  _exit(cause == failures.end() ? code : cause->code);
 }
 
 RunConfig load_run_config(const Arguments& arguments, int world_size) {

@@ -6,7 +6,6 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1  # containers a
 export OMPI_MCA_rmaps_base_oversubscribe=1                         # more ranks than cores is allowed
 export OMPI_MCA_hwloc_base_binding_policy=none                     # do not pin all threads of a rank to one core
 export OMPI_MCA_mpi_yield_when_idle=1                              # a waiting rank gives its core away
-export OMPI_MCA_odls_base_sigkill_timeout=3  # a job that is ended outright has this long before SIGKILL
 export OMPI_MCA_btl_vader_single_copy_mechanism=none               # containers forbid process_vm_readv; quiet and safe
 export MKL_CBWR="${MKL_CBWR:-COMPATIBLE}"                          # the same bits on every run on one machine
 unset _hanok_root
