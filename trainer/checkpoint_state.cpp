@@ -2,6 +2,7 @@
 
 #include <torch/version.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -14,7 +15,12 @@ using Json = nlohmann::json;
 
 Json to_json(const TrainState& state) {
   Json out;
-  TrainState::fields(state, [&](const char* name, const auto& value) { out[name] = value; });  // NaN is written as null
+  TrainState::fields(state, [&](const char* name, const auto& value) {
+    out[name] = value;
+    // JSON knows no NaN ("no metric yet"): null stands for it.
+    if constexpr (std::is_same_v<decltype(value), const double&>)
+      if (!std::isfinite(value)) out[name] = nullptr;
+  });
   return out;
 }
 

@@ -80,7 +80,10 @@ void write_new_side_files(const std::string& folder,
                           const ModelConfig& config,
                           at::ScalarType dtype,
                           const ExportOptions& options) {
-  write_json(folder + "/config.json", write_hf_config(config, dtype == at::kBFloat16 ? "bfloat16" : "float32"));
+  Json hf = write_hf_config(config, dtype == at::kBFloat16 ? "bfloat16" : "float32");
+  // The dialect that is written. Without it transformers takes the tokenizer for a faulty one and warns.
+  hf["transformers_version"] = "5.17.0";
+  write_json(folder + "/config.json", hf);
   Json generation = Json::object();
   if (!options.tokenizer_folder.empty()) {
     const Tokenizer tokenizer = Tokenizer::from_folder(options.tokenizer_folder);

@@ -150,7 +150,9 @@ std::vector<std::string> differences(const RunConfig& was,
   for (const auto& [key, value] : b) keys.insert(key);
   std::vector<std::string> out;
   for (const auto& key : keys) {
-    const auto covers = [&](const std::string& prefix) { return key == prefix || key.starts_with(prefix + "."); };
+    const auto covers = [&](const std::string& name) {
+      return key == name || key.starts_with(name.ends_with('.') ? name : name + ".");
+    };
     if (std::any_of(ignored.begin(), ignored.end(), covers)) continue;
     const auto old_value = a.count(key) ? a.at(key) : "absent";
     const auto new_value = b.count(key) ? b.at(key) : "absent";

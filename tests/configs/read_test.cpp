@@ -299,7 +299,7 @@ TEST_F(Read, HashFollowsEveryLeafAndDifferencesNameIt) {
   is.out = "elsewhere";
   is.log.every = 7;
   EXPECT_NE(config_hash(was), config_hash(is));
-  EXPECT_EQ(differences(was, is, {"out", "log"}),
+  EXPECT_EQ(differences(was, is, {"out", "log."}),
             std::vector<std::string>{"stages.0.optimizer.lr: was 1e-04, is 0.25"});
   EXPECT_EQ(differences(was, is, {"lo", "ou", "stages"}).size(), 2u) << "a prefix is whole components";
 }

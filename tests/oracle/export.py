@@ -139,6 +139,7 @@ def from_scratch(scratch):
         check(list(processor.image_processor.image_mean) == [0.5] * 3, f"{target}: mean")
         check(processor.video_processor.size["longest_edge"] == 25165824, f"{target}: {processor.video_processor}")
         check(model.generation_config.eos_token_id == [151645, 151643], f"{target}: eos")
+        check(not hasattr(processor.tokenizer, "fix_mistral_regex"), f"{target}: transformers warns of the tokenizer")
         from PIL import Image
 
         image = Image.effect_noise((96, 64), 50).convert("RGB")

@@ -1,0 +1,460 @@
+#include "trainer/checkpoint.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "base/error.h"
+#include "configs/schema/read.h"
+#include "dataio/tensor_store.h"
+#include "tests/dataio/temp_folder.h"
+#include "tests/model/tiny.h"
+#include "trainer/checkpoint_pieces.h"
+
+namespace hanok {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Layout {
+  const char* name;
+  int tp, dp;
+  bool sequence = false;
+};
+const std::vector<Layout> kLayouts = {{"one", 1, 1},
+                                      {"tp2", 2, 1},
+                                      {"tp4", 4, 1},
+                                      {"tp4 sequence", 4, 1, true},
+                                      {"dp2", 1, 2},
+                                      {"dp3", 1, 3},
+                                      {"tp2 dp2", 2, 2},
+                                      {"tp2 dp2 sequence", 2, 2, true}};
+
+void on_layout(const Layout& layout, const std::function<void(const Groups&)>& body) {
+  const Mesh mesh(MeshShape{.dp = layout.dp, .tp = layout.tp});
+  run_on_threads(
+      mesh.world(), [&](World& world) { body(make_groups(world, mesh, layout.sequence)); }, 60);
+}
+
+RunConfig run_config(const std::string& out) {
+  RunConfig config;
+  config.out = out;
+  config.stages.resize(2);
+  config.stages[0].name = "align";
+  config.stages[1].name = "all";
+  config.save.keep = 2;
+  return config;
+}
+
+/// Model, gradients and optimizer of one rank. The tower is frozen: it has no optimizer state.
+struct Rank {
+  Rank(const Groups& groups, at::ScalarType dtype, uint64_t seed, const ModelConfig& config = tiny_config())
+      : groups(groups), model(config, groups, dtype, at::kCPU) {
+    initialise(model, seed);
+    for (Param& param : model.params()) param.trainable = !param.spec.name.starts_with("tower.");
+    grads.emplace(model.params(), groups, at::kFloat);
+    optimizer.emplace(OptimizerConfig{}, model.params(), *grads);
+  }
+  ShardBuffers buffers() { return shard_buffers(model.params(), *optimizer, groups); }
+
+  Groups groups;
+  Vlm model;
+  std::optional<GradSync> grads;
+  std::optional<AdamW> optimizer;
+};
+
+/// A value for every element of every buffer that depends on its place in the global tensor alone, exact in f32.
+Tensor expected_state(int param, size_t buffer, int64_t begin, int64_t size) {
+  const Tensor index = at::arange(begin, begin + size, at::kLong);
+  return ((index * 7919 + param * 104729 + static_cast<int64_t>(buffer) * 15485863) % 9999991).to(at::kFloat);
+}
+
+void visit_state(Rank& rank, const std::function<void(Tensor here, const Tensor& expected)>& visit) {
+  ShardBuffers buffers = rank.buffers();
+  for (const ShardPiece& piece : buffers.pieces) {
+    const auto runs = flat_runs(rank.model.params()[piece.param].spec, rank.groups);
+    for (const FlatRun& run : clipped(runs, piece.local_begin, piece.size))
+      for (size_t i = 0; i < ShardBuffers::named().size(); ++i)
+        visit((buffers.*ShardBuffers::named()[i].tensor)
+                  .narrow(0, piece.shard_begin + run.local_begin - piece.local_begin, run.size),
+              expected_state(piece.param, i, run.global_begin, run.size));
+  }
+}
+
+TrainState some_state(int64_t step, int stage = 0) {
+  return {.stage = stage,
+          .step = step,
+          .num_steps = 100,
+          .cursor = {.step = step, .window = 3, .row = 5},
+          .optimizer_steps = step - 1,
+          .tokens = 1e15 + 0.125,
+          .skipped_steps = 1,
+          .best_metric = 0.1,
+          .best_step = 4};
+}
+
+void save_one(Rank& rank, const RunConfig& config, const TrainState& state) {
+  const RunFolder folder(config.out);
+  Checkpointer checkpoint(config, folder, rank.groups);
+  checkpoint.save(state, rank.model, *rank.optimizer);
+  checkpoint.finish();
+  EXPECT_FALSE(checkpoint.failed());
+}
+
+/// Checkpoints of one rank at the given steps of the first stage.
+void write_checkpoints(const RunConfig& config, const std::vector<int64_t>& steps) {
+  Rank rank(make_single_groups(), at::kFloat, 1);
+  for (const int64_t step : steps) save_one(rank, config, some_state(step));
+}
+
+CheckpointPath find_one(const RunConfig& config, const std::string& resume = "auto") {
+  return find_checkpoint(config, RunFolder(config.out), resume, make_single_groups());
+}
+
+std::vector<int64_t> steps_in(const RunConfig& config) {
+  std::vector<int64_t> steps;
+  for (const auto& found : RunFolder(config.out).checkpoints({"align", "all"})) steps.push_back(found.step);
+  return steps;
+}
+
+void flip_a_byte(const std::string& file) {
+  std::fstream f(file, std::ios::in | std::ios::out | std::ios::binary);
+  f.seekg(0, std::ios::end);
+  const auto at = static_cast<std::streamoff>(f.tellg()) - 3;
+  f.seekg(at);
+  const char byte = static_cast<char>(f.get() ^ 0x10);
+  f.seekp(at);
+  f.put(byte);
+}
+
+Error error_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error;
+  }
+  return Error(ErrorKind::kNumeric, "nothing was thrown");
+}
+#define EXPECT_ERROR(error, kind_, part)                                                                          \
+  do {                                                                                                            \
+    const Error got_ = (error);                                                                                   \
+    EXPECT_EQ(static_cast<int>(got_.kind()), static_cast<int>(kind_)) << got_.what();                             \
+    EXPECT_NE(std::string(got_.what()).find(part), std::string::npos) << got_.what() << "\nexpected: " << (part); \
+  } while (false)
+
+/// Limits the size of files: writing beyond it fails as on a full disk.
+class FullDisk {
+ public:
+  explicit FullDisk(rlim_t bytes) {
+    signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &old_);
+    const rlimit limit{bytes, old_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FullDisk() { setrlimit(RLIMIT_FSIZE, &old_); }
+
+ private:
+  rlimit old_;
+};
+
+TEST(Checkpoint, EveryLayoutLoadsWhatEveryOtherSavedBitForBit) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    // The dtype of the weights plays no part in what goes where: a few layouts show it for the second one.
+    for (const Layout& from : dtype == at::kFloat ? kLayouts : std::vector<Layout>{kLayouts[3], kLayouts[7]}) {
+      const TempFolder temp;
+      const RunConfig config = run_config(temp.path());
+      on_layout(from, [&](const Groups& groups) {
+        Rank rank(groups, dtype, 1);
+        visit_state(rank, [](Tensor here, const Tensor& expected) { here.copy_(expected); });
+        save_one(rank, config, some_state(10));
+      });
+      for (const Layout& to : kLayouts) {
+        on_layout(to, [&](const Groups& groups) {
+          const CheckpointPath found = find_checkpoint(config, RunFolder(config.out), "auto", groups);
+          ASSERT_EQ(found.step, 10);
+          const Rank original(groups, dtype, 1);
+          Rank rank(groups, dtype, 2);
+          const TrainState state = load_checkpoint(found.directory, rank.model, *rank.optimizer);
+          EXPECT_EQ(state.step, 10);
+          EXPECT_EQ(rank.optimizer->num_steps(), 9);
+          for (size_t i = 0; i < rank.model.params().size(); ++i)
+            EXPECT_TRUE(at::equal(rank.model.params()[i].value, original.model.params()[i].value))
+                << from.name << " -> " << to.name << ": " << rank.model.params()[i].spec.name;
+          int64_t elements = 0;
+          visit_state(rank, [&](Tensor here, const Tensor& expected) {
+            EXPECT_TRUE(at::equal(here, expected)) << from.name << " -> " << to.name;
+            elements += here.numel();
+          });
+          EXPECT_GT(elements, 0);
+        });
+      }
+    }
+  }
+}
+
+TEST(Checkpoint, FrozenWeightsAreStoredWithoutOptimizerState) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  write_checkpoints(config, {3});
+  const TensorStore store(find_one(config).directory);
+  int frozen = 0;
+  for (const StoredTensor& tensor : store.tensors()) {
+    EXPECT_FALSE(tensor.name.starts_with("m/tower.")) << tensor.name;
+    frozen += tensor.name.starts_with("model/tower.");
+  }
+  EXPECT_GT(frozen, 5);
+  EXPECT_TRUE(store.contains("v/decoder.embed.weight"));
+}
+
+TEST(Checkpoint, StateAndConfigComeBackAsTheyWere) {
+  const TempFolder temp;
+  RunConfig config = run_config(temp.path());
+  config.optimizer.lr = 0.1 + 0.2;
+  Rank rank(make_single_groups(), at::kFloat, 1);
+  TrainState state = some_state(7, 1);
+  state.best_metric = std::numeric_limits<double>::quiet_NaN();
+  save_one(rank, config, state);
+  const CheckpointPath found = find_one(config);
+  EXPECT_EQ(found.stage, 1);
+  EXPECT_EQ(found.directory, RunFolder(config.out).checkpoint("all", 7));
+  EXPECT_EQ(echo(checkpoint_config(found.directory)), echo(config));
+  const TrainState back = load_checkpoint(found.directory, rank.model, *rank.optimizer);
+  EXPECT_EQ(back.stage, 1);
+  EXPECT_EQ(back.step, 7);
+  EXPECT_EQ(back.num_steps, 100);
+  EXPECT_EQ(back.cursor, state.cursor);
+  EXPECT_EQ(back.tokens, state.tokens);
+  EXPECT_TRUE(std::isnan(back.best_metric));
+  EXPECT_EQ(back.best_step, 4);
+}
+
+TEST(Checkpoint, WeightsOfAnotherDtypeComeFromTheMasterValues) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  {
+    Rank rank(make_single_groups(), at::kBFloat16, 1);
+    visit_state(rank, [](Tensor here, const Tensor& expected) { here.copy_(expected); });
+    save_one(rank, config, some_state(2));
+  }
+  Rank rank(make_single_groups(), at::kFloat, 2);
+  load_checkpoint(find_one(config).directory, rank.model, *rank.optimizer);
+  const Param& embed = find_param(rank.model.params(), "decoder.embed.weight");
+  const auto index = static_cast<int>(&embed - rank.model.params().data());
+  EXPECT_TRUE(at::equal(embed.value.detach().view(-1), expected_state(index, 0, 0, embed.value.numel())));
+}
+
+TEST(Checkpoint, DamagedNewestIsPassedOverForTheOneBefore) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  write_checkpoints(config, {1, 2});
+  flip_a_byte(RunFolder(config.out).checkpoint("align", 2) + "/shard-0.safetensors");
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(find_one(config).step, 1);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("step_00000002/shard-0.safetensors; the checkpoint is damaged"), std::string::npos) << said;
+
+  flip_a_byte(RunFolder(config.out).checkpoint("align", 1) + "/manifest.json");
+  EXPECT_ERROR(error_of([&] { find_one(config); }), ErrorKind::kCheckpoint, "got 2 and none that can be used");
+  EXPECT_TRUE(find_one(config, "never").directory.empty());
+}
+
+TEST(Checkpoint, EveryRankHearsOfDamageThatOneFound) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  on_layout({"", 2, 2}, [&](const Groups& groups) {
+    Rank rank(groups, at::kFloat, 1);
+    save_one(rank, config, some_state(1));
+    save_one(rank, config, some_state(2));
+  });
+  flip_a_byte(RunFolder(config.out).checkpoint("align", 2) + "/shard-3.safetensors");
+  on_layout({"", 2, 2}, [&](const Groups& groups) {
+    EXPECT_EQ(find_checkpoint(config, RunFolder(config.out), "auto", groups).step, 1);
+  });
+}
+
+TEST(Checkpoint, NamedCheckpointOrRunFolderIsTakenOrRefused) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp / "run");
+  const RunFolder folder(config.out);
+  EXPECT_TRUE(find_one(config).directory.empty()) << "nothing saved yet";
+  write_checkpoints(config, {1, 2});
+  EXPECT_EQ(find_one(config, folder.checkpoint("align", 1)).step, 1);
+  EXPECT_EQ(find_one(config, config.out).step, 2);
+  EXPECT_ERROR(
+      error_of([&] { find_one(config, temp / "absent"); }), ErrorKind::kCheckpoint, "checkpoint manifest: got none");
+  flip_a_byte(folder.checkpoint("align", 1) + "/shard-0.safetensors");
+  EXPECT_ERROR(error_of([&] { find_one(config, folder.checkpoint("align", 1)); }), ErrorKind::kCheckpoint, "xxh3");
+  RunConfig other = config;
+  other.stages[0].name = "other";
+  EXPECT_ERROR(error_of([&] { find_one(other, folder.checkpoint("align", 2)); }),
+               ErrorKind::kCheckpoint,
+               "got one of stage align, expected one of the stages [other, all]");
+}
+
+TEST(Checkpoint, NewerSchemaIsRefused) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  write_checkpoints(config, {1});
+  const std::string file = RunFolder(config.out).checkpoint("align", 1) + "/manifest.json";
+  std::string text = read_file(file);
+  const std::string now = "\"schema_version\":1";
+  ASSERT_NE(text.find(now), std::string::npos) << text.substr(0, 300);
+  write_file_atomically(file, text.replace(text.find(now), now.size(), "\"schema_version\":2"));
+  EXPECT_ERROR(
+      error_of([&] { find_one(config); }), ErrorKind::kCheckpoint, "written by a newer version of this program");
+}
+
+TEST(Checkpoint, AnotherModelIsRefusedWithNamesAndShapes) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  write_checkpoints(config, {1});
+  ModelConfig wider = tiny_config();
+  wider.decoder.ffn = 80;
+  wider.decoder.tied = false;
+  Rank rank(make_single_groups(), at::kFloat, 1, wider);
+  const std::string directory = find_one(config).directory;
+  for (const bool weights_only : {true, false}) {
+    const Error error = error_of([&] {
+      if (weights_only) {
+        load_checkpoint_weights(directory, rank.model);
+      } else {
+        load_checkpoint(directory, rank.model, *rank.optimizer);
+      }
+    });
+    EXPECT_ERROR(error, ErrorKind::kCheckpoint, "missing: [decoder.head.weight]");
+    EXPECT_ERROR(error, ErrorKind::kCheckpoint, "decoder.layers.0.mlp.down.weight [24, 40] instead of [24, 80]");
+  }
+}
+
+TEST(Checkpoint, TrainableWeightWithoutStateIsRefused) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  write_checkpoints(config, {1});
+  Rank rank(make_single_groups(), at::kFloat, 1);
+  for (Param& param : rank.model.params()) param.trainable = true;
+  EXPECT_ERROR(error_of([&] { load_checkpoint(find_one(config).directory, rank.model, *rank.optimizer); }),
+               ErrorKind::kCheckpoint,
+               "got no optimizer state, expected it for every trainable weight; missing: [tower.");
+}
+
+TEST(Checkpoint, NewestAndBestAreKept) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  Rank rank(make_single_groups(), at::kFloat, 1);
+  const RunFolder folder(config.out);
+  Checkpointer checkpoint(config, folder, rank.groups);
+  for (int64_t step = 1; step <= 5; ++step) {
+    checkpoint.save(some_state(step), rank.model, *rank.optimizer);
+    if (step == 2) checkpoint.mark_best(2);  // while it is being written
+  }
+  checkpoint.finish();
+  EXPECT_EQ(steps_in(config), (std::vector<int64_t>{5, 4, 2}));
+  EXPECT_EQ(folder.best("align"), "step_00000002");
+  checkpoint.mark_best(5);  // after it was committed
+  EXPECT_EQ(folder.best("align"), "step_00000005");
+  checkpoint.save(some_state(6), rank.model, *rank.optimizer);
+  checkpoint.finish();
+  EXPECT_EQ(steps_in(config), (std::vector<int64_t>{6, 5}));
+}
+
+TEST(Checkpoint, PollCommitsWhatTheThreadHasWritten) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  const RunFolder folder(config.out);
+  on_layout({"", 1, 2}, [&](const Groups& groups) {
+    Rank rank(groups, at::kFloat, 1);
+    Checkpointer checkpoint(config, folder, groups);
+    checkpoint.save(some_state(1), rank.model, *rank.optimizer);
+    // The copy is taken: what training does to the weights now is not in the checkpoint.
+    for (Param& param : rank.model.params()) param.value.detach().fill_(77);
+    rank.optimizer->master().fill_(77);
+    for (int i = 0; i < 5000 && steps_in(config).empty(); ++i) {
+      checkpoint.poll();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      groups.control->barrier();
+    }
+    groups.control->barrier();
+    EXPECT_EQ(steps_in(config), std::vector<int64_t>{1});
+    checkpoint.finish();
+  });
+  Rank original(make_single_groups(), at::kFloat, 1), rank(make_single_groups(), at::kFloat, 2);
+  load_checkpoint(find_one(config).directory, rank.model, *rank.optimizer);
+  for (size_t i = 0; i < rank.model.params().size(); ++i)
+    EXPECT_TRUE(at::equal(rank.model.params()[i].value, original.model.params()[i].value));
+  EXPECT_TRUE(at::equal(rank.optimizer->master(), original.optimizer->master()));
+}
+
+TEST(Checkpoint, FullDiskLeavesTrainingAndEarlierCheckpointsAlone) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  const RunFolder folder(config.out);
+  on_layout({"", 1, 2}, [&](const Groups& groups) {
+    Rank rank(groups, at::kFloat, 1);
+    Checkpointer checkpoint(config, folder, groups);
+    checkpoint.save(some_state(1), rank.model, *rank.optimizer);
+    checkpoint.finish();
+    groups.control->barrier();
+    std::optional<FullDisk> disk;
+    if (groups.rank == 0) disk.emplace(4096);
+    groups.control->barrier();
+    checkpoint.save(some_state(2), rank.model, *rank.optimizer);
+    EXPECT_NO_THROW(checkpoint.finish());
+    EXPECT_TRUE(checkpoint.failed());
+    groups.control->barrier();
+    EXPECT_EQ(steps_in(config), std::vector<int64_t>{1});
+    EXPECT_FALSE(fs::exists(folder.checkpoint("align", 2) + ".tmp")) << "half a checkpoint fills the disk for nothing";
+    groups.control->barrier();
+    disk.reset();
+    groups.control->barrier();
+    checkpoint.save(some_state(3), rank.model, *rank.optimizer);
+    checkpoint.finish();
+    EXPECT_FALSE(checkpoint.failed());
+  });
+  EXPECT_EQ(find_one(config).step, 3);
+}
+
+TEST(Checkpoint, FolderThatCannotBeMadeIsAFailureNotTheEnd) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  write_file_atomically(temp / "checkpoints", "in the way");
+  on_layout({"", 1, 2}, [&](const Groups& groups) {
+    Rank rank(groups, at::kFloat, 1);
+    const RunFolder folder(config.out);
+    Checkpointer checkpoint(config, folder, groups);
+    EXPECT_NO_THROW(checkpoint.save(some_state(1), rank.model, *rank.optimizer));
+    checkpoint.finish();
+    EXPECT_TRUE(checkpoint.failed());
+  });
+}
+
+TEST(Checkpoint, LeftoversOfInterruptedSavesAreCleared) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  const std::string leftover = RunFolder(config.out).checkpoint("align", 2) + ".tmp";
+  fs::create_directories(leftover);
+  write_file_atomically(leftover + "/shard-7.safetensors", "half");
+  EXPECT_TRUE(find_one(config).directory.empty()) << "it does not count as a checkpoint";
+  write_checkpoints(config, {1});
+  EXPECT_FALSE(fs::exists(leftover));
+}
+
+TEST(Checkpoint, GoingOnFromAnEarlierPointSetsTheLaterOnesAside) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  write_checkpoints(config, {1, 5});
+  write_checkpoints(config, {3});
+  EXPECT_EQ(steps_in(config), (std::vector<int64_t>{3, 1}));
+  EXPECT_EQ(find_one(config).step, 3);
+  EXPECT_TRUE(fs::exists(RunFolder(config.out).checkpoint("align", 5) + ".aside"));
+  write_checkpoints(config, {3});
+  EXPECT_EQ(steps_in(config), (std::vector<int64_t>{3, 1})) << "the same step is replaced";
+}
+
+}  // namespace
+}  // namespace hanok
