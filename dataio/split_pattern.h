@@ -12,6 +12,8 @@
 #include <string_view>
 #include <vector>
 
+#include "dataio/unicode.h"
+
 namespace hanok {
 
 /// Immutable; any number of threads may split at once, each with its own Scratch.
@@ -47,10 +49,7 @@ class SplitPattern {
 };
 
 namespace split_pattern {
-/// Code points as sorted, disjoint ranges [first, end).
-struct Range {
-  char32_t first, end;
-};
+using unicode::Range;
 using Set = std::vector<Range>;
 
 /// One symbol of the rewritten expression: text for PCRE2, or a set of characters.

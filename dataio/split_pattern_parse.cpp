@@ -4,7 +4,6 @@
 
 #include "base/error.h"
 #include "dataio/split_pattern.h"
-#include "dataio/unicode.h"
 
 namespace hanok::split_pattern {
 namespace {
@@ -37,20 +36,6 @@ Set complement(const Set& set) {
     begin = range.end;
   }
   if (begin < unicode::kEnd) out.push_back({begin, unicode::kEnd});
-  return out;
-}
-
-template <class Predicate>
-Set where_true(const Predicate& holds) {
-  Set out;
-  for (char32_t c = 0; c < unicode::kEnd; ++c) {
-    if (!holds(c)) continue;
-    if (!out.empty() && out.back().end == c) {
-      ++out.back().end;
-    } else {
-      out.push_back({c, c + 1});
-    }
-  }
   return out;
 }
 
@@ -179,34 +164,34 @@ class Parser {
     last_literal_ = lower;
   }
 
+  /// A class and whether its complement is meant.
+  struct Class {
+    Set set;
+    bool negated;
+  };
+
   /// The class of \s, \d, \p{...} (`at_` behind the letter), or nothing if the letter names no class.
-  std::optional<Set> escaped_class(char32_t letter) {
-    const bool negative = letter == 'S' || letter == 'D' || letter == 'P';
-    Set out;
+  std::optional<Class> escaped_class(char32_t letter) {
     if (letter == 's' || letter == 'S') {
-      out = where_true(unicode::is_white_space);
-    } else if (letter == 'd' || letter == 'D') {
-      out = where_true([](char32_t c) { return unicode::category(c) == unicode::kNd; });
-    } else if (letter == 'p' || letter == 'P') {
-      out = property();
-    } else {
-      return std::nullopt;
+      const uint32_t separators = 1u << unicode::kZs | 1u << unicode::kZl | 1u << unicode::kZp;
+      return Class{united(unicode::code_points(separators), {{'\t', '\r' + 1}, {0x85, 0x86}}), letter == 'S'};
     }
-    return negative ? complement(out) : out;
+    if (letter == 'd' || letter == 'D') return Class{unicode::code_points(1u << unicode::kNd), letter == 'D'};
+    if (letter == 'p' || letter == 'P') return property(letter == 'P');
+    return std::nullopt;
   }
 
-  Set property() {
+  Class property(bool negated) {
     const size_t end = text_.find('}', at_);
     if (!take("{") || end == std::string_view::npos) refuse("\\p without {name}");
-    const bool negative = take("^");
+    if (take("^")) negated = !negated;
     const std::string_view name = text_.substr(at_, end - at_);
     at_ = end + 1;
     const auto wanted = unicode::categories_named(name);
     if (wanted.empty()) refuse("a property that is no general category");
     uint32_t mask = 0;
-    for (const unicode::Category c : wanted) mask |= uint32_t{1} << c;
-    const Set out = where_true([&](char32_t c) { return (mask >> unicode::category(c) & 1) != 0; });
-    return negative ? complement(out) : out;
+    for (const unicode::Category c : wanted) mask |= 1u << c;
+    return {unicode::code_points(mask), negated};
   }
 
   /// The character of an escape that stands for one (`at_` behind `letter`).
@@ -250,7 +235,7 @@ class Parser {
 
   void escape() {
     const char32_t letter = take_character();
-    if (auto value = escaped_class(letter)) return set(std::move(*value));
+    if (auto value = escaped_class(letter)) return set(std::move(value->set), value->negated);
     literal(escaped_character(letter));
   }
 
@@ -265,7 +250,7 @@ class Parser {
       if (low == '\\') {
         const char32_t letter = take_character();
         if (auto value = escaped_class(letter)) {
-          members = united(std::move(members), *value);
+          members = united(std::move(members), value->negated ? complement(value->set) : value->set);
           first = false;
           continue;
         }

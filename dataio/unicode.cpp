@@ -132,6 +132,20 @@ std::vector<Category> categories_named(std::string_view name) {
   return out;
 }
 
+std::vector<Range> code_points(uint32_t mask) {
+  std::vector<Range> out;
+  for (size_t i = 0; i < std::size(kRows); ++i) {
+    if ((mask >> kRows[i].category & 1) == 0) continue;
+    const char32_t end = i + 1 < std::size(kRows) ? kRows[i + 1].first : kEnd;
+    if (!out.empty() && out.back().end == kRows[i].first) {
+      out.back().end = end;
+    } else {
+      out.push_back({kRows[i].first, end});
+    }
+  }
+  return out;
+}
+
 bool is_white_space(char32_t code_point) {
   if (code_point < 0x80) return code_point == ' ' || (code_point >= 9 && code_point <= 13);
   const Category c = category(code_point);

@@ -49,6 +49,12 @@ enum Category : uint8_t {
 Category category(char32_t code_point);
 /// The categories of a regex property name: "Lu" is one, "L" five. Empty if the name is no general category.
 std::vector<Category> categories_named(std::string_view name);
+/// Code points as sorted, disjoint ranges [first, end).
+struct Range {
+  char32_t first, end;
+};
+/// The code points whose category c has bit 1 << c in `mask`.
+std::vector<Range> code_points(uint32_t mask);
 bool is_white_space(char32_t code_point);
 /// A character beside which a `single_word` added token is part of a larger word.
 bool is_word(char32_t code_point);

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "base/error.h"
@@ -92,12 +93,14 @@ TEST(Tokenizer, GivesTheIdsOfTheReference) {
 TEST(Tokenizer, ComposesBeforeItSplits) {
   EXPECT_EQ(qwen().encode("cafe\u0301 na\u0308ive"), (Ids{924, 58858, 43117, 533}));
   EXPECT_EQ(qwen().encode("caf\u00e9 n\u00e4ive"), (Ids{924, 58858, 43117, 533}));
+  EXPECT_EQ(qwen().encode("a\u0301\u0323"), qwen().encode("\u1ea1\u0301")) << "marks are put in order first";
 }
 
 TEST(Tokenizer, ClassesAreOfTheReferenceAndNotOfThisMachinesLibraries) {
-  EXPECT_EQ(qwen().encode("\u180e a"), (Ids{123970, 236, 264}));  // no white space since Unicode 6.3; PCRE2's \s has it
-  EXPECT_EQ(qwen().encode("I'\u017f"), (Ids{40, 6, 144815}));     // the long s is an s under (?i:
-  EXPECT_EQ(unicode::category(0x1C89), unicode::kLu);             // assigned in Unicode 16.0
+  EXPECT_EQ(qwen().encode(" \u180e!"),
+            (Ids{86089, 254, 236, 0}));                        // no white space since Unicode 6.3, but in PCRE2's \s
+  EXPECT_EQ(qwen().encode("I'\u017f"), (Ids{40, 6, 144815}));  // the long s is an s under (?i:
+  EXPECT_EQ(unicode::category(0x1C89), unicode::kLu);          // assigned in Unicode 16.0
   std::string out;
   unicode::OffsetMap map;
   EXPECT_FALSE(unicode::normalize_nfc("\U00011935\U00011930", out, map));  // composes since Unicode 13.0, there not
@@ -167,6 +170,70 @@ TEST(Tokenizer, MergesByRankAndNotByLength) {
   for (int i = 0; i < 5000; ++i)
     word += "abcb", expected.insert(expected.end(), {257, 98});  // longer than the short path
   EXPECT_EQ(tokenizer.encode(word), expected);
+}
+
+/// The definition: join the pair of lowest rank, the leftmost of equals, until none has a rank.
+Ids merged_by_definition(Ids ids, const std::vector<BpeMerge>& merges) {
+  for (;;) {
+    size_t best = 0, best_rank = merges.size();
+    for (size_t i = 0; i + 1 < ids.size(); ++i) {
+      for (size_t rank = 0; rank < best_rank; ++rank) {
+        if (merges[rank].left == ids[i] && merges[rank].right == ids[i + 1]) best = i, best_rank = rank;
+      }
+    }
+    if (best_rank == merges.size()) return ids;
+    ids[best] = merges[best_rank].joined;
+    ids.erase(ids.begin() + static_cast<int64_t>(best) + 1);
+  }
+}
+
+/// A random Bpe over a, b, c, and its merges.
+std::pair<Bpe, std::vector<BpeMerge>> random_bpe(std::mt19937& random) {
+  std::array<int32_t, 256> bytes;
+  bytes.fill(-1);
+  for (int c = 0; c < 3; ++c) bytes['a' + c] = c;
+  std::vector<BpeMerge> merges;
+  std::set<std::pair<int32_t, int32_t>> known;
+  for (int32_t joined = 3; joined < 20; ++joined) {
+    const auto one = [&] { return static_cast<int32_t>(random() % static_cast<unsigned>(joined)); };
+    const std::pair<int32_t, int32_t> pair = {one(), one()};
+    if (known.insert(pair).second) merges.push_back({pair.first, pair.second, joined});
+  }
+  return {Bpe(bytes, merges), merges};
+}
+
+void expect_defined_ids(const Bpe& bpe,
+                        const std::vector<BpeMerge>& merges,
+                        const std::string& word,
+                        Bpe::Scratch& scratch) {
+  Ids expected, got;
+  for (const char c : word) expected.push_back(c - 'a');
+  bpe.encode(word, scratch, got);
+  EXPECT_EQ(got, merged_by_definition(std::move(expected), merges)) << word;
+}
+
+std::string random_word(std::mt19937& random, size_t size) {
+  std::string word;
+  while (word.size() < size) word += static_cast<char>('a' + random() % 3);
+  return word;
+}
+
+TEST(Bpe, MergesAsDefinedOnShortAndLongWords) {
+  std::mt19937 random(7);
+  for (int round = 0; round < 200; ++round) {
+    const auto [bpe, merges] = random_bpe(random);
+    Bpe::Scratch scratch;
+    for (const size_t size : {1, 2, 7, 29, 48, 49, 120})
+      expect_defined_ids(bpe, merges, random_word(random, size), scratch);
+  }
+}
+
+TEST(Bpe, TheCacheOfWordsTellsWordsApart) {
+  std::mt19937 random(7);
+  const auto [bpe, merges] = random_bpe(random);
+  Bpe::Scratch scratch;
+  for (int i = 0; i < 20000; ++i)
+    expect_defined_ids(bpe, merges, random_word(random, 9), scratch);  // many share a slot
 }
 
 TEST(Tokenizer, ALongRunTakesNoQuadraticTime) {
