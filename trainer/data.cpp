@@ -105,6 +105,7 @@ SampleEncoder make_encoder(const RunConfig& config) {
   HANOK_REQUIRE(!folder.empty(), kConfig) << "model.tokenizer: got none and no model.path, expected a folder with "
                                              "tokenizer.json or vocab.json and merges.txt";
   DataConfig data = config.data;
+  data.min_pixels = data.max_pixels = 0;  // limits belong to the picture rules, which need not be this folder's
   const bool elsewhere = !has_chat_template(folder) && !model.path.empty() && has_chat_template(model.path);
   if (data.chat_template.empty() && elsewhere) data.chat_template = chat_template_from_folder(model.path, "")->name();
   SampleEncoder encoder = sample_encoder(folder, model, data);
