@@ -304,6 +304,12 @@ TEST_F(Read, HashFollowsEveryLeafAndDifferencesNameIt) {
   EXPECT_EQ(differences(was, is, {"lo", "ou", "stages"}).size(), 2u) << "a prefix is whole components";
 }
 
+TEST_F(Read, KeysFileIsWhatTheSchemaSays) {
+  std::ostringstream text;
+  text << std::ifstream(HANOK_SOURCE_DIR "/configs/keys.md").rdbuf();
+  EXPECT_TRUE(text.str().ends_with("\n\n" + key_reference())) << "run build/tests/configs/keys_probe > configs/keys.md";
+}
+
 TEST_F(Read, EveryShippedFileIsValid) {
   for (const std::string& file : files_in("run")) {
     const RunConfig config = read_config(file, {"model.path=x"});
