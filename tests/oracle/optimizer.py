@@ -18,7 +18,7 @@ TOLERANCE = 1e-6  # of the norm of each parameter, after every step
 def problem_of(rng):
     params = []
     for i in range(rng.randint(1, 8)):
-        shape = [rng.randint(1, 70) for _ in range(rng.randint(1, 3))]
+        shape = [rng.randint(1, limit) for limit in rng.choice([[3000], [70, 40], [30, 6, 8]])]
         kind = rng.choice(["weight", "bias", "norm1.weight"])
         params.append({"name": f"part{i}.{kind}", "shape": shape, "trainable": i == 0 or rng.random() < 0.8})
     groups = [{"match": rng.choice(["part1.*", "part*.bias", "part[", "part3.weight", "**"]), "lr_scale": rng.choice([0.1, 1, 3]),

@@ -1,0 +1,210 @@
+// N ranks give the numbers of one: twenty steps of a complete small Qwen3-VL on real digits and texts, on every layout.
+// usage: equivalence_test            every layout, ranks as threads
+//        mpirun -np N equivalence_test mpi|nccl   the layouts of N ranks
+#include <ATen/Parallel.h>
+#include <c10/core/DeviceGuard.h>
+#include <gtest/gtest.h>
+#include <mpi.h>
+
+#include <iostream>
+#include <mutex>
+
+#include "base/error.h"
+#include "tests/equivalence/broken_world.h"
+#include "tests/equivalence/trajectory.h"
+
+namespace hanok {
+namespace {
+
+struct Layout {
+  int tp, dp;
+  bool sequence_parallel;
+  int size() const { return tp * dp; }
+  std::string name() const {
+    return describe({.dp = dp, .tp = tp}) + (tp == 1 ? "" : sequence_parallel ? " sequence" : " no sequence");
+  }
+};
+const Layout kLayouts[] = {{2, 1, true},
+                           {2, 1, false},
+                           {4, 1, true},
+                           {4, 1, false},
+                           {1, 2, false},
+                           {1, 3, false},
+                           {1, 4, false},
+                           {2, 2, true},
+                           {2, 2, false},
+                           {2, 3, true},
+                           {2, 3, false}};
+
+std::unique_ptr<World> processes;  // null: ranks are threads
+at::Device device = at::kCPU;
+
+/// The layouts that can be tried here.
+std::vector<Layout> layouts() {
+  std::vector<Layout> out;
+  for (const Layout& layout : kLayouts)
+    if (!processes || processes->size() == layout.size()) out.push_back(layout);
+  return out;
+}
+
+void run_ranks(int size, const std::function<void(World&)>& body) {
+  if (processes) return body(*processes);
+  run_on_threads(size, body);
+}
+
+const Trajectory& one_rank(const TrainingCase& what) {
+  static std::map<std::string, Trajectory> done;
+  const auto found = done.find(what.name);
+  if (found != done.end()) return found->second;
+  return done[what.name] = train(what, make_single_groups(), device);
+}
+
+Groups groups_of(World& world, const Layout& layout) {
+  return make_groups(world, Mesh({.dp = layout.dp, .tp = layout.tp}), layout.sequence_parallel);
+}
+
+/// The worst agreement of all ranks of this process.
+Agreement worst_agreement(const Layout& layout,
+                          const TrainingCase& what,
+                          const std::function<Trajectory(World&)>& run) {
+  const Trajectory& reference = one_rank(what);
+  std::mutex mutex;
+  Agreement worst;
+  run_ranks(layout.size(), [&](World& world) {
+    const Trajectory got = run(world);
+    const Groups groups = groups_of(world, layout);
+    const Agreement agreement = compare(got, reference, what, groups);
+    const std::lock_guard lock(mutex);
+    worst.include(agreement);
+  });
+  return worst;
+}
+
+bool is_printing() {
+  return !processes || processes->rank() == 0;
+}
+
+TEST(Equivalence, OneRankTrains) {
+  for (const TrainingCase& what : training_cases()) {
+    const Trajectory& reference = one_rank(what);
+    EXPECT_LT(reference.losses.back(), 0.9 * reference.losses.front()) << what.name;
+    EXPECT_GT(reference.largest_update, 1e-3) << what.name;
+    int clipped = 0;
+    for (const double norm : reference.norms) clipped += norm > what.clip_norm;
+    EXPECT_GE(clipped, 5) << what.name << ": clipping must have something to do";
+    if (is_printing())
+      std::cout << what.name << ": loss " << reference.losses.front() << " -> " << reference.losses.back()
+                << ", largest update " << reference.largest_update << ", largest gradient "
+                << reference.largest_gradient << "\n";
+  }
+}
+
+TEST(Equivalence, EveryLayoutFollowsOneRank) {
+  for (const TrainingCase& what : training_cases()) {
+    for (const Layout& layout : layouts()) {
+      const Agreement agreement =
+          worst_agreement(layout, what, [&](World& world) { return train(what, groups_of(world, layout), device); });
+      EXPECT_TRUE(agreement.ok) << layout.name() << ", " << what.name << ": " << agreement.text();
+      if (is_printing()) std::cout << layout.name() << ", " << what.name << ": " << agreement.text() << "\n";
+    }
+  }
+}
+
+TEST(Equivalence, FrozenWeightsStayAsTheyWere) {
+  const TrainingCase what = training_cases()[1];
+  Vlm model(small_model(what.tied), make_single_groups(), at::kFloat, at::kCPU);
+  initialise(model, 11);
+  int frozen = 0;
+  for (const Param& param : model.params()) {
+    const bool same = at::equal(param.value.detach(), one_rank(what).weights.at(param.spec.name));
+    const bool is_tower = param.spec.name.starts_with("tower.");
+    EXPECT_EQ(same, is_tower) << param.spec.name;
+    frozen += is_tower;
+  }
+  EXPECT_GT(frozen, 0);
+}
+
+// The canaries: each fault is one that a falling loss does not show. Were a tolerance too wide, these would pass it.
+
+void expect_disagreement(const Layout& layout, const std::function<Trajectory(World&, const TrainingCase&)>& run) {
+  if (processes && processes->size() != layout.size()) return;
+  const TrainingCase what = training_cases()[0];
+  const Agreement agreement = worst_agreement(layout, what, [&](World& world) { return run(world, what); });
+  EXPECT_FALSE(agreement.ok) << layout.name() << " with a fault was taken for right: " << agreement.text();
+  if (is_printing()) std::cout << layout.name() << " with a fault: " << agreement.text() << "\n";
+}
+
+TEST(Canary, OneMissingAllReduceOfTpIsNoticed) {
+  for (const bool sequence_parallel : {true, false}) {
+    const Layout layout{2, 1, sequence_parallel};
+    expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
+      BrokenWorld broken(world, "tp", 150);
+      return train(what, groups_of(broken, layout), device);
+    });
+  }
+}
+
+TEST(Canary, OneMissingGradientSumIsNoticed) {
+  const Layout layout{1, 2, false};
+  expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
+    BrokenWorld broken(world, "grad", 7);
+    return train(what, groups_of(broken, layout), device);
+  });
+}
+
+TEST(Canary, ForgottenSumsOfReplicatedWeightsAreNoticed) {
+  const Layout layout{2, 1, true};
+  expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
+    return train(what, groups_of(world, layout), device, {.forget_replicated_sums = true});
+  });
+}
+
+/// On ranks other than 0: only what failed.
+class FailurePrinter : public testing::EmptyTestEventListener {
+ public:
+  void OnTestPartResult(const testing::TestPartResult& result) override {
+    if (result.failed()) std::cerr << concat("rank ", processes->rank(), ": ", result.summary(), "\n");
+  }
+};
+
+int local_rank() {
+  MPI_Comm node;
+  int rank = 0;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+  MPI_Comm_rank(node, &rank);
+  MPI_Comm_free(&node);
+  return rank;
+}
+
+int run_processes(const std::string& backend) {
+  if (backend == "nccl") device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(local_rank()));
+  processes = make_mpi_world(backend == "nccl" ? Backend::kNccl : Backend::kMpi, 120);
+  if (processes->rank() > 0) {
+    auto& listeners = testing::UnitTest::GetInstance()->listeners();
+    delete listeners.Release(listeners.default_result_printer());
+    listeners.Append(new FailurePrinter);
+  }
+  const c10::OptionalDeviceGuard guard(device);
+  const int failed = RUN_ALL_TESTS();
+  processes.reset();
+  return failed;
+}
+
+}  // namespace
+}  // namespace hanok
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  at::set_num_threads(1);
+  if (argc < 2) return RUN_ALL_TESTS();
+  int level = 0, failed = 1;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &level);
+  try {
+    failed = hanok::run_processes(argv[1]);
+  } catch (const hanok::Error& error) {
+    std::cerr << error.what() << '\n';
+  }
+  if (failed) MPI_Abort(MPI_COMM_WORLD, failed);
+  MPI_Finalize();
+  return failed;
+}
