@@ -108,24 +108,22 @@ class Room {
                    const std::function<bool()>& done,
                    const std::function<bool(int)>& missing) {
     const auto deadline = Clock::now() + std::chrono::duration<double>(crowd.stall_timeout_s);
-    const auto someone_left = [&] {
+    const auto absent = [&](bool only_gone) {
+      std::vector<int> absent_ranks;
       for (size_t i = 0; i < ranks.size(); ++i) {
-        if (missing(static_cast<int>(i)) && crowd.gone[ranks[i]]) return true;
+        if (missing(static_cast<int>(i)) && (!only_gone || crowd.gone[ranks[i]])) absent_ranks.push_back(ranks[i]);
       }
-      return false;
+      return absent_ranks;
     };
-    const bool woken = changed_.wait_until(lock, std::chrono::time_point_cast<Clock::duration>(deadline), [&] {
-      return done() || crowd.failed || someone_left();
+    changed_.wait_until(lock, std::chrono::time_point_cast<Clock::duration>(deadline), [&] {
+      return done() || crowd.failed || !absent(true).empty();
     });
     if (done()) return "";
     if (crowd.failed) return concat("got an error on another rank (", crowd.failure_text(), "), expected it to arrive");
-    std::vector<int> absent;
-    for (size_t i = 0; i < ranks.size(); ++i) {
-      if (missing(static_cast<int>(i))) absent.push_back(ranks[i]);
-    }
-    if (woken) return concat("got world ranks ", absent, " that have ended, expected them to arrive");
+    const std::vector<int> gone = absent(true);
+    if (!gone.empty()) return concat("got world ranks ", gone, " that have ended, expected them to arrive");
     return concat(
-        "got no answer from world ranks ", absent, " in ", crowd.stall_timeout_s, " s, expected them to arrive");
+        "got no answer from world ranks ", absent(false), " in ", crowd.stall_timeout_s, " s, expected them to arrive");
   }
 
   std::mutex mutex_;
