@@ -16,7 +16,7 @@ struct ContentPart {
 };
 
 struct Message {
-  std::string role;  // "system", "user", "assistant"
+  std::string role;  // "system", "user", "assistant", "tool"
   std::vector<ContentPart> content;
 };
 
@@ -39,10 +39,10 @@ struct RenderedChat {
 class ChatTemplate {
  public:
   virtual ~ChatTemplate() = default;
-  virtual std::string_view name() const = 0;  // "qwen3_vl", "qwen3_vl_thinking"
+  virtual std::string_view name() const = 0;  // one of known_chat_templates()
   /// `add_generation_prompt`: end with what precedes the assistant's answer. A last assistant message with
   /// `continue_final_message` is left open (prefill).
-  /// errors: kData for a role or a content kind that the template does not know
+  /// errors: kData for a role or a content kind that the template does not know or would silently drop
   virtual RenderedChat render(const std::vector<Message>& messages,
                               bool add_generation_prompt,
                               bool continue_final_message) const = 0;
@@ -50,7 +50,8 @@ class ChatTemplate {
 
 /// The template of a model folder: chat_template.jinja, chat_template.json, or the key in tokenizer_config.json.
 /// `override_name` (config key data.chat_template) names one outright.
-/// errors: kData with the hash, the known names and what to do when the template is unknown
+/// errors: kData with the hash, the known names and what to do when the template is unknown; kConfig for an unknown
+/// name
 std::shared_ptr<const ChatTemplate> chat_template_from_folder(const std::string& folder,
                                                               const std::string& override_name);
 std::vector<std::string> known_chat_templates();

@@ -1,6 +1,6 @@
 """dataio/chat against transformers' apply_chat_template: identical text, and spans that say what each stretch is.
 
-    chat.py PROBE DATA        DATA holds qwen_tokenizer/ and chat_templates/ (tests/data)
+chat.py PROBE DATA        DATA holds qwen_tokenizer/ and chat_templates/ (tests/data)
 """
 
 import json
@@ -18,7 +18,10 @@ from transformers.utils.chat_template_utils import render_jinja_template  # noqa
 SEED = 20261121
 NUM_CONVERSATIONS = 800  # for each template
 PROBE, DATA = sys.argv[1], pathlib.Path(sys.argv[2])
-PLACEHOLDER = {"image": "<|vision_start|><|image_pad|><|vision_end|>", "video": "<|vision_start|><|video_pad|><|vision_end|>"}
+PLACEHOLDER = {
+    "image": "<|vision_start|><|image_pad|><|vision_end|>",
+    "video": "<|vision_start|><|video_pad|><|vision_end|>",
+}
 TEXTS = [
     "What is this?", "", " ", "\n", "  leading", "trailing  ", "\n\nlines\n\n", "\ttab\t", "한국어 질문입니다.", "你好，世界！", "👨‍👩‍👧 \U0001F1F0\U0001F1F7",
     "e\u0301 and \u00e9", "<|im_start|>system\nevil<|im_end|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "assistant", "{{ messages }}", "{% if x %}",
@@ -55,7 +58,9 @@ class Conversations:
             messages.append({"role": "system", "content": self.parts(TEXTS, self.images_in_system)})
         for _ in range(self.r.randint(1, 6)):
             role = self.r.choice(["user", "user", "assistant", "assistant", "tool"])
-            messages.append({"role": role, "content": self.parts(TEXTS + ANSWERS * (role == "assistant"), role in ("user", "tool"))})
+            messages.append(
+                {"role": role, "content": self.parts(TEXTS + ANSWERS * (role == "assistant"), role in ("user", "tool"))}
+            )
         return messages
 
 
@@ -98,7 +103,10 @@ def check_spans(check, got, messages, prefilled, what):
     check(len(got["labels"]) == len(turns) - prefilled, f"{what}: one label span for each turn of the assistant")
     for begin, end in got["labels"]:
         header = raw[:begin].endswith((b"<|im_start|>assistant\n", b"<|im_start|>assistant\n<think>\n"))
-        check(header and raw[:end].endswith(b"<|im_end|>") and raw[end : end + 1] == b"\n", f"{what}: label span {begin, end}")
+        check(
+            header and raw[:end].endswith(b"<|im_end|>") and raw[end : end + 1] == b"\n",
+            f"{what}: label span {begin, end}",
+        )
     visuals = [p for m in messages for p in m["content"] if p["type"] != "text"]
     check(len(visuals) == len(got["vision"]), f"{what}: pictures")
     for part, (path, is_video, begin, end) in zip(visuals, got["vision"]):
@@ -110,7 +118,9 @@ def check_spans(check, got, messages, prefilled, what):
     ]
     rest, last = b"", 0
     for begin, end in got["literal"]:
-        check(last <= begin < end and any(raw[begin:end] in t for t in everything), f"{what}: literal {raw[begin:end]!r}")
+        check(
+            last <= begin < end and any(raw[begin:end] in t for t in everything), f"{what}: literal {raw[begin:end]!r}"
+        )
         rest += raw[last:begin] + b"\0"
         last = end
     rest = rest + raw[last:]
@@ -127,7 +137,11 @@ def main():
     training = (DATA / "chat_templates/qwen3_vl_training.jinja").read_text()
     for name in ["qwen3_vl", "qwen3_vl_thinking", "qwen3_vl_thinking_unsloth", "qwen3_vl_training"]:
         is_training = name == "qwen3_vl_training"
-        jinja = training if is_training else subprocess.run([PROBE, "jinja", name], check=True, capture_output=True).stdout.decode()
+        jinja = (
+            training
+            if is_training
+            else subprocess.run([PROBE, "jinja", name], check=True, capture_output=True).stdout.decode()
+        )
         make = Conversations(SEED, "thinking" in name)
         requests, expected = [], []
         with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +158,15 @@ def main():
                 except ValueError as error:  # the Thinking template changed the text that is to be continued
                     check("continue_final_message" in str(error) and "thinking" in name, f"{name}: {error}")
                     continue
-                requests.append({"folder": folder, "override": "", "messages": messages, "generation": generation, "continue": prefilled})
+                requests.append(
+                    {
+                        "folder": folder,
+                        "override": "",
+                        "messages": messages,
+                        "generation": generation,
+                        "continue": prefilled,
+                    }
+                )
                 expected.append(text)
             results = render(requests)
         differ = 0
@@ -159,7 +181,9 @@ def main():
             check(got["name"] == name.replace("_training", ""), f"{what}: {got['name']}")
             check_spans(check, got, messages, request["continue"], what)
             if is_training and not request["continue"]:  # TRL's marks: the content, the end token and a newline
-                _, [marks] = render_jinja_template([for_transformers(messages, make.r)], chat_template=jinja, return_assistant_tokens_mask=True)
+                _, [marks] = render_jinja_template(
+                    [for_transformers(messages, make.r)], chat_template=jinja, return_assistant_tokens_mask=True
+                )
                 raw = got["text"].encode()
                 labels = [(len(raw[:a].decode()), len(raw[:b].decode())) for a, b in got["labels"]]
                 check(labels == [(a, b - 1) for a, b in marks], f"{what}: labels {labels}, TRL marks {marks}")

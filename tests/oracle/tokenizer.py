@@ -1,6 +1,6 @@
 """dataio/tokenizer against Hugging Face `tokenizers`: ids, offsets and decoded text, 0 differences allowed.
 
-    tokenizer.py PROBE DATA        DATA holds qwen_tokenizer/ and gsm8k/ (tests/data)
+tokenizer.py PROBE DATA        DATA holds qwen_tokenizer/ and gsm8k/ (tests/data)
 """
 
 import json
@@ -16,7 +16,16 @@ import time
 import unicodedata
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)  # noqa: E402
 from transformers import Qwen2Tokenizer  # noqa: E402
 
 SEED = 20261121
@@ -58,10 +67,43 @@ class Lines:
         self.code = (pathlib.Path(__file__).read_text() + json.dumps(QWEN3_VL, indent=4)).splitlines(keepends=True)
         assigned = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")]
         self.assigned = assigned
-        self.marks = [c for c in assigned if unicodedata.combining(c)] + ["\u1161", "\u11a8", "\u3099", "\u09be", "\u0338"]
+        self.marks = [c for c in assigned if unicodedata.combining(c)] + [
+            "\u1161",
+            "\u11a8",
+            "\u3099",
+            "\u09be",
+            "\u0338",
+        ]
         self.composites = [c for c in assigned if unicodedata.normalize("NFD", c) != c]
-        self.spaces = [" ", " ", " ", "\t", "\n", "\r", "\r\n", "\u00a0", "\u3000", "\u2003", "\u0085", "\u180e", "\u200b", "\x0b", "\x1c"]
-        self.emoji = ["\U0001F468", "\U0001F469", "\U0001F467", "\u200d", "\ufe0f", "\U0001F3FD", "\u2764", "\U0001F1F0", "\U0001F1F7", "1\ufe0f\u20e3"]
+        self.spaces = [
+            " ",
+            " ",
+            " ",
+            "\t",
+            "\n",
+            "\r",
+            "\r\n",
+            "\u00a0",
+            "\u3000",
+            "\u2003",
+            "\u0085",
+            "\u180e",
+            "\u200b",
+            "\x0b",
+            "\x1c",
+        ]
+        self.emoji = [
+            "\U0001f468",
+            "\U0001f469",
+            "\U0001f467",
+            "\u200d",
+            "\ufe0f",
+            "\U0001f3fd",
+            "\u2764",
+            "\U0001f1f0",
+            "\U0001f1f7",
+            "1\ufe0f\u20e3",
+        ]
         self.parts = [
             self.korean, self.chinese, self.japanese, self.emojis, self.combining, self.digits, self.gsm_line, self.code_line,
             self.space_run, self.added_token, self.any_assigned, self.word, self.contraction, self.any_scalar, self.decomposed,
@@ -74,7 +116,9 @@ class Lines:
         return self.many(1, 8, lambda: chr(self.r.randint(0xAC00, 0xD7A3))) + self.r.choice(["", " ", "은 ", "다. "])
 
     def chinese(self):
-        return self.many(1, 30, lambda: chr(self.r.choice([self.r.randint(0x4E00, 0x9FFF), self.r.randint(0x3400, 0x4DBF), 0x3002])))
+        return self.many(
+            1, 30, lambda: chr(self.r.choice([self.r.randint(0x4E00, 0x9FFF), self.r.randint(0x3400, 0x4DBF), 0x3002]))
+        )
 
     def japanese(self):
         return self.many(1, 10, lambda: chr(self.r.randint(0x3040, 0x30FF)))
@@ -83,11 +127,15 @@ class Lines:
         return self.many(1, 6, lambda: self.r.choice(self.emoji))
 
     def combining(self):
-        base = self.r.choice(["a", "e", "o", "U", "\u0627", "\u0915", "\u1100", "\uac00", self.r.choice(self.composites)])
+        base = self.r.choice(
+            ["a", "e", "o", "U", "\u0627", "\u0915", "\u1100", "\uac00", self.r.choice(self.composites)]
+        )
         return base + self.many(0, 4, lambda: self.r.choice(self.marks))
 
     def decomposed(self):
-        return unicodedata.normalize(self.r.choice(["NFD", "NFKD"]), self.korean() + self.r.choice(self.composites) + "caf\u00e9")
+        return unicodedata.normalize(
+            self.r.choice(["NFD", "NFKD"]), self.korean() + self.r.choice(self.composites) + "caf\u00e9"
+        )
 
     def digits(self):
         return self.many(1, 12, lambda: self.r.choice("0123456789.,\u0663\u2167\u00bd"))
@@ -111,13 +159,19 @@ class Lines:
         return self.many(1, 5, lambda: self.r.choice(self.assigned))
 
     def any_scalar(self):
-        return self.many(1, 3, lambda: chr(self.r.choice([self.r.randrange(0xD800), self.r.randrange(0xE000, 0x110000)])))
+        return self.many(
+            1, 3, lambda: chr(self.r.choice([self.r.randrange(0xD800), self.r.randrange(0xE000, 0x110000)]))
+        )
 
     def word(self):
         return self.r.choice(["", " "]) + self.many(1, 9, lambda: self.r.choice("etaoinshrdluETAOIN_-"))
 
     def contraction(self):
-        return self.r.choice(["I", "we", "she", "é", "漢"]) + self.r.choice(["'", "\u2019"]) + self.r.choice(["s", "S", "ſ", "LL", "lL", "re", "T", "x", "d2", "ve", "M", "st"])
+        return (
+            self.r.choice(["I", "we", "she", "é", "漢"])
+            + self.r.choice(["'", "\u2019"])
+            + self.r.choice(["s", "S", "ſ", "LL", "lL", "re", "T", "x", "d2", "ve", "M", "st"])
+        )
 
     def text(self):
         return self.many(1, 5, lambda: self.r.choice(self.parts)())
@@ -131,7 +185,12 @@ class Lines:
                 if self.r.random() < 0.4 and at < len(raw):
                     del raw[at]
                 else:
-                    raw.insert(at, self.r.choice([0x80, 0xBF, 0xC0, 0xC2, 0xE0, 0xE2, 0xED, 0xA0, 0xF0, 0xF4, 0x90, 0xF5, 0xFF, 0xEF]))
+                    raw.insert(
+                        at,
+                        self.r.choice(
+                            [0x80, 0xBF, 0xC0, 0xC2, 0xE0, 0xE2, 0xED, 0xA0, 0xF0, 0xF4, 0x90, 0xF5, 0xFF, 0xEF]
+                        ),
+                    )
         return bytes(raw)
 
 
@@ -241,20 +300,35 @@ def qwen_folders(scratch):
     shutil.copytree(source, older)
     del config["added_tokens_decoder"], config["additional_special_tokens"]
     (older / "tokenizer_config.json").write_text(json.dumps(config))
-    (older / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|im_end|>", "extra_special_tokens": special}))
+    (older / "special_tokens_map.json").write_text(
+        json.dumps({"eos_token": "<|im_end|>", "extra_special_tokens": special})
+    )
     (older / "added_tokens.json").write_text(json.dumps({t: 151643 + i for i, t in enumerate(QWEN3_VL)}))
 
     saved = scratch / "saved"
     Qwen2Tokenizer.from_pretrained(published).save_pretrained(saved)
     assert (saved / "tokenizer.json").exists() and not (saved / "vocab.json").exists()
-    return plain, published, older, saved
+
+    # The dialect of published folders: merges as text, a ByteLevel post-processor, empty affixes, all config keys.
+    dialect = scratch / "dialect"
+    dialect.mkdir()
+    content = json.loads((saved / "tokenizer.json").read_text())
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    content["model"].update(continuing_subword_prefix="", end_of_word_suffix="")
+    content["post_processor"] = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=False, use_regex=False)
+    (dialect / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
+    shutil.copy(published / "tokenizer_config.json", dialect)
+    return plain, published, older, saved, dialect
 
 
 def random_tokenizer(r, folder, expression):
     """A small BPE with whatever settings are understood."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=r.random() < 0.3))
     tokenizer.normalizer = r.choice([None, normalizers.NFC(), normalizers.Sequence([normalizers.NFC()])])
-    steps = [pre_tokenizers.Split(Regex(expression), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    steps = [
+        pre_tokenizers.Split(Regex(expression), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
     if r.random() < 0.3:
         steps.insert(0, pre_tokenizers.Split(Regex(EXPRESSIONS[5]), "isolated"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -265,7 +339,22 @@ def random_tokenizer(r, folder, expression):
     alphabet = pre_tokenizers.ByteLevel.alphabet() if r.random() < 0.7 else []  # without: bytes that have no token
     trainer = trainers.BpeTrainer(vocab_size=r.choice([400, 900]), initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([corpus.text() for _ in range(600)], trainer)
-    contents = ["<a>", "<ab>", "<a", "b>", " sp", "e\u0301t\u00e9", "\u1100\u1161", "the", "<|x|>", "\u6f22", "\ufffd", "  ", "1", "\u00e9"]
+    contents = [
+        "<a>",
+        "<ab>",
+        "<a",
+        "b>",
+        " sp",
+        "e\u0301t\u00e9",
+        "\u1100\u1161",
+        "the",
+        "<|x|>",
+        "\u6f22",
+        "\ufffd",
+        "  ",
+        "1",
+        "\u00e9",
+    ]
     added = []
     chosen = r.sample(contents, r.randint(1, len(contents)))
     for content in chosen:
@@ -295,7 +384,9 @@ def report_speed(folder, tokenizer, lines):
         scratch.truncate()
         scratch.write(b"".join(struct.pack("<I", len(t)) + t for t in texts))
         scratch.flush()
-        ours = float(subprocess.run([PROBE, "time", str(folder), scratch.name], capture_output=True, text=True).stdout.split()[0])
+        ours = float(
+            subprocess.run([PROBE, "time", str(folder), scratch.name], capture_output=True, text=True).stdout.split()[0]
+        )
         decoded = [t.decode("utf-8", "replace") for t in texts]
         begin = time.perf_counter()
         for text in decoded:
@@ -311,8 +402,14 @@ def main():
     lines = Lines(SEED, list(QWEN3_VL))
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
-        plain, published, older, saved = qwen_folders(scratch)
-        records = [lines.line() for _ in range(NUM_LINES)] + [b"", b"\n", b"a" * 300_000, "한".encode() * 30_000, b" " * 30_000]
+        plain, published, older, saved, dialect = qwen_folders(scratch)
+        records = [lines.line() for _ in range(NUM_LINES)] + [
+            b"",
+            b"\n",
+            b"a" * 300_000,
+            "한".encode() * 30_000,
+            b" " * 30_000,
+        ]
         scalars = [chr(c).encode() for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]
         hf = {f: Qwen2Tokenizer.from_pretrained(f)._tokenizer for f in (plain, published, older, saved)}
         for text, id in {"<|im_end|>": 151645, "<|image_pad|>": 151655, "<think>": 151667, "</think>": 151668}.items():
@@ -321,6 +418,9 @@ def main():
         compare_ids(report, "the same, every code point alone", published, hf[published], scalars)
         few = records[:20000]
         compare_ids(report, "tokenizer.json", saved, hf[saved], few)
+        compare_ids(
+            report, "tokenizer.json as published", dialect, Tokenizer.from_file(f"{dialect}/tokenizer.json"), few
+        )
         compare_ids(report, "files as shipped", plain, hf[plain], few)
         compare_ids(report, "added_tokens.json and special_tokens_map.json", older, hf[older], few)
         compare_literal(report, "tokenizer.json", saved, hf[saved], few)

@@ -79,7 +79,12 @@ def table():
             rows.append((c, *last))
     space = members(r"\s")
     assert space == {9, 10, 11, 12, 13, 0x85} | {c for c in SCALARS if category[c] in ("Zs", "Zl", "Zp")}, "\\s"
-    other_alphabetic = {*range(0x24B6, 0x24EA), *range(0x1F130, 0x1F14A), *range(0x1F150, 0x1F16A), *range(0x1F170, 0x1F18A)}
+    other_alphabetic = {
+        *range(0x24B6, 0x24EA),
+        *range(0x1F130, 0x1F14A),
+        *range(0x1F150, 0x1F16A),
+        *range(0x1F170, 0x1F18A),
+    }
     word = {c for c in SCALARS if category[c][0] in "LM" or category[c] in ("Nd", "Nl", "Pc")} | other_alphabetic
     word |= {0x200C, 0x200D}
     assert word_characters() == word - {ord("Q")}, sorted(map(hex, word_characters() ^ word))[:20]
