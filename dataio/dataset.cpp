@@ -1,6 +1,7 @@
 #include "dataio/dataset.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "dataio/format.h"

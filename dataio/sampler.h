@@ -8,6 +8,7 @@
 // keeps them: resuming costs the same at any step.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
