@@ -29,8 +29,8 @@ struct VisionSlot {
 
 struct RenderedChat {
   std::string text;
-  std::vector<Span>
-      labels;  // bytes that the assistant must produce, its end token included; one span per assistant turn
+  // Bytes that the assistant must produce, its end token included: one span per assistant turn, none for an open one.
+  std::vector<Span> labels;
   std::vector<Span> literal;  // bytes that came from the messages: special tokens are not parsed there
   std::vector<VisionSlot> vision;
 };
