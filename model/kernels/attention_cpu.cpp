@@ -48,6 +48,7 @@ struct Scratch {
 template <class T, class A>
 HANOK_SIMD_BODY void load(const T* from, int64_t from_row, A* to, int64_t to_row, int64_t rows, int64_t width) {
   for (int64_t r = 0; r < rows; ++r) {
+#pragma omp simd
     for (int64_t i = 0; i < width; ++i) to[r * to_row + i] = static_cast<A>(from[r * from_row + i]);
     for (int64_t i = width; i < to_row; ++i) to[r * to_row + i] = 0;
   }
@@ -113,6 +114,7 @@ struct Forward {
         for (int64_t r = 0; r < rows; ++r) {
           const A inverse = A(1) / total[r];
           T* to = u.out + (begin + r) * u.out_row + head * u.width;
+#pragma omp simd
           for (int64_t i = 0; i < u.width; ++i) to[i] = static_cast<T>(out[r * width_padded + i] * inverse);
         }
       }
@@ -179,6 +181,7 @@ struct Backward {
     load_transposed(u.k, u.in_row, kt, keys_padded, keys, u.width);
     load_transposed(u.v, u.in_row, vt, keys_padded, keys, u.width);
     load(u.k, u.in_row, k, width_padded, keys, u.width);
+#pragma omp simd
     for (int64_t i = 0; i < keys * width_padded; ++i) dk[i] = dv[i] = 0;
     for (int64_t head = 0; head < u.group; ++head) {
       for (int64_t begin = 0; begin < u.length; begin += kQueryBlock) {
@@ -212,8 +215,10 @@ struct Backward {
   template <class T, class A>
   static HANOK_SIMD_BODY void store(
       const A* from, int64_t from_row, T* to, int64_t to_row, int64_t rows, int64_t width) {
-    for (int64_t r = 0; r < rows; ++r)
+    for (int64_t r = 0; r < rows; ++r) {
+#pragma omp simd
       for (int64_t i = 0; i < width; ++i) to[r * to_row + i] = static_cast<T>(from[r * from_row + i]);
+    }
   }
   template <class A>
   static HANOK_SIMD_BODY A dot(const A* a, const A* b, int64_t width) {

@@ -52,6 +52,7 @@ struct Forward {
           y[i + half] = static_cast<T>(round<C>(b * c) + round<C>(a * s));
         }
       }
+#pragma omp simd
       for (int64_t i = 0; i < sizes.kv_heads * width; ++i) y[i] = x[i];
       x += sizes.kv_heads * width;
       y += sizes.kv_heads * width;
@@ -90,6 +91,7 @@ struct Backward {
         }
         const T* weight = head < sizes.heads ? q_weight : k_weight;
         if (!weight) {
+#pragma omp simd
           for (int64_t i = 0; i < width; ++i) dx[i] = static_cast<T>(turned[i]);
           continue;
         }
@@ -109,6 +111,7 @@ struct Backward {
           dx[i] = static_cast<T>(scale * (turned[i] * static_cast<A>(weight[i]) - xhat * mean));
         }
       }
+#pragma omp simd
       for (int64_t i = 0; i < sizes.kv_heads * width; ++i) dx[i] = dy[i];
       x += sizes.kv_heads * width;
       dx += sizes.kv_heads * width;

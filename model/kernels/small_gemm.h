@@ -57,16 +57,23 @@ struct SmallGemm {
     typedef A Vector __attribute__((vector_size(W::bytes), aligned(sizeof(A)), may_alias));
     constexpr int kLanes = W::bytes / static_cast<int>(sizeof(A));
     Vector sum[kRows][kVectors];
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v)
         sum[r][v] = add ? *reinterpret_cast<const Vector*>(c + r * c_row + v * kLanes) : Vector{};
     for (int64_t i = 0; i < k; ++i, a += a_col, b += b_row) {
       Vector column[kVectors];
+#pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) column[v] = *reinterpret_cast<const Vector*>(b + v * kLanes);
+#pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sum[r][v] += a[r * a_row] * column[v];
     }
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Vector*>(c + r * c_row + v * kLanes) = sum[r][v];
   }
 };

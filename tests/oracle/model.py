@@ -1,7 +1,8 @@
 """Our Qwen3-VL against transformers' on randomly drawn small configurations: logits, loss and every parameter's gradient.
 
 Each case is a few samples (text, pictures, videos). The reference runs them one by one; we run them as one packed row with a
-padded tail. fp32: largest error over largest reference value of each tensor; bf16: cosine of the logits.
+padded tail. fp32: largest error over largest reference value of each tensor; bf16: cosine of
+logits and of all gradients.
 
 usage: model.py <model_probe> [seed]
 """
@@ -21,7 +22,7 @@ from transformers.utils import logging
 PROBE = sys.argv[1]
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(1 << 32)
 CASES, HALF_CASES, FIXED_SEED = 56, 12, 20261121
-WORST_ERROR, WORST_COSINE = 1e-4, 0.9999
+WORST_ERROR, WORST_COSINE = 1e-4, {"logits": 0.9999, "gradients": 0.999}
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs" / "model"
 TEXT_IDS = 90  # ids below are text
 
@@ -50,14 +51,14 @@ def random_config(rng):
         vision_start_token_id=TEXT_IDS + 3, vision_end_token_id=TEXT_IDS + 4)
 
 
-def randomise(model, generator):
-    """Norms and biases too, so that no parameter is idle; scales that keep activations near 1."""
+def randomise(model, generator, gain):
+    """Norms and biases too, so that no parameter is idle; a gain of 1 keeps the width of activations from layer to layer."""
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
         if parameter.dim() == 1:
             values = values * 0.2 + (1 if "norm" in name and name.endswith("weight") else 0)
         else:
-            values = values * (1 / parameter[0].numel() ** 0.5 if "embed_tokens" not in name else 0.5)
+            values = values * (gain / parameter[0].numel() ** 0.5 if "embed_tokens" not in name else 0.5)
         parameter.data.copy_(values)
 
 
@@ -101,9 +102,12 @@ def reference_inputs(sample, pixels, dtype):
 def build_case(seed, dtype):
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     config = random_config(rng)
-    config._attn_implementation = "eager"
+    # sdpa keeps the softmax in fp32 as we do. Half the gain: two bf16 runs that only add up in another order differ by 1e-4
+    # in cosine on such narrow models at full gain, as much as either differs from fp32.
+    is_half = dtype == torch.bfloat16
+    config._attn_implementation = "sdpa" if is_half else "eager"
     model = Qwen3VLForConditionalGeneration(config)
-    randomise(model, generator)
+    randomise(model, generator, 0.5 if is_half else 1.0)
     model = model.to(dtype).eval()
     values = 3 * 2 * config.vision_config.patch_size ** 2
     kinds = rng.choice([["text"], ["text"] * 3, ["images"], ["video"], ["mixed", "text"], ["images", "video", "text", "images"]])
@@ -165,7 +169,7 @@ def cosine(got, ref):
 
 
 def compare(expected, result, dtype):
-    """-> (worst figure, what it belongs to, problems)"""
+    """-> (figures, name of the worst, problems)"""
     problems, figures = [], {}
     logits = result["logits"][: expected["real"]]
     grads = {name[5:]: value for name, value in result.items() if name.startswith("grad/")}
@@ -182,10 +186,13 @@ def compare(expected, result, dtype):
         problems += [f"{name}: relative error {value:.2e}" for name, value in figures.items() if not value <= WORST_ERROR]
         worst = max(figures, key=figures.get)
     else:
+        names = sorted(set(expected["grads"]) & set(grads))
+        flat = lambda tensors: torch.cat([tensors[name].double().flatten() for name in names])
         figures["logits"] = cosine(logits, expected["logits"])
-        problems += [f"{name}: cosine {value:.6f}" for name, value in figures.items() if not value >= WORST_COSINE]
-        worst = "logits"
-    return figures[worst], worst, problems
+        figures["gradients"] = cosine(flat(grads), flat(expected["grads"]))
+        problems += [f"{name}: cosine {value:.6f}" for name, value in figures.items() if not value >= WORST_COSINE[name]]
+        worst = min(figures, key=figures.get)
+    return figures, worst, problems
 
 
 def check_shapes():
@@ -234,21 +241,21 @@ def main():
         done = subprocess.run([PROBE, "run", *(str(folder) for folder, *_ in cases)], capture_output=True, text=True)
         if done.returncode != 0:
             sys.exit(f"probe: exit {done.returncode}: {done.stderr}")
-        worst = {torch.float32: 0.0, torch.bfloat16: 1.0}
+        worst_error, worst_cosine = 0.0, {"logits": 1.0, "gradients": 1.0}
         for folder, seed, dtype, expected, text in cases:
-            figure, what, found = compare(expected, load_file(str(folder / "result.safetensors")), dtype)
-            worst[dtype] = max(worst[dtype], figure) if dtype == torch.float32 else min(worst[dtype], figure)
-            print(f"seed {seed} {settings_name(dtype)} {text}: worst {figure:.3e} ({what})")
+            figures, what, found = compare(expected, load_file(str(folder / "result.safetensors")), dtype)
+            if dtype == torch.float32:
+                worst_error = max(worst_error, figures[what])
+            else:
+                worst_cosine = {name: min(value, figures[name]) for name, value in worst_cosine.items()}
+            print(f"seed {seed} {str(dtype)[6:]} {text}: worst {figures[what]:.8g} ({what})")
             problems += [f"seed {seed}: {problem}" for problem in found]
-    print(f"{CASES} cases in fp32: worst relative error {worst[torch.float32]:.2e} (bound {WORST_ERROR:.0e}); "
-          f"{HALF_CASES} in bf16: worst cosine {worst[torch.bfloat16]:.6f} (bound {WORST_COSINE})")
+    print(f"{CASES} cases in fp32: worst relative error {worst_error:.2e} (bound {WORST_ERROR:.0e}); "
+          f"{HALF_CASES} in bf16: worst cosine of logits {worst_cosine['logits']:.6f}, of all gradients "
+          f"{worst_cosine['gradients']:.6f} (bounds {WORST_COSINE['logits']}, {WORST_COSINE['gradients']})")
     for problem in problems:
         print("DIFFERS", problem)
     return 1 if problems else 0
-
-
-def settings_name(dtype):
-    return str(dtype).split(".")[1]
 
 
 if __name__ == "__main__":
