@@ -169,8 +169,10 @@ std::vector<std::string> known_keys() {
 
 std::string key_reference() {
   std::string out = "| key | default | meaning | rule |\n|---|---|---|---|\n";
-  for (const KeyDescription& line : describe())
-    out += concat("| `", line.key, "` | `", line.value, "` | ", line.meaning, " | ", line.rule, " |\n");
+  for (const KeyDescription& line : describe()) {
+    const std::string value = line.value.empty() ? "" : concat("`", line.value, "`");
+    out += concat("| `", line.key, "` | ", value, " | ", line.meaning, " | ", line.rule, " |\n");
+  }
   return out;
 }
 
