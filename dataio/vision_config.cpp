@@ -69,7 +69,9 @@ std::optional<Section> first_of(std::optional<Section> a, std::optional<Section>
 
 void require_known_steps(const Section& section, const char* class_key, const std::vector<std::string>& classes) {
   if (section.has(class_key)) {
-    const bool is_known = std::find(classes.begin(), classes.end(), section.values[class_key]) != classes.end();
+    const bool is_known = std::any_of(classes.begin(), classes.end(), [&](const std::string& name) {
+      return section.values[class_key] == json(name);
+    });
     section.require(is_known, class_key, concat("one of ", classes));
   }
   section.require(!section.has("resample") || section.values["resample"] == 3, "resample", "3 (bicubic)");
