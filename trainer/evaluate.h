@@ -67,7 +67,9 @@ std::string dump_line(const std::string& id, const JudgedSample& sample);
 /// "id,answer", quoted where CSV asks for it.
 std::string submission_line(const std::string& id, const JudgedSample& sample);
 std::string to_json(const EvalResult& result);
-/// Lines for people: accuracy with its interval, the confusion table.
+/// "24 samples, loss 0.5775, accuracy 91.67 % (74.15 to 97.68), 0.1 s"
+std::string short_text(const EvalResult& result);
+/// Lines for people: the same and the confusion table.
 std::string to_text(const EvalResult& result);
 
 }  // namespace hanok

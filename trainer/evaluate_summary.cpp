@@ -1,11 +1,10 @@
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "trainer/evaluate.h"
+#include "trainer/progress.h"
 
 namespace hanok {
 namespace {
@@ -24,12 +23,6 @@ std::string letter(int choice) {
 /// Invalid UTF-8 cannot come from the importers; should it, a line is worth more than an exception.
 std::string text_of(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
-}
-
-std::string printed(const char* format, double value) {
-  std::array<char, 64> text;
-  std::snprintf(text.data(), text.size(), format, value);
-  return text.data();
 }
 
 /// Sums while they are being gathered; means afterwards.
@@ -138,17 +131,23 @@ std::string to_json(const EvalResult& r) {
   return text_of(out);
 }
 
-std::string to_text(const EvalResult& r) {
+std::string short_text(const EvalResult& r) {
   std::string text = concat(r.num_samples, " samples");
   if (r.num_labels > 0) text += printed(", loss %.4f", r.loss);
-  text += printed(" (%.1f s)\n", r.seconds);
-  if (r.num_choice_samples > 0 && r.num_answered == 0)
-    return text + concat(r.num_choice_samples, " questions answered; none has a known answer\n");
+  if (r.num_answered > 0) {
+    text += printed(", accuracy %.2f %%", 100 * r.accuracy) + printed(" (%.2f", 100 * r.accuracy_low) +
+            printed(" to %.2f)", 100 * r.accuracy_high);
+  }
+  return text + printed(", %.1f s", r.seconds);
+}
+
+std::string to_text(const EvalResult& r) {
+  std::string text = concat(short_text(r), "\n");
+  if (r.num_choice_samples > r.num_answered)
+    text += concat(r.num_choice_samples - r.num_answered, " questions without a known answer were answered\n");
   if (r.num_answered == 0) return text;
-  text += printed("accuracy %.2f %%", 100 * r.accuracy) + printed(", 95 %% interval %.2f", 100 * r.accuracy_low) +
-          printed(" to %.2f", 100 * r.accuracy_high) + concat(" (", r.num_correct, " of ", r.num_answered, ")") +
-          printed(", calibration error %.3f\n", r.expected_calibration_error);
-  text += "answer \\ choice";
+  text += concat(r.num_correct, " of ", r.num_answered, " right; the interval holds with 95 %") +
+          printed("; calibration error %.3f\n", r.expected_calibration_error) + "answer \\ choice";
   const auto column = [](const std::string& cell) {
     return std::string(cell.size() < 7 ? 7 - cell.size() : 1, ' ') + cell;
   };

@@ -80,18 +80,12 @@ void add_point(LossPlot& plot, const json& line) {
   (is_evaluation ? plot.held_out : plot.loss).push_back({x, line["loss"].get<double>()});
 }
 
-std::string printed(const char* format, double value) {
-  char text[64];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
-}
-
 }  // namespace
 
 std::string readable_line(const StepMetrics& s, double eta_s) {
   std::string text = concat(s.stage, " ", s.step, "/", s.num_steps);
   text += printed("  loss %.4f", s.loss) + printed("  norm %.3g", s.grad_norm) + printed("  lr %.2e", s.lr);
-  text += "  " + short_number(s.tokens_per_s, " tok/s") + "  " + short_number(s.model_flops_per_s, "FLOP/s");
+  text += "  " + short_number(s.tokens_per_s) + " tok/s" + "  " + short_number(s.model_flops_per_s, "FLOP/s");
   text +=
       printed("  wait %.0f%%", s.step_s > 0 ? 100 * s.data_wait_s / s.step_s : 0) + printed("  %.2f GiB", s.memory_gib);
   if (s.step < s.num_steps) text += "  eta " + duration_text(eta_s);

@@ -1,16 +1,14 @@
 #include "trainer/plot.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstdio>
 
-#include "base/error.h"
+#include "trainer/progress.h"
 
 namespace hanok {
 namespace {
 
-constexpr double kWidth = 900, kHeight = 460, kLeft = 68, kRight = 24, kTop = 52, kBottom = 52;
+constexpr double kWidth = 900, kHeight = 460, kLeft = 68, kRight = 24, kTop = 66, kBottom = 52;
 
 struct Range {
   double low = 0, high = 1;
@@ -26,10 +24,8 @@ struct Frame {
   }
 };
 
-std::string number(double value, const char* format = "%.1f") {
-  std::array<char, 48> text;
-  std::snprintf(text.data(), text.size(), format, value);
-  return text.data();
+std::string number(double value) {
+  return printed("%.1f", value);
 }
 
 std::string escaped(const std::string& text) {
@@ -71,26 +67,38 @@ std::vector<PlotPoint> thinned(const std::vector<PlotPoint>& points, size_t buck
   return out;
 }
 
-/// Exponential mean with the bias of its start removed, so that the curve begins at the first value.
-std::vector<PlotPoint> smoothed(const std::vector<PlotPoint>& points) {
-  const double keep = 1 - 1 / std::max(1.0, static_cast<double>(points.size()) / 40);
+/// Mean over the points around each one, stage by stage: where a stage changes the loss jumps, and the mean with it.
+std::vector<PlotPoint> smoothed(const std::vector<PlotPoint>& points, const std::vector<PlotStage>& stages) {
+  const auto reach = static_cast<int64_t>(points.size() / 80);
+  std::vector<double> sums = {0};
+  for (const PlotPoint& p : points) sums.push_back(sums.back() + p.y);
   std::vector<PlotPoint> out;
-  double mean = 0, weight = 0;
-  for (const PlotPoint& p : points) {
-    mean = keep * mean + (1 - keep) * p.y;
-    weight = keep * weight + (1 - keep);
-    out.push_back({p.x, mean / weight});
-  }
+  int64_t begin = 0;
+  const auto add_until = [&](int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t around = std::min({reach, i - begin, end - 1 - i});
+      out.push_back({points[i].x, (sums[i + around + 1] - sums[i - around]) / static_cast<double>(2 * around + 1)});
+    }
+    begin = end;
+  };
+  for (const PlotStage& stage : stages)
+    add_until(std::partition_point(
+                  points.begin() + begin, points.end(), [&](const PlotPoint& p) { return p.x <= stage.end; }) -
+              points.begin());
+  add_until(static_cast<int64_t>(points.size()));
   return out;
 }
 
-/// All but the highest two per cent of the raw curve (spikes are cut at the edge), with some air.
-Range y_range(const std::vector<PlotPoint>& raw, const std::vector<PlotPoint>& marks) {
+/// All of the running mean and of the marks, and of the raw curve all but the highest two per cent: spikes are cut.
+Range y_range(const std::vector<PlotPoint>& raw,
+              const std::vector<PlotPoint>& mean,
+              const std::vector<PlotPoint>& marks) {
   std::vector<double> values;
   for (const PlotPoint& p : raw) values.push_back(p.y);
   std::sort(values.begin(), values.end());
   values.resize(values.size() - values.size() / 50);
-  for (const PlotPoint& p : marks) values.push_back(p.y);
+  for (const auto* points : {&mean, &marks})
+    for (const PlotPoint& p : *points) values.push_back(p.y);
   if (values.empty()) return {};
   const auto [low, high] = std::minmax_element(values.begin(), values.end());
   const double air = std::max((*high - *low) * 0.06, std::abs(*high) * 1e-3 + 1e-9);
@@ -131,7 +139,7 @@ std::string stage_bands(const Frame& frame, const std::vector<PlotStage>& stages
            "\" height=\"" + number(kHeight - kTop - kBottom) + "\" fill=\"" + (i % 2 ? "#ffffff" : "#f4f6fa") +
            "\"/>\n";
     const auto fits = static_cast<size_t>(std::max(0.0, (right - left - 8) / 7));
-    if (fits >= 3) out += text_at(left + 6, kTop + 16, "fill=\"#7a8499\"", stages[i].name.substr(0, fits));
+    if (fits >= 3) out += text_at(left + 2, kTop - 5, "fill=\"#7a8499\"", stages[i].name.substr(0, fits));
   }
   return out;
 }
@@ -144,11 +152,11 @@ std::string axes(const Frame& frame) {
       "%." + std::to_string(std::clamp(static_cast<int>(-std::floor(std::log10(step) + 1e-9)), 0, 8)) + "f";
   for (const double y : y_ticks) {
     out += line_at(kLeft, frame.py(y), kWidth - kRight, frame.py(y), "#dfe3ea");
-    out += text_at(kLeft - 8, frame.py(y) + 4, "text-anchor=\"end\"", number(y, format.c_str()));
+    out += text_at(kLeft - 8, frame.py(y) + 4, "text-anchor=\"end\"", printed(format.c_str(), y));
   }
   for (const double x : round_ticks(frame.x.low, frame.x.high, 8)) {
     out += line_at(frame.px(x), kHeight - kBottom, frame.px(x), kHeight - kBottom + 5, "#8a93a6");
-    out += text_at(frame.px(x), kHeight - kBottom + 19, "text-anchor=\"middle\"", number(x, "%.10g"));
+    out += text_at(frame.px(x), kHeight - kBottom + 19, "text-anchor=\"middle\"", printed("%.10g", x));
   }
   out += line_at(kLeft, kHeight - kBottom, kWidth - kRight, kHeight - kBottom, "#8a93a6");
   out += text_at((kLeft + kWidth - kRight) / 2, kHeight - 12, "text-anchor=\"middle\"", "optimizer step");
@@ -157,7 +165,7 @@ std::string axes(const Frame& frame) {
 }
 
 std::string legend(bool has_marks) {
-  double x = kWidth - kRight - (has_marks ? 250 : 160);
+  double x = kWidth - kRight - (has_marks ? 262 : 176);
   const double y = 30;
   std::string out;
   const auto entry = [&](const std::string& mark, const std::string& name, double width) {
@@ -168,7 +176,7 @@ std::string legend(bool has_marks) {
     return "<path d=\"M" + number(x) + " " + number(y) + "h18\" " + style + "/>\n";
   };
   entry(stroke("stroke=\"#9db4e0\""), "a step", 76);
-  entry(stroke("stroke=\"#1f4fb4\" stroke-width=\"2\""), "running mean", 112);
+  entry(stroke("stroke=\"#1f4fb4\" stroke-width=\"2\""), "running mean", 118);
   if (has_marks)
     entry(
         "<circle cx=\"" + number(x + 9) + "\" cy=\"" + number(y) + "\" r=\"3.5\" fill=\"#d1495b\"/>\n", "held out", 0);
@@ -194,16 +202,17 @@ std::vector<double> round_ticks(double low, double high, int wanted) {
 
 std::string loss_svg(const LossPlot& plot) {
   const std::vector<PlotPoint> raw = finite(plot.loss), marks = finite(plot.held_out);
-  const Frame frame{x_range(plot, raw), y_range(raw, marks)};
+  const std::vector<PlotPoint> mean = smoothed(raw, plot.stages);
+  const Frame frame{x_range(plot, raw), y_range(raw, mean, marks)};
   const auto buckets = static_cast<size_t>(kWidth - kLeft - kRight);
-  std::string svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 " + number(kWidth, "%.0f") + " " +
-                    number(kHeight, "%.0f") + "\" width=\"" + number(kWidth, "%.0f") + "\" height=\"" +
-                    number(kHeight, "%.0f") + "\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#3a4252\">\n" +
+  std::string svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 " + printed("%.0f", kWidth) + " " +
+                    printed("%.0f", kHeight) + "\" width=\"" + printed("%.0f", kWidth) + "\" height=\"" +
+                    printed("%.0f", kHeight) + "\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#3a4252\">\n" +
                     "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n";
   svg += stage_bands(frame, plot.stages) + axes(frame);
   svg += text_at(kLeft, 34, "font-size=\"15\" font-weight=\"bold\"", plot.title) + legend(!marks.empty());
   svg += path_of(frame, thinned(raw, buckets), "stroke=\"#9db4e0\" stroke-width=\"1\"");
-  svg += path_of(frame, thinned(smoothed(raw), buckets), "stroke=\"#1f4fb4\" stroke-width=\"2\"");
+  svg += path_of(frame, thinned(mean, buckets), "stroke=\"#1f4fb4\" stroke-width=\"2\"");
   for (const PlotPoint& p : marks)
     svg += "<circle cx=\"" + number(frame.px(p.x)) + "\" cy=\"" + number(frame.py(p.y)) +
            "\" r=\"3.5\" fill=\"#d1495b\"/>\n";

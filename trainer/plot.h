@@ -20,8 +20,8 @@ struct LossPlot {
   std::vector<PlotStage> stages;    // shaded in turn and named
 };
 
-/// Axes with round ticks, the raw curve pale, its running mean strong (a mean over about a fortieth of the run), the
-/// y range without the outermost spikes. More points than pixels are thinned to their bucket's extremes.
+/// Axes with round ticks, the raw curve pale, its running mean strong (over about a fortieth of the run, stage by
+/// stage), the y range without the outermost spikes. More points than pixels are thinned to their bucket's extremes.
 std::string loss_svg(const LossPlot& plot);
 
 /// About `wanted` round numbers that cover [low, high]: steps of 1, 2 or 5 times a power of ten.

@@ -124,6 +124,13 @@ std::string duration_text(double seconds) {
 }
 
 std::string short_number(double value, const std::string& unit) {
+  std::string text = short_number(value);
+  const size_t digits = text.find_first_not_of("-.0123456789");
+  const size_t prefix = digits == std::string::npos ? text.size() : digits;
+  return text.substr(0, prefix) + " " + text.substr(prefix) + unit;
+}
+
+std::string short_number(double value) {
   static constexpr const char* kPrefixes[] = {"", "k", "M", "G", "T", "P"};
   int prefix = 0;
   while (std::abs(value) >= 999.5 && prefix < 5) {
@@ -133,7 +140,13 @@ std::string short_number(double value, const std::string& unit) {
   const double size = std::abs(value);
   const int decimals = prefix == 0 && value == std::floor(value) ? 0 : size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2;
   std::array<char, 64> text;
-  std::snprintf(text.data(), text.size(), "%.*f%s%s", decimals, value, kPrefixes[prefix], unit.c_str());
+  std::snprintf(text.data(), text.size(), "%.*f%s", decimals, value, kPrefixes[prefix]);
+  return text.data();
+}
+
+std::string printed(const char* format, double value) {
+  std::array<char, 128> text;
+  std::snprintf(text.data(), text.size(), format, value);
   return text.data();
 }
 

@@ -29,7 +29,11 @@ bool on_terminal();
 double now_s();  // monotonic
 /// "0:07", "12:34", "3:04:05", "2d 03:04".
 std::string duration_text(double seconds);
-/// "950", "12.3k", "4.56M", "7.89G": three digits, with `unit` behind.
-std::string short_number(double value, const std::string& unit = "");
+/// "950", "12.3k", "4.56M", "7.89G": three digits.
+std::string short_number(double value);
+/// The same before a unit: "12.3 ktok/s", "4.56 TFLOP/s".
+std::string short_number(double value, const std::string& unit);
+/// A number through a printf format of one double, with text around it if wished.
+std::string printed(const char* format, double value);
 
 }  // namespace hanok

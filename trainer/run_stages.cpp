@@ -167,22 +167,33 @@ void log_start(const Run& run, const Trainer& t) {
                         << "): " << describe(run.groups.mesh.shape()) << ", "
                         << short_number(double(num_values(params, false))) << " parameters, "
                         << short_number(double(num_values(params, true))) << " train, "
-                        << c10::toString(params.front().value.scalar_type()) << " on " << run.device.str() << ", "
-                        << t.state.num_steps - t.state.step << " of " << t.state.num_steps << " steps to go, "
-                        << short_number(double(tokens)) << " tokens each; config " << config_hash(run.config);
+                        << (params.front().value.scalar_type() == at::kFloat ? "float32" : "bfloat16") << " on "
+                        << run.device.str() << ", " << t.state.num_steps - t.state.step << " of " << t.state.num_steps
+                        << " steps to go, " << short_number(double(tokens)) << " tokens each; config "
+                        << config_hash(run.config);
 }
 
 void log_end(const Run& run, const Trainer& t, double seconds) {
-  const char* how[] = {"finished", "ended early: no gain on held-out data", "stopped on request"};
-  const std::string best =
-      t.state.best_step < 0
-          ? std::string()
-          : concat(", best ", t.config.eval.metric, " ", t.state.best_metric, " at step ", t.state.best_step);
-  HANOK_LOG_RANK0(INFO) << "stage " << t.learner.stage.name << " " << how[static_cast<int>(run.result.end)]
-                        << " at step " << t.state.step << " of " << t.state.num_steps << " after "
-                        << duration_text(seconds) << ": " << short_number(t.state.tokens) << " tokens, loss "
-                        << t.last_loss << best << ", " << t.state.skipped_steps << " skipped; "
-                        << run.result.last_checkpoint;
+  const char* how[] = {"finished", "ended early, without gain on held-out data", "stopped on request"};
+  std::string text = concat("stage ",
+                            t.learner.stage.name,
+                            " ",
+                            how[static_cast<int>(run.result.end)],
+                            " at step ",
+                            t.state.step,
+                            " of ",
+                            t.state.num_steps,
+                            " after ",
+                            duration_text(seconds),
+                            ": ",
+                            short_number(t.state.tokens),
+                            " tokens");
+  if (t.last_loss > 0) text += printed(", loss %.4f", t.last_loss);
+  if (t.state.best_step >= 0)
+    text +=
+        concat(", best ", t.config.eval.metric, printed(" %.4f", t.state.best_metric), " at step ", t.state.best_step);
+  if (t.state.skipped_steps > 0) text += concat(", ", t.state.skipped_steps, " steps skipped as non-finite");
+  HANOK_LOG_RANK0(INFO) << text << "; " << run.result.last_checkpoint;
 }
 
 /// Writes the model folder unless it holds this very state.
@@ -279,8 +290,10 @@ at::ScalarType model_dtype(const ModelConfig& model, at::Device device) {
 
 ExportOptions export_options(const RunConfig& config) {
   const std::string tokenizer = config.model.tokenizer.empty() ? config.model.path : config.model.tokenizer;
-  const auto chat = chat_template_from_folder(tokenizer, config.data.chat_template);
-  return {.source_folder = config.model.path, .tokenizer_folder = tokenizer, .chat_template = jinja_of(chat->name())};
+  return {.source_folder = config.model.path,
+          .tokenizer_folder = tokenizer,
+          .chat_template = jinja_of(chat_template_of(config)->name()),
+          .vision = vision_prep_of(config)};
 }
 
 void freeze(ParamTable& params, const StageConfig& stage) {

@@ -20,7 +20,7 @@ double tokens_per_step(const StageConfig& stage) {
 }
 
 bool due(int64_t step, int64_t every) {
-  return every > 0 && step % every == 0;
+  return every > 0 && step > 0 && step % every == 0;
 }
 
 bool evaluation_due(const Trainer& t) {
@@ -59,9 +59,8 @@ bool is_better(const Trainer& t, double value) {
 void publish_evaluation(Trainer& t, const EvalResult& result) {
   if (groups_of(t).rank != 0) return;
   const std::string json = to_json(result);
-  std::string line =
-      concat(t.learner.stage.name, " ", t.state.step, "/", t.state.num_steps, "  held out: ", to_text(result));
-  print_line(line.substr(0, line.find("answer \\ choice")));
+  print_line(
+      concat(t.learner.stage.name, " ", t.state.step, "/", t.state.num_steps, "  held out: ", short_text(result)));
   t.metrics.record_evaluation(t.learner.stage.name, t.state.step, json);
   try {
     write_file_atomically(t.folder.file("evaluation.json"), json + "\n");

@@ -65,11 +65,13 @@ inline Closeness compare(const Tensor& got,
   return result;
 }
 
+/// For EXPECT_TRUE: says what differs and by how much.
+inline testing::AssertionResult close_enough(const Tensor& got, const Tensor& ref, int64_t n) {
+  const Closeness closeness = compare(got, ref, n);
+  return closeness.ok ? testing::AssertionSuccess() : testing::AssertionFailure() << closeness.text();
+}
+
 }  // namespace hanok
 
 /// got and ref agree within the derived tolerance of a reduction over n values.
-#define EXPECT_CLOSE(got, ref, n)                                             \
-  do {                                                                        \
-    const ::hanok::Closeness closeness_ = ::hanok::compare(got, ref, n);      \
-    EXPECT_TRUE(closeness_.ok) << #got " vs " #ref ": " << closeness_.text(); \
-  } while (false)
+#define EXPECT_CLOSE(got, ref, n) EXPECT_TRUE(::hanok::close_enough(got, ref, n)) << #got " vs " #ref << " "
