@@ -67,12 +67,15 @@ herr_t keep_last_description(unsigned, const H5E_error2_t* error, void* out) {
   return 0;
 }
 
-/// What the innermost frame of HDF5's error stack says.
+/// What the innermost frame of HDF5's error stack says; of a refusal of the system, that alone.
 std::string hdf5_message() {
   std::string text = "no reason";
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_last_description, &text);
   H5Eclear2(H5E_DEFAULT);
-  for (char& c : text) c = c == '\n' ? ' ' : c;
+  const std::string mark = "error message = '";
+  if (const size_t at = text.find(mark); at != std::string::npos) {
+    text = text.substr(at + mark.size(), text.find('\'', at + mark.size()) - at - mark.size());
+  }
   return text;
 }
 
@@ -101,6 +104,7 @@ H5File H5File::create(const std::string& path) {
   const Handle access(access_without_locks(), H5Pclose);
   file.file_ = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access);
   if (file.file_ < 0) file.fail(true, "a new file");
+  file.is_unfinished_ = true;
   return file;
 }
 
@@ -116,13 +120,19 @@ H5File H5File::open(const std::string& path) {
 }
 
 H5File::H5File(H5File&& other) noexcept
-    : path_(std::move(other.path_)), file_(std::exchange(other.file_, -1)), tables_(std::move(other.tables_)) {}
+    : path_(std::move(other.path_)),
+      file_(std::exchange(other.file_, -1)),
+      is_unfinished_(std::exchange(other.is_unfinished_, false)),
+      tables_(std::move(other.tables_)) {}
 
 H5File::~H5File() {
-  if (file_ < 0) return;
-  const Entered entered;
-  release();
-  H5Fclose(file_);
+  if (file_ >= 0) {
+    const Entered entered;
+    release();
+    H5Fclose(file_);
+  }
+  std::error_code ignored;
+  if (is_unfinished_) std::filesystem::remove(path_, ignored);
 }
 
 void H5File::release() {
@@ -138,6 +148,7 @@ void H5File::close() {
     if (H5Fclose(file) < 0) fail(true, "to close the file");
   }
   sync_path(path_);
+  is_unfinished_ = false;
 }
 
 template <class T>

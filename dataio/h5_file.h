@@ -14,7 +14,7 @@ namespace hanok {
 ///         what HDF5 says.
 class H5File {
  public:
-  /// Replaces a file of that name. Nothing is durable before close().
+  /// Replaces a file of that name. Nothing is durable before close(); without it the file is removed again.
   static H5File create(const std::string& path);
   static H5File open(const std::string& path);
   ~H5File();
@@ -56,6 +56,7 @@ class H5File {
 
   std::string path_;
   int64_t file_ = -1;
+  bool is_unfinished_ = false;
   mutable std::map<std::string, Table> tables_;  // opened so far
 };
 

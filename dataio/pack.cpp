@@ -203,7 +203,9 @@ void remove_abandoned(const PackPlan& plan) {
     const std::string name = entry.path().filename().string();
     if (entry.path().extension() != ".parts" || entry.path().stem() == stem) continue;
     if (name.size() != stem.size() + 6 || name.compare(0, prefix.size(), prefix) != 0) continue;
-    if (is_unlocked(fs::path(entry.path()).replace_extension(".lock").string())) doomed.push_back(entry.path());
+    if (!is_unlocked(fs::path(entry.path()).replace_extension(".lock").string())) continue;
+    doomed.push_back(entry.path());
+    doomed.push_back(fs::path(entry.path()).replace_extension(".h5.partial"));
   }
   std::error_code ignored;
   for (const fs::path& path : doomed) fs::remove_all(path, ignored);
@@ -254,14 +256,15 @@ void make_cache_folder(const std::string& folder) {
 
 /// Takes the file of an earlier call if there is one and it is whole; what it skipped may still be too much for today's
 /// policy. errors: kData if it is
-bool reuse(const PackPlan& plan, const DatasetConfig& dataset, const DataConfig& data, PackReport& report) {
+bool reuse(
+    const PackPlan& plan, const DatasetConfig& dataset, const DataConfig& data, bool has_lock, PackReport& report) {
   if (!fs::exists(plan.file)) return false;
   Finished found;
   try {
     found = read_finished(plan.file);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kData) throw;
-    HANOK_LOG(WARNING) << error.what() << "; it is packed again now";
+    if (has_lock) HANOK_LOG(WARNING) << error.what() << "; it is packed again now";
     return false;
   }
   BadLedger ledger(plan.name, dataset, data, found.report.num_records);
@@ -323,10 +326,10 @@ PackReport pack_dataset(const std::string& name,
         << "data.sets." << name << ": got a file without records, expected some; " << dataset.path
         << "; correct data.sets." << name << ".path";
     // Looked for twice: a finished pack may lie where nothing can be written, and another process may finish it now.
-    if (!reuse(plan, dataset, data, report)) {
+    if (!reuse(plan, dataset, data, /*has_lock=*/false, report)) {
       make_cache_folder(data.cache);
       const FileLock lock(fs::path(plan.file).replace_extension(".lock").string(), "packing data.sets." + name);
-      if (!reuse(plan, dataset, data, report)) {
+      if (!reuse(plan, dataset, data, /*has_lock=*/true, report)) {
         remove_abandoned(plan);
         report = pack_new(plan, dataset, data, encoder, progress);
       }

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -333,6 +334,34 @@ TEST_F(Pack, FailsReadablyWhereItCannotWrite) {
   write("file", "");
   data_.cache = folder_ / "file";
   EXPECT_NE(failure_of([&] { pack_csv(); }, ErrorKind::kIo).find("data.cache"), std::string::npos);
+}
+
+TEST_F(Pack, SaysWhyAWriteWasRefusedAndLeavesNothingHalf) {
+  write_csv(50);
+  rlimit limit{};
+  ::getrlimit(RLIMIT_FSIZE, &limit);
+  ::signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{.rlim_cur = 100000, .rlim_max = limit.rlim_max};  // a disk with room for half of it
+  ::setrlimit(RLIMIT_FSIZE, &small);
+  const std::string message = failure_of([&] { pack_csv(); }, ErrorKind::kIo);
+  ::setrlimit(RLIMIT_FSIZE, &limit);
+  EXPECT_NE(message.find("got \"File too large\", expected to write rows of"), std::string::npos) << message;
+  for (const auto& entry : fs::recursive_directory_iterator(data_.cache)) {
+    EXPECT_NE(entry.path().extension(), ".partial") << entry.path();
+  }
+  EXPECT_EQ(pack_csv().num_samples, 50);
+}
+
+TEST_F(Pack, RemovesBlocksThatNobodyGoesOnWith) {
+  write_csv(5);
+  const std::string key(16, '0');
+  const std::string abandoned = data_.cache + "/train-" + key + ".parts",
+                    other = data_.cache + "/test-" + key + ".parts";
+  fs::create_directories(abandoned);
+  fs::create_directories(other);
+  pack_csv();
+  EXPECT_FALSE(fs::exists(abandoned));
+  EXPECT_TRUE(fs::exists(other));
 }
 
 TEST_F(Pack, ShowsChoicesInAnotherOrder) {
