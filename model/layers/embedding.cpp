@@ -1,6 +1,7 @@
 #include "model/layers/embedding.h"
 
 #include "base/error.h"
+#include "model/kernels/lookup_rows.h"
 #include "parallel/redistribute.h"
 
 namespace hanok {
@@ -18,15 +19,7 @@ Tensor Embedding::forward(const Tensor& tokens_T) const {
         << "token id: got " << smallest.item<int64_t>() << " to " << largest.item<int64_t>() << ", expected 0 to "
         << vocab_ - 1 << "; embedding; check that the tokenizer belongs to the model";
   }
-  const int64_t rows = weight_.size(0);
-  if (groups_->tp->size() == 1) return at::embedding(weight_, tokens_T);
-  Tensor part;
-  if (rows == 0) {
-    part = at::zeros({tokens_T.size(0), weight_.size(1)}, weight_.options());
-  } else {
-    const Tensor local = tokens_T - first_row_, here = local.ge(0).logical_and(local.lt(rows));
-    part = at::embedding(weight_, local.clamp(0, rows - 1)) * here.to(weight_.scalar_type()).unsqueeze(1);
-  }
+  const Tensor part = lookup_rows(weight_, tokens_T, first_row_);
   return redistribute(part, Layout::kPartial, rule_.out, *groups_);
 }
 

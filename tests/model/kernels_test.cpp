@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "model/kernels/interpolate_rows.h"
+#include "model/kernels/lookup_rows.h"
 #include "model/kernels/qk_rope.h"
 #include "model/kernels/rms_norm.h"
 #include "model/kernels/simd.h"
@@ -179,6 +180,35 @@ TEST(InterpolateRowsKernel, MatchesTheReferenceAndFiniteDifferences) {
   EXPECT_CLOSE(interpolate_rows(table, index, weight), expected, 4);
   EXPECT_CLOSE(interpolate_rows(table.to(at::kFloat), index, weight.to(at::kFloat)), expected, 4);
   expect_gradients([&](const auto& in) { return interpolate_rows(in[0], index, weight); }, {table});
+}
+
+TEST(LookupRowsKernel, TakesItsOwnRowsOnlyAndMatchesFiniteDifferences) {
+  const Tensor index = at::tensor({4, 9, 4, 2, 7, 4}, at::kLong), table = random_f64({4, 5});
+  const Tensor y = lookup_rows(table, index, 4);  // rows 4 to 7
+  EXPECT_TRUE(bit_equal(y[0], table[0]));
+  EXPECT_TRUE(bit_equal(y[4], table[3]));
+  EXPECT_EQ(y[1].abs().sum().item<double>() + y[3].abs().sum().item<double>(), 0);
+  expect_gradients([&](const auto& in) { return lookup_rows(in[0], index, 4); }, {table});
+  EXPECT_EQ(lookup_rows(table.narrow(0, 0, 0), index, 8).abs().sum().item<double>(), 0);
+}
+
+TEST(LookupRowsKernel, AddsTheSameGradientToAnExistingDenseOne) {
+  const Tensor index = at::randint(0, 30, {200}, at::kLong), table = at::randn({30, 16}).set_requires_grad(true);
+  const Tensor dy = at::randn({200, 16}), start = at::randn({30, 16});
+  lookup_rows(table, index, 0).backward(dy);
+  const Tensor expected = start + table.grad();
+  EXPECT_FALSE(table.grad().is_sparse());
+  table.mutable_grad() = start.clone();
+  const void* storage = table.grad().const_data_ptr();
+  lookup_rows(table, index, 0).backward(dy);
+  EXPECT_EQ(table.grad().const_data_ptr(), storage);
+  EXPECT_TRUE(bit_equal(table.grad(), expected));
+  // A tied weight: the other use arrives first, and dense.
+  table.mutable_grad() = start.clone();
+  const Tensor x = lookup_rows(table, index, 0);
+  at::mm(x, table.t()).sum().backward();
+  EXPECT_FALSE(table.grad().is_sparse());
+  EXPECT_TRUE(table.grad().isfinite().all().item<bool>());
 }
 
 TEST(Kernels, ResultsDoNotDependOnTheNumberOfThreads) {
