@@ -81,6 +81,13 @@ int64_t steps_of(const StageConfig& stage,
   return std::max<int64_t>(1, static_cast<int64_t>(std::ceil(stage.tokens / mean_tokens(sampler, datasets))));
 }
 
+std::string tokenizer_folder(const ModelConfig& model) {
+  const std::string& folder = model.tokenizer.empty() ? model.path : model.tokenizer;
+  HANOK_REQUIRE(!folder.empty(), kConfig) << "model.tokenizer: got none and no model.path, expected a folder with "
+                                             "tokenizer.json or vocab.json and merges.txt";
+  return folder;
+}
+
 }  // namespace
 
 VisionPrep vision_prep_of(const RunConfig& config) {
@@ -99,16 +106,18 @@ VisionPrep vision_prep_of(const RunConfig& config) {
   return prep;
 }
 
+std::shared_ptr<const ChatTemplate> chat_template_of(const RunConfig& config) {
+  const std::string folder = tokenizer_folder(config.model);
+  const bool elsewhere =
+      !has_chat_template(folder) && !config.model.path.empty() && has_chat_template(config.model.path);
+  return chat_template_from_folder(elsewhere ? config.model.path : folder, config.data.chat_template);
+}
+
 SampleEncoder make_encoder(const RunConfig& config) {
-  const ModelConfig& model = config.model;
-  const std::string folder = model.tokenizer.empty() ? model.path : model.tokenizer;
-  HANOK_REQUIRE(!folder.empty(), kConfig) << "model.tokenizer: got none and no model.path, expected a folder with "
-                                             "tokenizer.json or vocab.json and merges.txt";
   DataConfig data = config.data;
+  data.chat_template = chat_template_of(config)->name();
   data.min_pixels = data.max_pixels = 0;  // limits belong to the picture rules, which need not be this folder's
-  const bool elsewhere = !has_chat_template(folder) && !model.path.empty() && has_chat_template(model.path);
-  if (data.chat_template.empty() && elsewhere) data.chat_template = chat_template_from_folder(model.path, "")->name();
-  SampleEncoder encoder = sample_encoder(folder, model, data);
+  SampleEncoder encoder = sample_encoder(tokenizer_folder(config.model), config.model, data);
   encoder.vision = vision_prep_of(config);
   return encoder;
 }

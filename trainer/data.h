@@ -16,6 +16,8 @@ namespace hanok {
 /// Tokenizer, chat template and picture rules of the configured model (read_model_folder first). The template is the
 /// tokenizer folder's, else the model folder's, unless data.chat_template names one. errors: kData, kConfig
 SampleEncoder make_encoder(const RunConfig& config);
+/// The chat template alone.
+std::shared_ptr<const ChatTemplate> chat_template_of(const RunConfig& config);
 /// The picture rules alone: of model.path (else the tokenizer folder), with the model's patches and data.*_pixels.
 VisionPrep vision_prep_of(const RunConfig& config);
 
