@@ -21,12 +21,6 @@ namespace {
 /// Ranks that wait for a slow disk meet this often, so that nobody waits longer than the stall timeout.
 constexpr auto kHeartbeat = std::chrono::seconds(2);
 
-std::vector<std::string> stage_names(const RunConfig& config) {
-  std::vector<std::string> names;
-  for (const StageConfig& stage : config.stages) names.push_back(stage.name);
-  return names;
-}
-
 }  // namespace
 
 struct Checkpointer::State {

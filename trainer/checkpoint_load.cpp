@@ -29,12 +29,6 @@ std::optional<Error> fault_of(const std::string& directory, Comm& control) {
   return first_failure(own, control);
 }
 
-std::vector<std::string> stage_names(const RunConfig& config) {
-  std::vector<std::string> names;
-  for (const StageConfig& stage : config.stages) names.push_back(stage.name);
-  return names;
-}
-
 /// World rank 0's list, on every rank: file systems need not show all of them the same at the same time.
 std::vector<std::string> agreed_list(const std::vector<CheckpointPath>& found, Comm& control) {
   std::string text;

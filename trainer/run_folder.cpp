@@ -60,6 +60,12 @@ std::string owner_text(const std::string& job) {
 
 }  // namespace
 
+std::vector<std::string> stage_names(const RunConfig& config) {
+  std::vector<std::string> names;
+  for (const StageConfig& stage : config.stages) names.push_back(stage.name);
+  return names;
+}
+
 std::string RunFolder::checkpoint(const std::string& stage_name, int64_t step) const {
   return concat(path_, "/checkpoints/", stage_name, "/", step_name(step));
 }
@@ -134,7 +140,12 @@ void RunFolder::lock(const std::string& job) {
                               << (error ? error : std::error_code(errno, std::generic_category())).message()
                               << "', expected a folder that can be written; " << path_
                               << "; check rights and space, or set `out`";
-  if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+  const bool is_taken = ::flock(fd, LOCK_EX | LOCK_NB) != 0;
+  if (is_taken && errno != EWOULDBLOCK) {
+    HANOK_LOG(WARNING) << "run folder: got '" << std::error_code(errno, std::generic_category()).message()
+                       << "' when locking " << file
+                       << "; this file system keeps no locks: let no second run write here";
+  } else if (is_taken) {
     ::close(fd);
     std::string owner = read_file(file);
     while (!owner.empty() && owner.back() == '\n') owner.pop_back();

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "configs/schema/config.h"
+
 namespace hanok {
 
 struct CheckpointPath {
@@ -19,6 +21,9 @@ struct CheckpointPath {
   int64_t step = 0;
   std::string directory;
 };
+
+/// Names in the order of the stages, as RunFolder wants them.
+std::vector<std::string> stage_names(const RunConfig& config);
 
 class RunFolder {
  public:

@@ -45,12 +45,6 @@ RunConfig resolved(RunConfig config) {
   return config;
 }
 
-std::vector<std::string> stage_names(const RunConfig& config) {
-  std::vector<std::string> names;
-  for (const StageConfig& stage : config.stages) names.push_back(stage.name);
-  return names;
-}
-
 bool same_layout(const ParallelConfig& a, const ParallelConfig& b) {
   return a.tp == b.tp && a.pp == b.pp && a.cp == b.cp && a.ep == b.ep && a.dp == b.dp && a.sequence == b.sequence;
 }
