@@ -321,16 +321,36 @@ TEST(Weights, FullDiskLeavesTheEarlierFolderAndIsToldToEveryRank) {
   EXPECT_FALSE(fs::exists(temp / "a.tmp"));
 }
 
-TEST(Weights, EveryElementOfEveryTensorHasOneSpeaker) {
-  for (const int tp : {1, 2, 3, 4, 6}) {
-    ParamSpec spec{.name = "w", .shape = {36, 5}, .cut_dim = 0};
-    spec.segments = {{24, 2}, {4, 2}, {8, 4}};  // of 12, 2 and 2 units: the last two are replicated
-    if (tp == 3) spec.segments = {{36, 1}};
-    const HfPart part{.name = "x", .shape = {20, 5}, .dim = 0, .begin = 10, .size = 20};
-    Tensor times = at::zeros({20, 5});
-    for (int rank = 0; rank < tp; ++rank)
-      for (const Overlap& overlap : overlaps(spec, part, rank, tp, true)) part_view(times, overlap) += 1;
-    EXPECT_TRUE(at::equal(times, at::ones({20, 5}))) << "tp " << tp;
+TEST(Weights, StretchesAreGatheredFromWhatRanksSpeakForWhateverTheCut) {
+  // Segments of 12, 2 and 2 units, the last two replicated from tp 4 on; the stretch begins and ends inside of them.
+  for (const int cut_dim : {-1, 0, 1}) {
+    for (const int tp : {1, 2, 4}) {
+      ParamSpec spec{.name = "w", .shape = {36, 36}, .cut_dim = cut_dim};
+      if (cut_dim >= 0) spec.segments = {{24, 2}, {4, 2}, {8, 4}};
+      const HfPart part{.name = "x", .shape = {20, 36}, .dim = 0, .begin = 10, .size = 20};
+      const Tensor global = at::arange(36 * 36).view({36, 36});
+      Tensor gathered = at::full({20, 36}, -1), times = at::zeros({20, 36}, at::kLong);
+      for (int rank = 0; rank < tp; ++rank) {
+        Tensor local = at::empty(local_shape(spec, rank, tp), at::kLong);
+        for (const FlatRun& run : flat_runs(spec, rank, tp))
+          local.view(-1)
+              .narrow(0, run.local_begin, run.size)
+              .copy_(global.view(-1).narrow(0, run.global_begin, run.size));
+        for (const Overlap& overlap : overlaps(spec, part, rank, tp, true)) {
+          part_view(gathered, overlap).copy_(local_view(local, part, overlap));
+          part_view(times, overlap) += 1;
+        }
+        Tensor loaded = local.clone().fill_(-1);
+        for (const Overlap& overlap : overlaps(spec, part, rank, tp, false))
+          local_view(loaded, part, overlap).copy_(part_view(global.narrow(0, 10, 20), overlap));
+        EXPECT_TRUE(loaded.eq(local).logical_or(loaded.eq(-1)).all().item<bool>())
+            << "cut " << cut_dim << ", tp " << tp;
+        EXPECT_GT(loaded.ne(-1).sum().item<int64_t>(), 0);
+      }
+      EXPECT_TRUE(at::equal(gathered, global.narrow(0, 10, 20))) << "cut " << cut_dim << ", tp " << tp;
+      EXPECT_TRUE(at::equal(times, at::ones_like(times)))
+          << "an element without one speaker: cut " << cut_dim << ", tp " << tp;
+    }
   }
 }
 
