@@ -188,6 +188,27 @@ TEST(Sampler, IsAPureFunctionOfTheSeed) {
   EXPECT_NE(rows(1, 11), rows(1, 12));
 }
 
+TEST(Sampler, EveryEpochAndEverySeedHasAnOrderOfItsOwn) {
+  // Windows smaller than the data: which samples come first is the order of the stream.
+  const auto first_of_epoch = [](uint64_t seed, int64_t epoch) {
+    const Sampler sampler({source_of(640, 8, 1)}, 300, 1, 64, seed);
+    std::set<int64_t> seen;
+    for (Cursor cursor{.window = 10 * epoch}; cursor.window == 10 * epoch;) {
+      const std::vector<Row> rows = sampler.next(cursor);
+      for (const SampleRef& ref : rows[0]) seen.insert(ref.index);
+    }
+    return seen;
+  };
+  const auto num_common = [](const std::set<int64_t>& a, const std::set<int64_t>& b) {
+    return std::count_if(a.begin(), a.end(), [&](int64_t index) { return b.count(index) > 0; });
+  };
+  EXPECT_EQ(first_of_epoch(1, 0).size(), 64u);
+  // 64 of 640 twice at random have 6.4 in common; six deviations are 14.
+  EXPECT_LT(num_common(first_of_epoch(1, 0), first_of_epoch(1, 1)), 21);
+  EXPECT_LT(num_common(first_of_epoch(1, 0), first_of_epoch(2, 0)), 21);
+  EXPECT_LT(num_common(first_of_epoch(1, 1), first_of_epoch(1, 2)), 21);
+}
+
 TEST(Sampler, RowsOfAWindowAreNotSortedByLength) {
   const Sampler::Source source = source_of(2000, 8, 1, 400);
   const Sampler sampler({source}, 400, 1, 2000, 3);
