@@ -1,0 +1,244 @@
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "tests/trainer/tiny_run.h"
+#include "trainer/run_stages.h"
+
+namespace hanok {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+RunResult run_on(int ranks, const RunConfig& config, const RunOptions& options = {}) {
+  at::set_num_threads(ranks);  // one a rank
+  RunResult result;
+  run_on_threads(ranks, [&](World& world) {
+    const RunResult own = run_stages(config, world, at::kCPU, options);
+    if (world.rank() == 0) result = own;
+  });
+  return result;
+}
+
+/// Asks for a stop once `steps` steps have been taken by this process.
+RunOptions stop_after(int steps, const std::string& resume = "auto") {
+  auto left = std::make_shared<std::atomic<int>>(steps);
+  return {.resume = resume, .stop_requested = [left] { return --*left <= 0; }};
+}
+
+std::vector<json> lines_of(const RunConfig& config) {
+  std::vector<json> out;
+  std::ifstream file(config.out + "/metrics.jsonl");
+  for (std::string line; std::getline(file, line);) out.push_back(json::parse(line));
+  return out;
+}
+
+/// "align1 align2 ... all5", steps only.
+std::string steps_of(const RunConfig& config) {
+  std::string out;
+  for (const json& line : lines_of(config))
+    if (line["kind"] == "step") out += line["stage"].get<std::string>() + std::to_string(line["step"].get<int>()) + " ";
+  return out;
+}
+
+std::vector<double> losses_of(const RunConfig& config) {
+  std::vector<double> out;
+  for (const json& line : lines_of(config))
+    if (line["kind"] == "step") out.push_back(line["loss"].is_null() ? NAN : line["loss"].get<double>());
+  return out;
+}
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+std::string message_of(const std::function<void()>& body, ErrorKind kind) {
+  try {
+    body();
+  } catch (const Error& error) {
+    EXPECT_EQ(name(error.kind()), name(kind)) << error.what();
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return "";
+}
+
+constexpr const char* kAllSteps = "align1 align2 align3 all1 all2 all3 all4 all5 ";
+
+TEST(RunStages, RunsEveryStageEvaluatesSavesAndExports) {
+  const TinyRun tiny("whole");
+  const RunConfig config = tiny.config();
+  const RunResult result = run_on(1, config);
+  EXPECT_EQ(result.end, StageEnd::kFinished);
+  EXPECT_EQ(steps_of(config), kAllSteps);
+  EXPECT_TRUE(result.last_checkpoint.ends_with("checkpoints/all/step_00000005"));
+  for (const char* name :
+       {"config.yaml", "loss.svg", "evaluation.json", "model/model.safetensors", "model/config.json"})
+    EXPECT_TRUE(fs::exists(config.out + "/" + name)) << name;
+  const json evaluation = json::parse(bytes_of(config.out + "/evaluation.json"));
+  EXPECT_EQ(evaluation["num_answered"], 16);
+  const std::vector<double> losses = losses_of(config);
+  EXPECT_LT(losses.back(), losses.front());
+  for (const json& line : lines_of(config)) {
+    if (line["kind"] != "step") continue;
+    EXPECT_GT(line["model_flops_per_s"], 0);
+    EXPECT_GT(line["memory_gib"], 0);
+    EXPECT_GT(line["fill"], 0.5);
+    EXPECT_LE(line["fill"], 1);
+  }
+}
+
+TEST(RunStages, WhatIsFinishedIsNotDoneAgain) {
+  const TinyRun tiny("twice");
+  const RunConfig config = tiny.config();
+  run_on(1, config);
+  const std::string metrics = bytes_of(config.out + "/metrics.jsonl");
+  const auto written = fs::last_write_time(config.out + "/model/model.safetensors");
+  const RunResult again = run_on(1, config);
+  EXPECT_EQ(again.end, StageEnd::kFinished);
+  EXPECT_EQ(again.model_folder, config.out + "/model");
+  EXPECT_EQ(bytes_of(config.out + "/metrics.jsonl"), metrics);
+  EXPECT_EQ(fs::last_write_time(config.out + "/model/model.safetensors"), written);
+}
+
+TEST(RunStages, StoppedAnywhereItEndsInTheSameBits) {
+  const TinyRun undisturbed("undisturbed");
+  RunConfig config = undisturbed.config();
+  config.eval.every = 2;
+  run_on(2, config);
+  const std::string weights = bytes_of(config.out + "/model/model.safetensors");
+  const std::vector<double> losses = losses_of(config);
+  const TinyRun tiny("stopped");
+  RunConfig stopped = tiny.config();
+  stopped.eval.every = 2;
+  // The stop is also asked for between forwards of an evaluation: the counts reach all of these places.
+  for (const int steps : {1, 2, 3, 2, 4})
+    EXPECT_EQ(run_on(2, stopped, stop_after(steps)).end, StageEnd::kStopRequested);
+  EXPECT_EQ(run_on(2, stopped).end, StageEnd::kFinished);
+  EXPECT_EQ(steps_of(stopped), kAllSteps);
+  EXPECT_EQ(losses_of(stopped), losses);
+  EXPECT_EQ(bytes_of(stopped.out + "/model/model.safetensors"), weights);
+}
+
+TEST(RunStages, AStageMayHaveALayoutOfItsOwn) {
+  const TinyRun one("layout_one"), two("layout_two");
+  RunConfig config = one.config(), changing = two.config();
+  run_on(1, config);
+  changing.stages[0].parallel.tp = 2;
+  run_on(2, changing);
+  const std::vector<double> a = losses_of(config), b = losses_of(changing);
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-4) << i;
+}
+
+TEST(RunStages, GoesOnUnderAnotherLayout) {
+  const TinyRun one("resume_one"), two("resume_two");
+  const RunConfig config = one.config(), moved = two.config();
+  run_on(1, config);
+  EXPECT_EQ(run_on(2, moved, stop_after(9)).end, StageEnd::kStopRequested);
+  run_on(1, moved);
+  EXPECT_EQ(steps_of(moved), kAllSteps);
+  const std::vector<double> a = losses_of(config), b = losses_of(moved);
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b.at(i), 1e-4) << i;
+}
+
+TEST(RunStages, NeverStartsAnewAndSetsEarlierCheckpointsAside) {
+  const TinyRun tiny("never");
+  RunConfig config = tiny.config();
+  run_on(1, config);
+  config.seed = 4;  // refused when going on, fine when starting anew
+  const std::string refused = message_of([&] { run_on(1, config); }, ErrorKind::kConfig);
+  EXPECT_NE(refused.find("seed: was 3, is 4"), std::string::npos) << refused;
+  run_on(1, config, {.resume = "never"});
+  EXPECT_EQ(steps_of(config), kAllSteps);
+}
+
+TEST(RunStages, AnotherModelIsRefusedAnotherRateIsNot) {
+  const TinyRun tiny("refused");
+  RunConfig config = tiny.config();
+  run_on(1, config, stop_after(1));
+  RunConfig other = config;
+  other.model.decoder.ffn = 32;
+  const std::string message = message_of([&] { run_on(1, other); }, ErrorKind::kConfig);
+  EXPECT_NE(message.find("model.decoder.ffn: was 24, is 32"), std::string::npos) << message;
+  other = config;
+  other.stages[0].seq_len = 256;
+  EXPECT_NE(message_of([&] { run_on(1, other); }, ErrorKind::kConfig).find("seq_len"), std::string::npos);
+  other = config;
+  other.stages[0].optimizer.lr = 1e-4;
+  other.stages[1].seq_len = 256;  // not begun yet
+  EXPECT_EQ(run_on(1, other).end, StageEnd::kFinished);
+}
+
+TEST(RunStages, OtherDataInTheMiddleOfAStageAreRefused) {
+  const TinyRun tiny("data");
+  const RunConfig config = tiny.config();
+  run_on(1, config, stop_after(1));
+  const std::string csv = bytes_of(tiny.file("train.csv"));
+  std::ofstream(tiny.file("train.csv")) << csv.substr(0, csv.rfind('\n', csv.size() - 2) + 1);  // a row less
+  const std::string message = message_of([&] { run_on(1, config); }, ErrorKind::kConfig);
+  EXPECT_NE(message.find("content of the datasets"), std::string::npos) << message;
+}
+
+TEST(RunStages, AGlobThatMatchesNothingIsAnError) {
+  const TinyRun tiny("glob");
+  RunConfig config = tiny.config();
+  config.stages[0].trainable = {"conector.**"};
+  EXPECT_NE(message_of([&] { run_on(1, config); }, ErrorKind::kConfig).find("conector.**"), std::string::npos);
+}
+
+TEST(RunStages, DataWithoutAnyLabelAreAnError) {
+  const TinyRun tiny("unlabelled");
+  RunConfig config = tiny.config();
+  config.stages[0].mixture = {{"predict", 1.0}};
+  EXPECT_NE(message_of([&] { run_on(1, config); }, ErrorKind::kData).find("label"), std::string::npos);
+}
+
+TEST(TrainLoop, StopsEarlyWhenHeldOutDataGainNothing) {
+  const TinyRun tiny("early");
+  RunConfig config = tiny.config();
+  config.stages.erase(config.stages.begin());
+  config.stages[0].optimizer.lr = 0;  // nothing can get better after the first evaluation
+  config.stages[0].steps = 40;
+  config.eval.every = 2;
+  config.eval.patience = 2;
+  EXPECT_EQ(run_on(2, config).end, StageEnd::kEarlyStop);
+  EXPECT_EQ(losses_of(config).size(), 6u);
+  EXPECT_EQ(run_on(2, config).end, StageEnd::kEarlyStop);  // it had ended when it was saved
+  EXPECT_EQ(losses_of(config).size(), 6u);
+  EXPECT_EQ(bytes_of(config.out + "/checkpoints/all/best").substr(0, 13), "step_00000002");
+}
+
+TEST(TrainLoop, BadStepsAreSkippedCountedAndLimited) {
+  const TinyRun tiny("bad");
+  RunConfig config = tiny.config();
+  config.stages.erase(config.stages.begin());
+  config.stages[0].steps = 30;
+  config.stages[0].optimizer.lr = 1e30;  // the second step overflows, and so do all after it
+  config.stages[0].optimizer.clip_norm = 0;
+  config.stages[0].optimizer.max_bad_steps = 3;
+  const std::string message = message_of([&] { run_on(2, config); }, ErrorKind::kNumeric);
+  EXPECT_NE(message.find("4 steps in a row"), std::string::npos) << message;
+  int skipped = 0;
+  for (const json& line : lines_of(config)) skipped += line["kind"] == "step" && line["applied"] == false;
+  EXPECT_EQ(skipped, 4);
+}
+
+TEST(TrainLoop, AMeasureThatTheHeldOutSetLacksIsAnError) {
+  const TinyRun tiny("measure");
+  RunConfig config = tiny.config();
+  config.eval.set = "predict";
+  config.eval.metric = "accuracy";
+  EXPECT_NE(message_of([&] { run_on(1, config); }, ErrorKind::kConfig).find("eval.metric"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace hanok
