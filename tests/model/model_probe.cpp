@@ -45,6 +45,7 @@ void run(const std::string& folder) {
   const nlohmann::json settings = nlohmann::json::parse(json);
   ModelConfig config;
   read_hf_config(settings["model"], config);
+  std::ofstream(folder + "/written.json") << write_hf_config(config, settings["dtype"]);
   const at::ScalarType dtype = settings["dtype"] == "bfloat16" ? at::kBFloat16 : at::kFloat;
   const SafetensorsFile file(folder + "/case.safetensors");
   Vlm model(config, make_single_groups(), dtype, at::kCPU);

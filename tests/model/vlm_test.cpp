@@ -146,6 +146,26 @@ TEST(Vlm, TextAloneLeavesTheTowerOut) {
   EXPECT_TRUE(bit_equal(forward(language, row.input), forward(model, row.input)));
 }
 
+TEST(Vlm, AMicroBatchWithoutTokensGivesZeroGradients) {
+  const ModelConfig config = tiny_config();
+  Vlm model(config, make_single_groups(), at::kFloat, at::kCPU);
+  randomise(model, 8);
+  TinyRow row = tiny_row(config, 24, false, at::kFloat);
+  row.input.tokens_T = row.input.tokens_T.slice(0, 0, 0);
+  row.input.position_3T = row.input.position_3T.slice(1, 0, 0);
+  row.input.row_starts = row.input.row_starts.slice(0, 0, 1);
+  row.targets_T = row.targets_T.slice(0, 0, 0);
+  row.weight_T = row.weight_T.slice(0, 0, 0);
+  for (const int64_t every : {0, 1}) {
+    model.set_recompute({.every = every});
+    const auto grads = gradients(model, row);
+    for (size_t i = 0; i < grads.size(); ++i) {
+      const float sum = grads[i].defined() ? grads[i].abs().sum().item<float>() : 0;
+      EXPECT_EQ(sum, 0) << model.params()[i].spec.name;
+    }
+  }
+}
+
 void expect_error(const std::function<void()>& f, ErrorKind kind, const std::string& part) {
   try {
     f();

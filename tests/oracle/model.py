@@ -155,7 +155,7 @@ def build_case(seed, dtype):
     grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     settings = dict(model=json.loads(config.to_json_string(use_diff=False)), recompute_every=rng.choice([0, 0, 1, 2]),
                     dtype=str(dtype).split(".")[1])
-    expected = dict(logits=torch.cat(logits).detach(), loss=loss.detach(), grads=grads, real=real, names=dict(model.named_parameters()))
+    expected = dict(config=config, logits=torch.cat(logits).detach(), loss=loss.detach(), grads=grads, real=real)
     return settings, case, expected, f"{'+'.join(kinds)}, {len(row['tokens'])} tokens, taps {config.vision_config.deepstack_visual_indexes}"
 
 
@@ -193,6 +193,18 @@ def compare(expected, result, dtype):
         problems += [f"{name}: cosine {value:.6f}" for name, value in figures.items() if not value >= WORST_COSINE[name]]
         worst = min(figures, key=figures.get)
     return figures, worst, problems
+
+
+def config_problems(config, path):
+    """What transformers reads from the config.json that we write, against the config that we read."""
+    read = Qwen3VLConfig(**json.loads(path.read_text()))
+    problems = []
+    for section in (None, "text_config", "vision_config"):
+        theirs, ours = ((getattr(c, section) if section else c).to_dict() for c in (config, read))
+        for key in set(theirs) - {"text_config", "vision_config", "dtype", "architectures", "transformers_version"}:
+            if theirs[key] != ours.get(key):
+                problems.append(f"config.json: {section or 'top'}.{key}: wrote {ours.get(key)}, read {theirs[key]}")
+    return problems
 
 
 def check_shapes():
@@ -249,6 +261,7 @@ def main():
             else:
                 worst_cosine = {name: min(value, figures[name]) for name, value in worst_cosine.items()}
             print(f"seed {seed} {str(dtype)[6:]} {text}: worst {figures[what]:.8g} ({what})")
+            found += config_problems(expected["config"], folder / "written.json")
             problems += [f"seed {seed}: {problem}" for problem in found]
     print(f"{CASES} cases in fp32: worst relative error {worst_error:.2e} (bound {WORST_ERROR:.0e}); "
           f"{HALF_CASES} in bf16: worst cosine of logits {worst_cosine['logits']:.6f}, of all gradients "
