@@ -188,12 +188,6 @@ void pack_rest(const PackPlan& plan,
       << dataset.path << "; start again when it is complete";
 }
 
-void log_skipped(const std::string& name, const PackReport& report) {
-  if (report.bad.total() == 0) return;
-  HANOK_LOG(WARNING) << "data.sets." << name << ": skipped " << report.bad.total() << " of " << report.num_records
-                     << " records (" << counts_text(report.bad) << "); they are listed in " << report.bad_list;
-}
-
 /// Blocks of packs of the same dataset that nobody goes on with: their source has changed since.
 void remove_abandoned(const PackPlan& plan) {
   const fs::path file(plan.file);
@@ -334,7 +328,6 @@ PackReport pack_dataset(const std::string& name,
         report = pack_new(plan, dataset, data, encoder, progress);
       }
     }
-    log_skipped(name, report);
   }
   report.seconds = seconds_since(start);
   return report;

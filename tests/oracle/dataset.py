@@ -212,7 +212,7 @@ def write_table(files, path, rows):
 
 def speed(probe, files, folder, reference):
     """Packing and reading of photographs, beside the processor on the same files."""
-    num, messages = 120, []
+    num, messages = 240, []
     with open(folder / "photos.jsonl", "w") as stream:
         for i in range(num):
             path = folder / f"photo{i}.jpg"
