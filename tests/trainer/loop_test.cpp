@@ -210,11 +210,39 @@ TEST(TrainLoop, StopsEarlyWhenHeldOutDataGainNothing) {
   config.stages[0].steps = 40;
   config.eval.every = 2;
   config.eval.patience = 2;
+  config.save.every = 0;  // the best one is saved all the same
   EXPECT_EQ(run_on(2, config).end, StageEnd::kEarlyStop);
   EXPECT_EQ(losses_of(config).size(), 6u);
   EXPECT_EQ(run_on(2, config).end, StageEnd::kEarlyStop);  // it had ended when it was saved
   EXPECT_EQ(losses_of(config).size(), 6u);
   EXPECT_EQ(bytes_of(config.out + "/checkpoints/all/best").substr(0, 13), "step_00000002");
+  EXPECT_TRUE(fs::exists(config.out + "/checkpoints/all/step_00000002/manifest.json"));
+}
+
+TEST(TrainLoop, AnEvaluationThatAStopPutOffIsDoneOnce) {
+  const TinyRun tiny("put_off");
+  RunConfig config = tiny.config();
+  config.stages.erase(config.stages.begin());
+  config.stages[0].optimizer.lr = 0;
+  config.eval.every = 1;
+  config.eval.patience = 1;
+  const auto evaluations = [&] {
+    int count = 0;
+    for (const json& line : lines_of(config)) count += line["kind"] == "evaluation";
+    return count;
+  };
+  int asked = 0;  // the first step, the forwards of its evaluation, and then the second step
+  RunOptions options;
+  options.stop_requested = [&] {
+    return ++asked > 1 && steps_of(config).find("all1") != std::string::npos && evaluations() == 1;
+  };
+  EXPECT_EQ(run_on(1, config, options).end, StageEnd::kStopRequested);
+  EXPECT_EQ(steps_of(config), "all1 all2 ");
+  EXPECT_EQ(evaluations(), 1);
+  for (int start = 0; start < 2; ++start) {
+    EXPECT_EQ(run_on(1, config).end, StageEnd::kEarlyStop);
+    EXPECT_EQ(evaluations(), 2);
+  }
 }
 
 TEST(TrainLoop, BadStepsAreSkippedCountedAndLimited) {
