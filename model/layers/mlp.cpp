@@ -1,5 +1,6 @@
 #include "model/layers/mlp.h"
 
+#include "model/kernels/gelu_tanh.h"
 #include "model/kernels/swiglu.h"
 
 namespace hanok {
@@ -18,7 +19,8 @@ GeluMlp::GeluMlp(const BuildContext& ctx, const Shape& shape)
       form_(shape.form) {}
 
 Tensor GeluMlp::forward(const Tensor& x) const {
-  return down_.forward(at::gelu(up_.forward(x), form_ == Form::kTanh ? "tanh" : "none"));
+  const Tensor h = up_.forward(x);
+  return down_.forward(form_ == Form::kTanh ? gelu_tanh(h) : at::gelu(h));
 }
 
 }  // namespace hanok

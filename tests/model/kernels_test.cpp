@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include "model/kernels/gelu_tanh.h"
 #include "model/kernels/interpolate_rows.h"
 #include "model/kernels/lookup_rows.h"
 #include "model/kernels/qk_rope.h"
@@ -136,6 +137,15 @@ TEST(SwiGluKernel, MatchesTheReferenceInEveryDtype) {
 
 TEST(SwiGluKernel, GradientsEqualFiniteDifferences) {
   expect_gradients([](const auto& in) { return swiglu(in[0]); }, {random_f64({20, 14}) * 2});
+}
+
+TEST(GeluTanhKernel, MatchesTheReferenceInEveryDtypeAndFiniteDifferences) {
+  const Tensor x = random_f64({37, 19}) * 4;
+  EXPECT_CLOSE(gelu_tanh(x), at::gelu(x, "tanh"), 1);
+  EXPECT_CLOSE(gelu_tanh(x.to(at::kFloat)), at::gelu(x.to(at::kFloat).to(at::kDouble), "tanh"), 1);
+  EXPECT_CLOSE(gelu_tanh(x.to(at::kBFloat16)), at::gelu(x.to(at::kBFloat16), "tanh"), 1);
+  EXPECT_TRUE(gelu_tanh(at::tensor({-1e4f, 1e4f})).isfinite().all().item<bool>());
+  expect_gradients([](const auto& in) { return gelu_tanh(in[0]); }, {x});
 }
 
 TEST(QkRopeKernel, MatchesTheReferenceInEveryDtype) {
