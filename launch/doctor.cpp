@@ -13,6 +13,7 @@
 #include "launch/command.h"
 #include "launch/device.h"
 #include "launch/version.h"
+#include "trainer/version.h"
 
 namespace hanok {
 namespace {
@@ -51,9 +52,9 @@ std::string version_text() {
   unsigned major = 0, minor = 0, release = 0;
   H5get_libversion(&major, &minor, &release);
   return concat("trainer ",
-                kProgramVersion,
+                program_version(),
                 " (commit ",
-                kGitCommit,
+                git_commit(),
                 ")\n",
                 "  torch   ",
                 kTorchVersion,
