@@ -158,7 +158,7 @@ void Metrics::record(const StepMetrics& step) {
   if (step.step % s.log_every == 0 || step.step == 1 || is_last || !step.applied)
     print_line(readable_line(step, eta_s));
   if (!s.bar) return;
-  s.bar->update(step.step, printed("loss %.4f", step.loss));
+  s.bar->update(step.step, printed("loss %.4f", step.loss), eta_s);
   if (is_last) s.bar.reset();
 }
 

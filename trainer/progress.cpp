@@ -60,7 +60,7 @@ Progress::~Progress() {
   write_out("\r\033[K");
 }
 
-void Progress::update(int64_t done, const std::string& note) {
+void Progress::update(int64_t done, const std::string& note, double left_s) {
   if (first_ < 0) first_ = done;
   if (!is_log_rank0()) return;
   const double now = now_s(), elapsed = now - start_s_;
@@ -74,10 +74,9 @@ void Progress::update(int64_t done, const std::string& note) {
     const double share = static_cast<double>(done) / static_cast<double>(total_);
     if (is_terminal_) text += bar_of(share, 24) + " ";
     text += concat(done, "/", total_, " ", unit_);
-    if (done > first_ && !is_last) {
-      const double left = elapsed * static_cast<double>(total_ - done) / static_cast<double>(done - first_);
-      text += ", " + duration_text(left) + " left";
-    }
+    if (left_s < 0 && done > first_)
+      left_s = elapsed * static_cast<double>(total_ - done) / static_cast<double>(done - first_);
+    if (left_s >= 0 && !is_last) text += ", " + duration_text(left_s) + " left";
   } else {
     text += concat(done, " ", unit_);
   }
@@ -88,13 +87,13 @@ void Progress::update(int64_t done, const std::string& note) {
   text.resize(std::min<size_t>(text.size(), std::max(terminal_columns() - 1, 1)));
   const std::lock_guard lock(screen().mutex);
   screen().bar = text;
-  write_out("\r\033[K" + text);
+  write_out("\r\033[K" + text + "\r");  // the cursor at its start: a log line that comes now overwrites it
 }
 
 void print_line(const std::string& text) {
   const std::lock_guard lock(screen().mutex);
   const std::string& bar = screen().bar;
-  write_out(bar.empty() ? text + "\n" : "\r\033[K" + text + "\n" + bar);
+  write_out(bar.empty() ? text + "\n" : "\r\033[K" + text + "\n" + bar + "\r");
 }
 
 bool on_terminal() {

@@ -13,7 +13,8 @@ class Progress {
   ~Progress();  // ends the line
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
-  void update(int64_t done, const std::string& note = "");
+  /// `left_s`: seconds left as the caller knows them; negative: by the mean rate so far.
+  void update(int64_t done, const std::string& note = "", double left_s = -1);
 
  private:
   std::string what_, unit_;
