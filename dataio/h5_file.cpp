@@ -17,7 +17,12 @@ namespace {
 /// switch is per thread, hence set each time.)
 class Entered {
  public:
-  Entered() : lock_(mutex()) { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
+  Entered() : lock_(mutex()) {
+    // HDF5 would try at exit to flush what a full disk refused, and crash. Every file is closed by its owner.
+    static const herr_t no_flush_at_exit = H5dont_atexit();
+    (void)no_flush_at_exit;
+    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  }
 
  private:
   static std::mutex& mutex() {
