@@ -52,9 +52,11 @@ CudaKernel choose_cuda_kernel(const Tensor& q_TNH, bool causal) {
   }
 }
 
+/// One line for every kernel that is used; dtypes of one process may differ.
 void log_choice_once(CudaKernel kernel) {
-  static std::atomic<bool> logged{false};
-  if (logged.exchange(true)) return;
+  static std::atomic<unsigned> logged{0};
+  const unsigned bit = 1u << static_cast<unsigned>(kernel);
+  if (logged.fetch_or(bit) & bit) return;
   HANOK_LOG_RANK0(INFO) << "attention: "
                         << (kernel == CudaKernel::kFlash             ? "flash"
                             : kernel == CudaKernel::kMemoryEfficient ? "memory-efficient"
