@@ -9,6 +9,7 @@
 #include "launch/command.h"
 #include "launch/load_model.h"
 #include "trainer/data.h"
+#include "trainer/run_stages.h"
 
 namespace hanok {
 
@@ -20,21 +21,15 @@ int evaluate_command(const Arguments& arguments) {
   const LoadedModel loaded = load_trained_model(config, arguments, bootstrap);
   const SampleEncoder encoder = make_encoder(config);
   config.data.sets = {{config.eval.set, config.data.sets.at(config.eval.set)}};
+  for (StageConfig& stage : config.stages)
+    stage.mixture = {{config.eval.set, 1.0}};  // nothing else is packed or opened
   const auto datasets = open_datasets(config, encoder, loaded.groups);
   const StageConfig& stage = config.stages.back();
-  const StageData data = make_stage_data(config, stage, datasets, encoder.vision, loaded.groups);
-  const EvalResult result =
-      evaluate(*loaded.model,
-               *datasets.at(config.eval.set),
-               encoder,
-               {.seq_len = stage.seq_len,
-                .rows_per_forward = config.eval.rows > 0 ? config.eval.rows : stage.rows_per_micro_batch,
-                .batch = data.options.batch,
-                .shuffles = static_cast<int>(config.eval.shuffles),
-                .seed = static_cast<uint64_t>(config.seed),
-                .dump = config.eval.dump,
-                .submission = config.eval.submission,
-                .show_progress = true});
+  EvalOptions options = evaluation_options(config, stage, encoder, loaded.groups);
+  options.dump = config.eval.dump;
+  options.submission = config.eval.submission;
+  options.show_progress = true;
+  const EvalResult result = evaluate(*loaded.model, *datasets.at(config.eval.set), encoder, options);
   if (world_rank() == 0) {
     std::cout << to_text(result) << std::flush;
     if (!config.eval.output.empty()) write_file_atomically(config.eval.output, to_json(result));

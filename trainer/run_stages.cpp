@@ -130,18 +130,6 @@ TrainState state_for(
   return state;
 }
 
-EvalOptions evaluation_of(const RunConfig& config,
-                          const StageConfig& stage,
-                          const StageData& data,
-                          const RunOptions& options) {
-  return {.seq_len = stage.seq_len,
-          .rows_per_forward = config.eval.rows > 0 ? config.eval.rows : stage.rows_per_micro_batch,
-          .batch = data.options.batch,
-          .shuffles = static_cast<int>(config.eval.shuffles),
-          .seed = static_cast<uint64_t>(config.seed),
-          .stop_requested = options.stop_requested};
-}
-
 int64_t num_values(const ParamTable& params, bool trainable_only) {
   int64_t total = 0;
   for (const Param& param : params) {
@@ -236,10 +224,11 @@ void run_stage(Run& run, int index, const CheckpointPath& from) {
             .metrics = *run.metrics,
             .encoder = run.encoder,
             .held_out = config.eval.set.empty() ? nullptr : run.datasets.at(config.eval.set).get(),
-            .evaluation = evaluation_of(config, stage, data, run.options),
+            .evaluation = evaluation_options(config, stage, run.encoder, run.groups),
             .stop_requested = run.options.stop_requested,
             .state = state,
             .saved_step = from.stage == index && !from.directory.empty() ? state.step : -1};
+  t.evaluation.stop_requested = run.options.stop_requested;
   log_start(run, t);
   run.result.end = train_loop(t);
   run.result.last_checkpoint = run.folder.checkpoint(stage.name, t.state.step);
@@ -280,6 +269,18 @@ at::ScalarType model_dtype(const ModelConfig& model, at::Device device) {
   // True from compute capability 8.0 on: earlier GPUs only emulate bfloat16.
   const bool has_bfloat16 = device.is_cuda() && at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8();
   return has_bfloat16 ? at::kBFloat16 : at::kFloat;
+}
+
+EvalOptions evaluation_options(const RunConfig& config,
+                               const StageConfig& stage,
+                               const SampleEncoder& encoder,
+                               const Groups& groups) {
+  const int64_t pad_multiple = groups.sequence_parallel ? int64_t{groups.tp->size()} * groups.cp->size() : 1;
+  return {.seq_len = stage.seq_len,
+          .rows_per_forward = config.eval.rows > 0 ? config.eval.rows : stage.rows_per_micro_batch,
+          .batch = batch_spec(stage, config.data, encoder, pad_multiple, /*pin_memory=*/false),
+          .shuffles = static_cast<int>(config.eval.shuffles),
+          .seed = static_cast<uint64_t>(config.seed)};
 }
 
 ExportOptions export_options(const RunConfig& config) {

@@ -31,6 +31,11 @@ Groups make_stage_groups(const ParallelConfig& layout, World& world);
 at::ScalarType model_dtype(const ModelConfig& model, at::Device device);
 /// Folders that side files come from, and the template's text where there is no folder to copy.
 ExportOptions export_options(const RunConfig& config);
+/// How `eval.set` is measured with the rows and weights of a stage; dump, submission and progress are the caller's.
+EvalOptions evaluation_options(const RunConfig& config,
+                               const StageConfig& stage,
+                               const SampleEncoder& encoder,
+                               const Groups& groups);
 /// Sets Param::trainable by glob. errors: kConfig if a glob of `trainable` or of optimizer.groups matches no parameter
 void freeze(ParamTable& params, const StageConfig& stage);
 
