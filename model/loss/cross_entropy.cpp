@@ -63,7 +63,9 @@ Tensor linear_cross_entropy(
       << "targets: got " << targets_T.sizes() << ", expected [" << y.size(0) << "], one per row";
   const Tensor rows = targets_T.ne(-100).nonzero().squeeze(1);
   const Tensor local_target = targets_T.index_select(0, rows) - vocab_begin;
-  return LinearCrossEntropy::apply(y.index_select(0, rows), weight_VD, local_target, groups.tp);
+  // Targets on the host are looked through there, so that no device waits to learn how many labels there are.
+  const auto moved = [&](const Tensor& x) { return x.to(y.device(), /*non_blocking=*/true); };
+  return LinearCrossEntropy::apply(y.index_select(0, moved(rows)), weight_VD, moved(local_target), groups.tp);
 }
 
 Tensor candidate_logprobs(const Tensor& y_TD,
