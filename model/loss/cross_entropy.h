@@ -9,8 +9,8 @@ namespace hanok {
 
 /// -log softmax(y W^T)[target] for every labelled token, in f32 (f64 when y is f64).
 /// shapes: y_TD in sequence layout (local rows when sequence parallelism is on); weight_VD local rows of V starting at
-///         vocab_begin; targets_T int64 over all T rows (on the host or the device), -100 = no label -> nll_N f32 over the labelled tokens, in
-///         order, equal on every rank of tp
+///         vocab_begin; targets_T int64 over all T rows (on the host or the device), -100 = no label -> nll_N f32 over
+///         the labelled tokens, in order, equal on every rank of tp
 /// errors: kShape if a target is outside the vocabulary
 /// grads:  y_TD, weight_VD. Memory: O(chunk x V / tp), never T x V; the backward recomputes the logits of each chunk
 /// source: Megatron-LM's vocabulary-parallel cross-entropy (max and sum all-reduced); arXiv 2411.09009 for the fusion
