@@ -85,12 +85,11 @@ std::vector<TableRow> table_rows(const Vlm& model, const StageConfig& stage) {
 
 void print_stage(const RunConfig& config, const StageConfig& stage, const ParallelConfig& layout) {
   const int64_t dp = std::max<int64_t>(1, layout.dp);
-  Groups groups;  // shapes only: nothing communicates
-  groups.mesh = Mesh({.pp = static_cast<int>(layout.pp),
-                      .dp = static_cast<int>(dp),
-                      .cp = static_cast<int>(layout.cp),
-                      .tp = static_cast<int>(layout.tp)});
-  groups.sequence_parallel = layout.sequence && layout.tp > 1;
+  const Mesh mesh({.pp = static_cast<int>(layout.pp),
+                   .dp = static_cast<int>(dp),
+                   .cp = static_cast<int>(layout.cp),
+                   .tp = static_cast<int>(layout.tp)});
+  const Groups groups = make_planned_groups(mesh, 0, layout.sequence && layout.tp > 1);
   const bool half = config.model.dtype == "bfloat16" || config.model.dtype == "auto";
   const Vlm model(config.model, groups, half ? at::kBFloat16 : at::kFloat, at::kMeta);
 
