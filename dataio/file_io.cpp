@@ -7,12 +7,15 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <filesystem>
 #include <system_error>
 
 #include "base/error.h"
 
 namespace hanok {
+
+namespace fs = std::filesystem;
 
 namespace {
 
@@ -129,6 +132,33 @@ void OutputFile::discard() {
   fd_ = -1;
   if (!temporary_.empty()) ::unlink(temporary_.c_str());
   temporary_.clear();
+}
+
+void require_success(const std::error_code& error, std::string_view action, const std::string& path) {
+  HANOK_REQUIRE(!error, kIo) << action << ": got '" << error.message() << "', expected success; " << path
+                             << "; check the path, its rights and the disk";
+}
+
+void rename_over(const std::string& from, const std::string& to) {
+  std::error_code error;
+  if (fs::exists(to, error)) {
+    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0) {
+      fs::remove_all(from, error);
+      require_success(error, "remove", from);
+      return;
+    }
+    const std::string replaced = to + ".replaced.tmp";
+    fs::remove_all(replaced, error);
+    fs::rename(to, replaced, error);
+    require_success(error, "rename", to);
+    fs::rename(from, to, error);
+    require_success(error, "rename", from);
+    fs::remove_all(replaced, error);
+    require_success(error, "remove", replaced);
+    return;
+  }
+  fs::rename(from, to, error);
+  require_success(error, "rename", from);
 }
 
 }  // namespace hanok

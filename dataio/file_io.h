@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <system_error>
 
 namespace hanok {
 
@@ -12,6 +14,12 @@ std::string read_file(const std::string& path);  // errors: kIo
 void sync_path(const std::string& path);
 /// Writes a small file by write-temp + fsync + rename. errors: kIo
 void write_file_atomically(const std::string& path, const std::string& bytes);
+
+/// errors: kIo, "<action>: got '<cause>'", naming the path
+void require_success(const std::error_code& error, std::string_view action, const std::string& path);
+/// Gives the folder `from` the name `to`. An earlier `to` is swapped out in one step where the file system can, and
+/// removed; where it cannot (NFS), a kill between the two renames costs this folder, never another. errors: kIo
+void rename_over(const std::string& from, const std::string& to);
 
 /// A file under way: bytes go to PATH.tmp, commit() makes them durable and gives them their name.
 /// Room for `bytes_wanted` is reserved first, so that a full disk is found before the work is done.

@@ -33,11 +33,6 @@ std::string utc_now() {
   return text;
 }
 
-void require_success(const std::error_code& error, std::string_view action, const std::string& path) {
-  HANOK_REQUIRE(!error, kIo) << action << ": got '" << error.message() << "', expected success; " << path
-                             << "; check the path, its rights and the disk";
-}
-
 Json runs_json(const std::vector<StridedRun>& runs) {
   Json list = Json::array();
   for (const StridedRun& run : runs) list.push_back({run.begin, run.size, run.stride, run.count});
@@ -58,30 +53,6 @@ void remove_strangers(const std::string& directory, int num_shards) {
     fs::remove_all(path, error);
     require_success(error, "remove", path.string());
   }
-}
-
-// An earlier directory of that name is swapped out in one step where the file system can. Where it cannot (NFS), a kill
-// between the two renames costs this store, never another.
-void rename_over(const std::string& from, const std::string& to) {
-  std::error_code error;
-  if (fs::exists(to, error)) {
-    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0) {
-      fs::remove_all(from, error);
-      require_success(error, "remove", from);
-      return;
-    }
-    const std::string replaced = to + ".replaced.tmp";
-    fs::remove_all(replaced, error);
-    fs::rename(to, replaced, error);
-    require_success(error, "rename", to);
-    fs::rename(from, to, error);
-    require_success(error, "rename", from);
-    fs::remove_all(replaced, error);
-    require_success(error, "remove", replaced);
-    return;
-  }
-  fs::rename(from, to, error);
-  require_success(error, "rename", from);
 }
 
 std::string parent_of(const std::string& path) {

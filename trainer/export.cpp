@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "dataio/file_io.h"
 #include "dataio/tensor_store.h"
 #include "trainer/agree.h"
 #include "trainer/progress.h"
@@ -136,11 +137,6 @@ std::string shard_name(size_t index, size_t count) {
   return text;
 }
 
-void require_success(const std::error_code& error, const char* action, const std::string& path) {
-  HANOK_REQUIRE(!error, kIo) << action << ": got '" << error.message() << "', expected success; " << path
-                             << "; check rights and space";
-}
-
 /// The work of world rank 0.
 class Writer {
  public:
@@ -232,24 +228,7 @@ void Writer::compare() {
 }
 
 void Writer::replace() {
-  std::error_code error;
-  if (fs::exists(folder_, error)) {
-    // Exchanged in one step where the file system can: the old or the new folder is there at any time.
-    if (::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, folder_.c_str(), RENAME_EXCHANGE) == 0) {
-      fs::remove_all(temporary_, error);
-      return require_success(error, "remove", temporary_);
-    }
-    const std::string old = folder_ + ".old.tmp";
-    fs::remove_all(old, error);
-    fs::rename(folder_, old, error);
-    require_success(error, "rename", folder_);
-    fs::rename(temporary_, folder_, error);
-    require_success(error, "rename", temporary_);
-    fs::remove_all(old, error);
-    return require_success(error, "remove", old);
-  }
-  fs::rename(temporary_, folder_, error);
-  require_success(error, "rename", temporary_);
+  rename_over(temporary_, folder_);
   const std::string parent = fs::path(folder_).parent_path().string();
   sync_path(parent.empty() ? "." : parent);
 }

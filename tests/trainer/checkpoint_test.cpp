@@ -15,6 +15,7 @@
 #include "dataio/tensor_store.h"
 #include "tests/dataio/temp_folder.h"
 #include "tests/model/tiny.h"
+#include "tests/support/errors.h"
 #include "trainer/checkpoint_pieces.h"
 
 namespace hanok {
@@ -132,21 +133,6 @@ void flip_a_byte(const std::string& file) {
   f.seekp(at);
   f.put(byte);
 }
-
-Error error_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error;
-  }
-  return Error(ErrorKind::kNumeric, "nothing was thrown");
-}
-#define EXPECT_ERROR(error, kind_, part)                                                                          \
-  do {                                                                                                            \
-    const Error got_ = (error);                                                                                   \
-    EXPECT_EQ(static_cast<int>(got_.kind()), static_cast<int>(kind_)) << got_.what();                             \
-    EXPECT_NE(std::string(got_.what()).find(part), std::string::npos) << got_.what() << "\nexpected: " << (part); \
-  } while (false)
 
 /// Limits the size of files: writing beyond it fails as on a full disk.
 class FullDisk {

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "dataio/tensor_store.h"
 #include "tests/dataio/temp_folder.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -63,21 +64,6 @@ class Data : public testing::Test {
   RunConfig config;
   SampleEncoder encoder;
 };
-
-Error error_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error;
-  }
-  return Error(ErrorKind::kNumeric, "nothing was thrown");
-}
-#define EXPECT_ERROR(error, kind_, part)                                                                          \
-  do {                                                                                                            \
-    const Error got_ = (error);                                                                                   \
-    EXPECT_EQ(static_cast<int>(got_.kind()), static_cast<int>(kind_)) << got_.what();                             \
-    EXPECT_NE(std::string(got_.what()).find(part), std::string::npos) << got_.what() << "\nexpected: " << (part); \
-  } while (false)
 
 TEST_F(Data, TemplateIsTheTokenizersElseTheModels) {
   EXPECT_EQ(make_encoder(config).chat->name(), "qwen3_vl");

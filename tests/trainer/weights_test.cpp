@@ -15,6 +15,7 @@
 #include "model/hf/name_map.h"
 #include "tests/dataio/temp_folder.h"
 #include "tests/model/tiny.h"
+#include "tests/support/errors.h"
 #include "trainer/weight_parts.h"
 
 namespace hanok {
@@ -76,22 +77,6 @@ void expect_same_bits(const std::map<std::string, Tensor>& got, const std::map<s
     EXPECT_EQ(std::memcmp(other.const_data_ptr(), value.const_data_ptr(), value.nbytes()), 0) << name;
   }
 }
-
-Error error_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error;
-  }
-  return Error(ErrorKind::kNumeric, "nothing was thrown");
-}
-
-#define EXPECT_ERROR(error, kind_, part)                                                                          \
-  do {                                                                                                            \
-    const Error got_ = (error);                                                                                   \
-    EXPECT_EQ(static_cast<int>(got_.kind()), static_cast<int>(kind_)) << got_.what();                             \
-    EXPECT_NE(std::string(got_.what()).find(part), std::string::npos) << got_.what() << "\nexpected: " << (part); \
-  } while (false)
 
 const std::vector<Layout> kLayouts = {{1, 1}, {2, 1}, {2, 1, true}, {4, 1}, {4, 1, true}, {1, 2}, {2, 2}};
 
