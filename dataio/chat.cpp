@@ -6,10 +6,10 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "dataio/chat_qwen3_vl.h"
-#include "dataio/chat_templates.h"
 #include "dataio/file_io.h"
-#include "dataio/json_stream.h"
+#include "dataio/store/json_stream.h"
+#include "dataio/text/chat_qwen3_vl.h"
+#include "dataio/text/chat_templates.h"
 
 namespace hanok {
 namespace {

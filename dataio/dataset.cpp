@@ -4,9 +4,9 @@
 #include <utility>
 
 #include "base/error.h"
-#include "dataio/format.h"
-#include "dataio/h5_file.h"
-#include "dataio/pack_columns.h"
+#include "dataio/pack/columns.h"
+#include "dataio/pack/format.h"
+#include "dataio/pack/h5_file.h"
 
 namespace hanok {
 

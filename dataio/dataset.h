@@ -27,7 +27,7 @@ class Dataset {
   const std::string& file() const;
   /// Key of what was packed, from the file's attributes: part of a checkpoint's identity.
   const std::string& content_key() const;
-  /// What was packed and how: an attribute of the file (format.md). errors: kData if there is none of that name
+  /// What was packed and how: an attribute of the file (pack/format.md). errors: kData if there is none of that name
   std::string provenance(const std::string& key) const;
   int64_t image_token() const;
   int64_t video_token() const;

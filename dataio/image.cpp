@@ -1,7 +1,7 @@
 #include "dataio/image.h"
 
 #include "base/error.h"
-#include "dataio/image_codec.h"
+#include "dataio/image/codec.h"
 
 namespace hanok {
 namespace {

@@ -10,13 +10,13 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "dataio/dataset.h"
-#include "dataio/encode.h"
 #include "dataio/file_io.h"
 #include "dataio/file_lock.h"
 #include "dataio/import/record.h"
 #include "dataio/ordered_workers.h"
-#include "dataio/pack_key.h"
-#include "dataio/pack_parts.h"
+#include "dataio/pack/encode.h"
+#include "dataio/pack/key.h"
+#include "dataio/pack/parts.h"
 
 namespace hanok {
 namespace {

@@ -1,5 +1,5 @@
-// User files -> one packed HDF5 file (dataio/format.md): tokenised, checked, with pictures inside; keyed by content,
-// resumable.
+// User files -> one packed HDF5 file (dataio/pack/format.md): tokenised, checked, with pictures inside; keyed by
+// content, resumable.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct SampleEncoder {
 /// of the model, limits that the config replaces. errors: kData; kConfig if tokenizer and model name other placeholders
 SampleEncoder sample_encoder(const std::string& folder, const ModelConfig& model, const DataConfig& data);
 
-/// Skipped records by reason ("image_missing", "answer_invalid", "too_many_pixels", ...; all are in format.md).
+/// Skipped records by reason ("image_missing", "answer_invalid", "too_many_pixels", ...; all are in pack/format.md).
 struct BadSamples {
   std::map<std::string, int64_t> by_reason;
   int64_t total() const;

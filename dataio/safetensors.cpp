@@ -14,7 +14,7 @@
 
 #include "base/error.h"
 #include "dataio/file_io.h"
-#include "dataio/strict_json.h"
+#include "dataio/store/strict_json.h"
 
 namespace hanok {
 

@@ -10,9 +10,9 @@
 
 #include "base/error.h"
 #include "dataio/safetensors.h"
-#include "dataio/store_format.h"
-#include "dataio/strict_json.h"
-#include "dataio/strided_runs.h"
+#include "dataio/store/store_format.h"
+#include "dataio/store/strict_json.h"
+#include "dataio/store/strided_runs.h"
 
 namespace hanok {
 

@@ -8,12 +8,12 @@
 #include <mutex>
 
 #include "base/error.h"
-#include "dataio/added_tokens.h"
-#include "dataio/bpe.h"
-#include "dataio/split_pattern.h"
-#include "dataio/strict_json.h"
-#include "dataio/tokenizer_spec.h"
-#include "dataio/unicode.h"
+#include "dataio/store/strict_json.h"
+#include "dataio/text/added_tokens.h"
+#include "dataio/text/bpe.h"
+#include "dataio/text/split_pattern.h"
+#include "dataio/text/tokenizer_spec.h"
+#include "dataio/text/unicode.h"
 
 namespace hanok {
 namespace {

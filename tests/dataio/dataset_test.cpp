@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "base/error.h"
-#include "dataio/pack_columns.h"
+#include "dataio/pack/columns.h"
 #include "tests/dataio/temp_folder.h"
 
 namespace hanok {

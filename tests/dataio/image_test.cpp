@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "base/error.h"
-#include "dataio/image_codec.h"
+#include "dataio/image/codec.h"
 #include "tests/dataio/picture_files.h"
 
 namespace hanok {

@@ -14,8 +14,8 @@
 
 #include "base/error.h"
 #include "dataio/safetensors.h"
-#include "dataio/store_format.h"
-#include "dataio/strided_runs.h"
+#include "dataio/store/store_format.h"
+#include "dataio/store/strided_runs.h"
 #include "tests/dataio/temp_folder.h"
 
 namespace hanok {

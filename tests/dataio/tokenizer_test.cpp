@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "base/error.h"
-#include "dataio/bpe.h"
-#include "dataio/unicode.h"
+#include "dataio/text/bpe.h"
+#include "dataio/text/unicode.h"
 #include "temp_folder.h"
 
 namespace hanok {

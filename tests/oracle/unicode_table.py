@@ -2,7 +2,7 @@
 
 `tokenizers` carries two Unicode versions of its own: its regex engine's, which decides what \\p{L} or \\s is, and its
 normaliser's, which decides what NFC changes. Neither follows the Unicode version of this machine's libraries. So both
-are read off the library's behaviour, one code point at a time, and kept in dataio/unicode_table.inc.
+are read off the library's behaviour, one code point at a time, and kept in dataio/text/unicode_table.inc.
 
     unicode_table.py TABLE           exit 1 if TABLE differs from what the installed library does
     unicode_table.py TABLE --write   write TABLE
