@@ -7,5 +7,5 @@ export OMPI_MCA_rmaps_base_oversubscribe=1                         # more ranks 
 export OMPI_MCA_hwloc_base_binding_policy=none                     # do not pin all threads of a rank to one core
 export OMPI_MCA_mpi_yield_when_idle=1                              # a waiting rank gives its core away
 export OMPI_MCA_btl_vader_single_copy_mechanism=none               # containers forbid process_vm_readv; quiet and safe
-export MKL_CBWR="${MKL_CBWR:-COMPATIBLE}"                          # the same bits on every run on one machine
+export MKL_CBWR="${MKL_CBWR:-AUTO,STRICT}"                         # the same bits on every run, whatever the threads (COMPATIBLE: a fifth of the speed)
 unset _hanok_root
