@@ -15,7 +15,7 @@ struct Vlm::State {
   std::unique_ptr<Tower> tower;
   std::unique_ptr<Connector> connector;
   std::unique_ptr<Decoder> decoder;
-  RecomputePolicy recompute;
+  Execution execution;
 };
 
 Vlm::Vlm(const ModelConfig& config, const Groups& groups, at::ScalarType dtype, at::Device device)
@@ -48,8 +48,8 @@ ParamTable& Vlm::params() {
 const ParamTable& Vlm::params() const {
   return state_->params;
 }
-void Vlm::set_recompute(RecomputePolicy policy) {
-  state_->recompute = policy;
+void Vlm::set_execution(const Execution& execution) {
+  state_->execution = execution;
 }
 const Tensor& Vlm::head_weight_VD() const {
   return state_->decoder->head_weight_VD();
@@ -79,12 +79,12 @@ ModelOutput Vlm::forward(const ModelInput& input) const {
                                                 << placeholders << " placeholders in the text; model input";
   if (has_pictures) {
     HANOK_REQUIRE(s.tower, kConfig) << "model.tower: got none, expected a vision tower; the data holds pictures";
-    const TowerOutput features = s.tower->forward(input.pixels_PC, input.grid_I3, s.recompute.every);
+    const TowerOutput features = s.tower->forward(input.pixels_PC, input.grid_I3, s.execution);
     VisionTokens vision = s.connector->forward(features, tokens);
     decoder.x_TD = write_rows(decoder.x_TD, input.vision_index_M, vision.tokens_MD);
     decoder.taps_MD = std::move(vision.taps_MD);
   }
-  return {s.decoder->forward(decoder, s.recompute.every)};
+  return {s.decoder->forward(decoder, s.execution)};
 }
 
 void initialise(Vlm& model, uint64_t seed) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "configs/schema/config.h"
+#include "model/execution.h"
 #include "model/module.h"
 
 namespace hanok {
@@ -27,10 +28,6 @@ struct ModelOutput {
   Tensor y_TD;  // final hidden states after the last norm, sequence layout (local rows when sequence parallelism is on)
 };
 
-struct RecomputePolicy {
-  int64_t every = 0;  // 0: none; k: layers 0, k, 2k, ... of tower and decoder
-};
-
 class Vlm {
  public:
   /// Builds and declares every weight of this rank's part; values are uninitialised until weights are loaded or
@@ -40,7 +37,7 @@ class Vlm {
   const ModelConfig& config() const;
   ParamTable& params();
   const ParamTable& params() const;
-  void set_recompute(RecomputePolicy policy);
+  void set_execution(const Execution& execution);
   /// errors: kShape if vision tokens and placeholders differ in number (both counts are named)
   ModelOutput forward(const ModelInput& input) const;
   /// The output head's weight (the embedding's when tied), local rows of V, and the hidden states it needs: full rows

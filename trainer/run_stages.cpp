@@ -203,7 +203,8 @@ void run_stage(Run& run, int index, const CheckpointPath& from) {
   require_labels(data, stage);
 
   Vlm model(config.model, run.groups, model_dtype(config.model, run.device), run.device);
-  model.set_recompute({.every = stage.recompute == "full" ? stage.recompute_every : 0});
+  model.set_execution({.recompute_every = stage.recompute == "full" ? stage.recompute_every : 0,
+                       .attention = attention_kernel(stage.attention)});
   freeze(model.params(), stage);
   if (from.directory.empty() || from.stage != index) load_start_weights(config, from, model);
   GradSync grads(model.params(), run.groups, stage.optimizer.grad_dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);

@@ -24,6 +24,10 @@ inline FieldRule at_least(double min) {
 inline FieldRule between(double min, double max) {
   return {.min = min, .max = max};
 }
+/// Sizes of a model: bounded, so that no product of them leaves 64 bits.
+inline FieldRule size_from(double min) {
+  return between(min, 1 << 20);
+}
 inline FieldRule one_of(std::vector<std::string_view> choices) {
   return {.choices = std::move(choices)};
 }
@@ -36,14 +40,14 @@ struct TowerConfig {
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
     v("type", self.type, "vision tower, or `none`", one_of({"qwen3vl_vit", "none"}));
-    v("depth", self.depth, "blocks", at_least(0));
-    v("hidden", self.hidden, "width", at_least(0));
-    v("ffn", self.ffn, "feed-forward width", at_least(0));
-    v("heads", self.heads, "attention heads", at_least(0));
-    v("channels", self.channels, "colour channels", at_least(1));
-    v("patch", self.patch, "patch edge, pixels", at_least(1));
-    v("temporal_patch", self.temporal_patch, "frames per patch", at_least(1));
-    v("position_grid", self.position_grid, "edge of the learned position table (48: 2304 rows)", at_least(1));
+    v("depth", self.depth, "blocks", size_from(0));
+    v("hidden", self.hidden, "width", size_from(0));
+    v("ffn", self.ffn, "feed-forward width", size_from(0));
+    v("heads", self.heads, "attention heads", size_from(0));
+    v("channels", self.channels, "colour channels", between(1, 64));
+    v("patch", self.patch, "patch edge, pixels", between(1, 1024));
+    v("temporal_patch", self.temporal_patch, "frames per patch", between(1, 64));
+    v("position_grid", self.position_grid, "edge of the learned position table (48: 2304 rows)", between(1, 1 << 14));
   }
 };
 
@@ -54,8 +58,8 @@ struct ConnectorConfig {
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
     v("type", self.type, "vision-to-language connector", one_of({"merger_mlp"}));
-    v("merge", self.merge, "patches merged along each edge", at_least(1));
-    v("out", self.out, "output width; 0: model.decoder.hidden", at_least(0));
+    v("merge", self.merge, "patches merged along each edge", between(1, 16));
+    v("out", self.out, "output width; 0: model.decoder.hidden", size_from(0));
   }
 };
 
@@ -70,13 +74,13 @@ struct DecoderConfig {
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
     v("type", self.type, "decoder", one_of({"qwen3_dense"}));
-    v("layers", self.layers, "decoder layers", at_least(0));
-    v("hidden", self.hidden, "width", at_least(0));
-    v("ffn", self.ffn, "feed-forward width", at_least(0));
-    v("heads", self.heads, "query heads", at_least(0));
-    v("kv_heads", self.kv_heads, "key/value heads", at_least(0));
-    v("head_dim", self.head_dim, "width of a head", at_least(1));
-    v("vocab", self.vocab, "vocabulary rows", at_least(1));
+    v("layers", self.layers, "decoder layers", size_from(0));
+    v("hidden", self.hidden, "width", size_from(0));
+    v("ffn", self.ffn, "feed-forward width", size_from(0));
+    v("heads", self.heads, "query heads", size_from(0));
+    v("kv_heads", self.kv_heads, "key/value heads", size_from(0));
+    v("head_dim", self.head_dim, "width of a head", between(1, 1 << 14));
+    v("vocab", self.vocab, "vocabulary rows", between(1, 1 << 24));
     v("rope_theta", self.rope_theta, "rotary base", at_least(1));
     v("norm_eps", self.norm_eps, "epsilon of RMSNorm", at_least(0));
     v("mrope_section", self.mrope_section, "rotary frequencies of the temporal, height and width positions");
@@ -178,11 +182,11 @@ struct ParallelConfig {
 
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
-    v("tp", self.tp, "tensor parallel ranks", at_least(1));
-    v("pp", self.pp, "pipeline stages", at_least(1));
-    v("cp", self.cp, "context parallel ranks", at_least(1));
-    v("ep", self.ep, "expert parallel ranks", at_least(1));
-    v("dp", self.dp, "data parallel ranks; 0: what is left of -np", at_least(0));
+    v("tp", self.tp, "tensor parallel ranks", between(1, 1 << 14));
+    v("pp", self.pp, "pipeline stages", between(1, 1 << 14));
+    v("cp", self.cp, "context parallel ranks", between(1, 1 << 14));
+    v("ep", self.ep, "expert parallel ranks", between(1, 1 << 14));
+    v("dp", self.dp, "data parallel ranks; 0: what is left of -np", between(0, 1 << 20));
     v("sequence", self.sequence, "cut activations along the sequence between tensor parallel layers");
   }
 };
@@ -232,7 +236,8 @@ struct OptimizerConfig {
 };
 
 struct StageConfig {
-  std::string name = "train", objective = "next_token", weight = "sqrt", sample = "sample", recompute = "none";
+  std::string name = "train", objective = "next_token", weight = "sqrt", sample = "sample", recompute = "none",
+              attention = "auto";
   std::vector<std::string> trainable = {"**"};
   std::map<std::string, double> mixture;
   int64_t seq_len = 2048, rows_per_step = 8, rows_per_micro_batch = 1, steps = 0, recompute_every = 1;
@@ -246,12 +251,12 @@ struct StageConfig {
     v("objective", self.objective, "what is minimised", one_of({"next_token"}));
     v("trainable", self.trainable, "globs of parameters that train; the others are frozen");
     v("mixture", self.mixture, "share of samples by dataset; empty: every dataset but eval.set, by size");
-    v("seq_len", self.seq_len, "tokens of a packed row", at_least(2));
-    v("rows_per_step", self.rows_per_step, "packed rows of one optimizer step, over all ranks", at_least(1));
+    v("seq_len", self.seq_len, "tokens of a packed row", between(2, 1 << 24));
+    v("rows_per_step", self.rows_per_step, "packed rows of one optimizer step, over all ranks", size_from(1));
     v("rows_per_micro_batch",
       self.rows_per_micro_batch,
       "packed rows of one forward and backward on a rank",
-      at_least(1));
+      size_from(1));
     v("steps", self.steps, "optimizer steps; one of steps, tokens, epochs", at_least(0));
     v("tokens", self.tokens, "token budget", at_least(0));
     v("epochs", self.epochs, "passes over the mixture", at_least(0));
@@ -261,6 +266,10 @@ struct StageConfig {
       one_of({"token", "sqrt", "sample"}));
     v("sample", self.sample, "what n counts over", one_of({"sample", "turn"}));
     v("recompute", self.recompute, "activations recomputed in the backward", one_of({"none", "full"}));
+    v("attention",
+      self.attention,
+      "kernels of attention on a GPU; auto: the fastest that it has",
+      one_of({"auto", "cudnn", "flash", "efficient", "plain"}));
     v("recompute_every", self.recompute_every, "recompute every k-th layer", at_least(1));
     v("optimizer", self.optimizer, "replaces keys of the top-level optimizer");
     v("parallel", self.parallel, "replaces keys of the top-level parallel");
@@ -329,7 +338,7 @@ struct RunConfig {
     v("out", self.out, "folder of the run; empty: runs/<name>");
     v("seed", self.seed, "seed of weights and data order", at_least(0));
     v("device", self.device, "where to compute", one_of({"auto", "cpu", "cuda"}));
-    v("threads", self.threads, "CPU threads of a rank; 0: cores / ranks on this machine", at_least(0));
+    v("threads", self.threads, "CPU threads of a rank; 0: cores / ranks on this machine", between(0, 1024));
     v("model", self.model, "the model");
     v("data", self.data, "datasets and how they are read");
     v("parallel", self.parallel, "layout; default of every stage");

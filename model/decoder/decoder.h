@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/tensor.h"
+#include "model/execution.h"
 
 namespace hanok {
 
@@ -21,7 +22,7 @@ class Decoder {
   /// tokens_T -> x_TD, full layout.
   virtual Tensor embed(const Tensor& tokens_T) const = 0;
   /// -> y_TD after the final norm, sequence layout.
-  virtual Tensor forward(const DecoderInput& input, int64_t recompute_every) const = 0;
+  virtual Tensor forward(const DecoderInput& input, const Execution& execution) const = 0;
   virtual const Tensor& head_weight_VD() const = 0;
   virtual int64_t vocab_begin() const = 0;
 };

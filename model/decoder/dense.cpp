@@ -26,16 +26,16 @@ class DenseDecoder : public Decoder {
 
   Tensor embed(const Tensor& tokens_T) const override { return embed_.forward(tokens_T); }
 
-  Tensor forward(const DecoderInput& input, int64_t recompute_every) const override {
+  Tensor forward(const DecoderInput& input, const Execution& execution) const override {
     const int64_t rows = input.position_3T.size(1);
     const RopeTable rope =
         mrope_table(input.position_3T, config_.head_dim, config_.rope_theta, config_.mrope_section, dtype_);
-    const Segments segments = make_segments(input.row_starts, rows, input.x_TD.device());
+    const Segments segments = make_segments(input.row_starts, rows, input.x_TD.device(), execution.attention);
     Tensor x_TD = to_sequence(input.x_TD, *groups_);
     for (size_t i = 0; i < blocks_.size(); ++i) {
       const DecoderBlock& block = blocks_[i];
       const auto run = [&block, rope, segments](const Tensor& x) { return block.forward(x, rope, segments); };
-      x_TD = is_recomputed(i, recompute_every) ? recompute(run, x_TD, block.weights()) : run(x_TD);
+      x_TD = is_recomputed(i, execution.recompute_every) ? recompute(run, x_TD, block.weights()) : run(x_TD);
       if (i < input.taps_MD.size()) x_TD = add_rows(x_TD, input.vision_index_M, input.taps_MD[i], rows, *groups_);
     }
     return norm_->forward(x_TD);

@@ -1,16 +1,11 @@
 // The CPU side of attention.h. Private to attention.cpp and its test.
 #pragma once
 
-#include "base/tensor.h"
+#include "model/kernels/attention.h"
 
 namespace hanok::attention_cpu {
 
-struct Sizes {
-  int64_t heads, kv_heads, width;  // N, K, H
-  bool causal;
-  int64_t row() const { return (heads + 2 * kv_heads) * width; }
-  int64_t group() const { return heads / kv_heads; }
-};
+using Sizes = AttentionSizes;
 
 /// -> out_TX [T, N H], log_sum_NT [N, T]
 std::pair<Tensor, Tensor> forward(const Tensor& qkv_TX, const Tensor& starts, const Sizes& sizes);

@@ -57,7 +57,7 @@ class Qwen3VlVit : public Tower {
     for (int64_t i = 0; i < config.tower.depth; ++i) blocks_.emplace_back(config.tower, ctx.in("layers", i));
   }
 
-  TowerOutput forward(const Tensor& pixels_PC, const Tensor& grid_I3, int64_t recompute_every) const override {
+  TowerOutput forward(const Tensor& pixels_PC, const Tensor& grid_I3, const Execution& execution) const override {
     const int64_t merge = config_.connector.merge;
     PatchGeometry geometry = patch_geometry(grid_I3, merge, config_.tower.position_grid, [&](int64_t rows) {
       return padded_rows(rows, merge * merge, *groups_);
@@ -72,7 +72,7 @@ class Qwen3VlVit : public Tower {
     const auto wide = dtype_ == at::kDouble ? at::kDouble : at::kFloat;
     const RopeTable rope =
         axial_table(geometry.position_P2.to(device), config_.tower.hidden / config_.tower.heads, kRopeTheta, dtype_);
-    const Segments frames = make_segments(geometry.frame_starts, rows, device);
+    const Segments frames = make_segments(geometry.frame_starts, rows, device, execution.attention);
     const Tensor pixels =
         rows == geometry.rows ? pixels_PC : at::constant_pad_nd(pixels_PC, {0, 0, 0, rows - geometry.rows});
     Tensor x_PW = embed_.forward(
@@ -82,7 +82,7 @@ class Qwen3VlVit : public Tower {
     for (size_t i = 0; i < blocks_.size(); ++i) {
       const Block& block = blocks_[i];
       const auto run = [&block, rope, frames](const Tensor& x) { return block.forward(x, rope, frames); };
-      x_PW = is_recomputed(i, recompute_every) ? recompute(run, x_PW, block.weights()) : run(x_PW);
+      x_PW = is_recomputed(i, execution.recompute_every) ? recompute(run, x_PW, block.weights()) : run(x_PW);
       for (size_t tap = 0; tap < config_.taps.size(); ++tap) {
         if (config_.taps[tap] != static_cast<int64_t>(i)) continue;
         output.taps_PW[tap] = x_PW;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/tensor.h"
+#include "model/execution.h"
 
 namespace hanok {
 
@@ -17,9 +18,9 @@ class Tower {
   virtual ~Tower() = default;
   /// pixels_PC (cast to the model's dtype inside), grid_I3 int64 on the host (t, h, w in patches).
   /// P is padded to a multiple of tp * merge^2 where rows are cut over tp; features keep the padding (the connector
-  /// cuts it off). recompute_every k: blocks 0, k, 2k, ... are run again in the backward; 0: none. errors: kShape if
+  /// cuts it off). errors: kShape if
   /// pixels and grids do not fit each other or the config
-  virtual TowerOutput forward(const Tensor& pixels_PC, const Tensor& grid_I3, int64_t recompute_every) const = 0;
+  virtual TowerOutput forward(const Tensor& pixels_PC, const Tensor& grid_I3, const Execution& execution) const = 0;
 };
 
 }  // namespace hanok

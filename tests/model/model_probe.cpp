@@ -50,7 +50,7 @@ void run(const std::string& folder) {
   const SafetensorsFile file(folder + "/case.safetensors");
   Vlm model(config, make_single_groups(), dtype, at::kCPU);
   load_weights(model, file);
-  model.set_recompute({.every = settings["recompute_every"].get<int64_t>()});
+  model.set_execution({.recompute_every = settings["recompute_every"].get<int64_t>()});
   const ModelInput input{.tokens_T = file.view("tokens"),
                          .position_3T = file.view("position"),
                          .row_starts = file.view("row_starts"),

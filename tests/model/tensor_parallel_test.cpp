@@ -85,7 +85,7 @@ void expect_same_on(const ModelConfig& config, const Reference& reference, const
     at::set_num_threads(1);
     const Groups groups = make_groups(world, Mesh({.tp = layout.tp}), layout.sequence);
     Vlm model(config, groups, at::kDouble, at::kCPU);
-    model.set_recompute({.every = layout.recompute_every});
+    model.set_execution({.recompute_every = layout.recompute_every});
     {
       at::NoGradGuard no_grad;
       for (size_t i = 0; i < model.params().size(); ++i)

@@ -96,7 +96,7 @@ TEST(Vlm, RecomputationGivesTheSameBits) {
   const TinyRow row = tiny_row(config, 48, true, at::kFloat);
   const auto expected = gradients(model, row);
   for (const int64_t every : {1, 2, 3}) {
-    model.set_recompute({.every = every});
+    model.set_execution({.recompute_every = every});
     const auto grads = gradients(model, row);
     for (size_t i = 0; i < grads.size(); ++i)
       EXPECT_TRUE(bit_equal(grads[i], expected[i])) << "every " << every << " " << model.params()[i].spec.name;
@@ -114,7 +114,7 @@ TEST(Vlm, FrozenPartsTakeNoGradientWithAndWithoutRecomputation) {
     param.value.set_requires_grad(param.trainable);
   }
   for (const int64_t every : {0, 1}) {
-    model.set_recompute({.every = every});
+    model.set_execution({.recompute_every = every});
     const auto grads = gradients(model, row);
     for (size_t i = 0; i < grads.size(); ++i) {
       const Param& param = model.params()[i];
@@ -157,7 +157,7 @@ TEST(Vlm, AMicroBatchWithoutTokensGivesZeroGradients) {
   row.targets_T = row.targets_T.slice(0, 0, 0);
   row.weight_T = row.weight_T.slice(0, 0, 0);
   for (const int64_t every : {0, 1}) {
-    model.set_recompute({.every = every});
+    model.set_execution({.recompute_every = every});
     const auto grads = gradients(model, row);
     for (size_t i = 0; i < grads.size(); ++i) {
       const float sum = grads[i].defined() ? grads[i].abs().sum().item<float>() : 0;

@@ -1,0 +1,116 @@
+// Attention on a GPU, by every kernel that it has, against the CPU in f64.
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "model/kernels/attention.h"
+#include "model/kernels/attention_aten.h"
+#include "model/kernels/attention_cudnn.h"
+#include "tests/support/close.h"
+
+namespace hanok {
+namespace {
+
+struct Case {
+  std::vector<int> starts;
+  int64_t heads, kv_heads, width;
+  bool causal;
+};
+
+/// Odd lengths, empty segments, one row, many segments, the widths of decoders (64, 128), towers (72, 80) and tests.
+const Case kCases[] = {
+    {{0, 300}, 4, 2, 128, true},
+    {{0, 1, 2, 130, 130, 131, 517}, 8, 2, 128, true},
+    {{0, 64, 128, 192, 1000}, 4, 4, 64, true},
+    {{0, 256, 512, 1088}, 4, 4, 72, false},
+    {{0, 37, 1700}, 2, 2, 80, false},
+    {{0, 3, 9, 48}, 4, 2, 16, true},
+    {{0, 5, 11, 17, 23, 29, 35, 41, 47, 53, 59, 65, 71, 77, 83, 89, 95, 101}, 2, 1, 32, true},
+};
+
+Segments segments_of(const std::vector<int>& starts, at::Device device, AttentionKernel kernel) {
+  return make_segments(at::tensor(starts, at::kInt), starts.back(), device, kernel);
+}
+
+struct Values {
+  Tensor out, grad;
+};
+
+Values run(const Case& c, const Tensor& qkv_in, const Tensor& dout, AttentionKernel kernel) {
+  Tensor qkv = qkv_in.detach().clone().requires_grad_(true);
+  const Segments segments = segments_of(c.starts, qkv.device(), kernel);
+  const Tensor out = segment_attention(qkv, c.heads, c.kv_heads, segments, c.causal);
+  out.backward(dout.to(out.options()));
+  return {out.detach(), qkv.grad()};
+}
+
+bool has_kernel(const Case& c, const Tensor& qkv, AttentionKernel kernel) {
+  const AttentionSizes sizes{c.heads, c.kv_heads, c.width, c.causal};
+  if (kernel == AttentionKernel::kCudnn)
+    return attention_cudnn::runs(qkv, segments_of(c.starts, qkv.device(), kernel), sizes);
+  if (kernel == AttentionKernel::kFlash) return attention_aten::best_kernel(qkv, sizes) == kernel;
+  if (kernel == AttentionKernel::kEfficient) return qkv.scalar_type() != at::kDouble;
+  return true;
+}
+
+class AttentionOnDevice : public testing::TestWithParam<AttentionKernel> {
+ protected:
+  void SetUp() override {
+    if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  }
+};
+
+TEST_P(AttentionOnDevice, EqualsTheCpuInValueAndGradient) {
+  int ran = 0;
+  for (const Case& c : kCases) {
+    at::manual_seed(7);
+    const int64_t rows = c.starts.back();
+    for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
+      const Tensor host =
+          at::randn({rows, (c.heads + 2 * c.kv_heads) * c.width}, at::kDouble).to(dtype).to(at::kDouble);
+      const Tensor dout = at::randn({rows, c.heads * c.width}, at::kDouble).to(dtype).to(at::kDouble);
+      const Tensor qkv = host.to(dtype).to(at::kCUDA);
+      if (!has_kernel(c, qkv, GetParam())) continue;
+      ++ran;
+      const Values expected = run(c, host, dout, AttentionKernel::kAuto), got = run(c, qkv, dout, GetParam());
+      // In the backward a value is a difference of nearly equal sums: the dtype rounds what enters, twice.
+      const Closeness out = compare(got.out, expected.out, 1, dtype),
+                      grad = compare(got.grad, expected.grad, c.heads / c.kv_heads, dtype);
+      EXPECT_TRUE(out.ok) << at::toString(dtype) << " width " << c.width << " rows " << rows << ": " << out.text();
+      EXPECT_TRUE(grad.ok) << at::toString(dtype) << " width " << c.width << " rows " << rows << ": " << grad.text();
+      // The comparison sees an error of eight times its tolerance in one value.
+      Tensor wrong = got.grad.clone();
+      wrong.view({-1})[0] += 8 * grad.tolerance;
+      EXPECT_FALSE(compare(wrong, expected.grad, c.heads / c.kv_heads, dtype).ok);
+    }
+  }
+  const bool runs_all = GetParam() == AttentionKernel::kPlain || GetParam() == AttentionKernel::kAuto;
+  EXPECT_EQ(ran, runs_all ? 3 * static_cast<int>(std::size(kCases)) : ran);
+  if (ran == 0) GTEST_SKIP() << "this machine lacks the kernel";
+}
+
+TEST_P(AttentionOnDevice, ANeighbourChangesNothing) {
+  const Case c{{0, 200, 450, 700}, 4, 2, 64, true};
+  at::manual_seed(8);
+  const Tensor qkv = at::randn({700, 8 * 64}, at::device(at::kCUDA).dtype(at::kBFloat16));
+  if (!has_kernel(c, qkv, GetParam())) GTEST_SKIP() << "this machine lacks the kernel";
+  const Tensor dout = at::randn({700, 4 * 64}, qkv.options());
+  Tensor other = qkv.clone();
+  other.narrow(0, 0, 200).normal_();
+  other.narrow(0, 450, 250).normal_();
+  const Values a = run(c, qkv, dout, GetParam()), b = run(c, other, dout, GetParam());
+  const auto middle = [](const Tensor& x) { return x.narrow(0, 200, 250); };
+  EXPECT_TRUE(at::equal(middle(a.out), middle(b.out)));
+  const double scale = middle(a.grad).abs().max().item<double>();
+  EXPECT_LE((middle(a.grad) - middle(b.grad)).abs().max().item<double>(), 2 * epsilon_of(at::kBFloat16) * scale);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels,
+                         AttentionOnDevice,
+                         testing::Values(AttentionKernel::kAuto,
+                                         AttentionKernel::kCudnn,
+                                         AttentionKernel::kFlash,
+                                         AttentionKernel::kEfficient,
+                                         AttentionKernel::kPlain));
+
+}  // namespace
+}  // namespace hanok
