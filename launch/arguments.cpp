@@ -4,6 +4,8 @@
 #include <iostream>
 
 #include "base/error.h"
+#include "configs/schema/read.h"
+#include "launch/bootstrap.h"
 #include "launch/command.h"
 
 DEFINE_string(config, "", "YAML file of the run");
@@ -16,6 +18,15 @@ DEFINE_string(gpu, "", "plan: GPU whose memory is compared with (t4, a100-40, a1
 
 namespace hanok {
 namespace {
+
+/// "; did you mean WORD?", or nothing.
+std::string guess(const std::string& word, const std::vector<std::string>& known, const char* dashes = "") {
+  const std::string near = nearest(word, known);
+  return near.empty() ? "" : concat("; did you mean ", dashes, near, "?");
+}
+
+const std::vector<std::string> kFlags = {
+    "config", "set", "resume", "checkpoint", "output", "mesh", "gpu", "help", "version"};
 
 bool is_boolean(const char* name) {
   gflags::CommandLineFlagInfo info;
@@ -55,20 +66,21 @@ Arguments parse_arguments(int argc, char** argv) {
       const std::string name = word.substr(dashes, equals == std::string::npos ? equals : equals - dashes);
       gflags::CommandLineFlagInfo info;
       HANOK_REQUIRE(gflags::GetCommandLineFlagInfo(name.c_str(), &info), kConfig)
-          << "arguments: got unknown flag " << word << "; see trainer --help";
+          << "arguments: got unknown flag " << word << guess(name, kFlags, "--") << "; see trainer --help";
       std::string value = "true";
       if (equals != std::string::npos) {
         value = word.substr(equals + 1);
       } else if (!is_boolean(name.c_str())) {
         HANOK_REQUIRE(i + 1 < argc, kConfig)
-            << "arguments: got " << word << " without a value, expected " << word << " VALUE";
+            << "arguments: got " << word << " without a value, expected " << word << " VALUE; see trainer --help";
         value = argv[++i];
       }
       if (name == "set") {
         out.sets.push_back(value);
       } else {
         HANOK_REQUIRE(!gflags::SetCommandLineOption(name.c_str(), value.c_str()).empty(), kConfig)
-            << "arguments: got --" << name << " " << value << ", expected a value of type " << info.type;
+            << "arguments: got --" << name << " " << value << ", expected a value of type " << info.type
+            << "; see trainer --help";
       }
     }
   }
@@ -76,7 +88,8 @@ Arguments parse_arguments(int argc, char** argv) {
   if (!out.command.empty() && std::none_of(commands().begin(), commands().end(), known)) {
     std::vector<std::string> names;
     for (const auto& command : commands()) names.emplace_back(command.name);
-    HANOK_FAIL(kConfig) << "command: got " << out.command << ", expected one of " << names;
+    HANOK_FAIL(kConfig) << "command: got " << out.command << ", expected one of " << names << guess(out.command, names)
+                        << "; see trainer --help";
   }
   out.config = FLAGS_config;
   out.resume = FLAGS_resume;
@@ -88,6 +101,7 @@ Arguments parse_arguments(int argc, char** argv) {
 }
 
 int print_help() {
+  if (world_rank() != 0) return 0;
   std::cout << "trainer trains vision-language models on any number of ranks.\n\n"
                "usage: mpirun -np N trainer [COMMAND] --config FILE [--set KEY=VALUE]...\n\ncommands\n";
   for (const auto& command : commands())

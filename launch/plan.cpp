@@ -17,7 +17,7 @@ namespace {
 
 /// "tp2,dp4" -> layout.
 ParallelConfig parse_mesh(const std::string& text, ParallelConfig layout) {
-  static const std::regex axis("(tp|dp|pp|cp|ep)([0-9]+)");
+  static const std::regex axis("(tp|dp|pp|cp|ep)([0-9]{1,5})");
   for (auto it = std::sregex_iterator(text.begin(), text.end(), axis); it != std::sregex_iterator(); ++it) {
     const int64_t size = std::stoll((*it)[2]);
     const std::string name = (*it)[1];
@@ -27,7 +27,7 @@ ParallelConfig parse_mesh(const std::string& text, ParallelConfig layout) {
      : name == "cp" ? layout.cp
                     : layout.ep) = size;
   }
-  HANOK_REQUIRE(std::regex_match(text, std::regex("((tp|dp|pp|cp|ep)[0-9]+)(,(tp|dp|pp|cp|ep)[0-9]+)*")), kConfig)
+  HANOK_REQUIRE(std::regex_match(text, std::regex("((tp|dp|pp|cp|ep)[0-9]{1,5})(,(tp|dp|pp|cp|ep)[0-9]{1,5})*")), kConfig)
       << "--mesh: got " << text << ", expected axes like tp2,dp4";
   return layout;
 }

@@ -207,6 +207,11 @@ void raise(const std::vector<Violation>& found) {
   if (found.empty()) return;
   std::string text = found.size() == 1 ? "" : concat(found.size(), " contradictions in the config:\n  ");
   for (size_t i = 0; i < found.size(); ++i) text += (i ? "\n  " : "") + found[i].message;
+  if (found.size() > 1) {
+    text += "\ncorrect these keys in the config; trainer plan checks them without training";
+  } else if (text.find(';') == std::string::npos) {
+    text += "; correct the key in the config";
+  }
   HANOK_FAIL(kConfig) << text;
 }
 

@@ -86,7 +86,8 @@ const Rule<M> kModelRules[] = {
     {"mrope_fits",
      [](const M& m) {
        const auto& s = m.model.decoder.mrope_section;
-       return s.size() == 3 && std::accumulate(s.begin(), s.end(), int64_t{0}) == m.model.decoder.head_dim / 2;
+       return s.size() == 3 && std::all_of(s.begin(), s.end(), [](int64_t n) { return n >= 0 && n <= 1 << 14; }) &&
+              std::accumulate(s.begin(), s.end(), int64_t{0}) == m.model.decoder.head_dim / 2;
      },
      [](const M& m) {
        return concat("model.decoder.mrope_section: got ",

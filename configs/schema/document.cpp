@@ -3,34 +3,40 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
-#include <sstream>
+#include <system_error>
 
 #include "base/error.h"
+#include "configs/schema/read.h"
 
 namespace hanok {
 namespace {
 
 constexpr int kMaxNesting = 32;
+constexpr int64_t kMaxValues = 100000;      // aliases of aliases make a few lines billions of values
+constexpr size_t kMaxFileBytes = 16 << 20;  // a device or a data file must not be read to its end
 
-Document convert(const YAML::Node& node, const std::string& name, int depth) {
+Document convert(const YAML::Node& node, const std::string& name, int depth, int64_t& num_values) {
   const auto place = [&](const YAML::Node& at) {
     const int line = at.Mark().line;
     return line >= 0 ? concat(name, ":", line + 1) : name;
   };
   Document out;
   out.where = place(node);
-  HANOK_REQUIRE(depth < kMaxNesting, kConfig)
-      << "nesting: got more than " << kMaxNesting << " levels; " << out.where << "; does an alias hold itself?";
+  HANOK_REQUIRE(depth < kMaxNesting, kConfig) << "nesting: got more levels than the expected " << kMaxNesting << "; "
+                                              << out.where << "; does an alias hold itself?";
+  HANOK_REQUIRE(++num_values <= kMaxValues, kConfig) << "config: got more values than the expected " << kMaxValues
+                                                     << "; " << out.where << "; do aliases multiply each other?";
   if (node.IsScalar()) {
     out.kind = Document::Kind::kScalar;
     out.scalar = node.Scalar();
   } else if (node.IsSequence()) {
     out.kind = Document::Kind::kList;
-    for (const auto& item : node) out.list.push_back(convert(item, name, depth + 1));
+    for (const auto& item : node) out.list.push_back(convert(item, name, depth + 1, num_values));
   } else if (node.IsMap()) {
     out.kind = Document::Kind::kMap;
     for (const auto& item : node) {
@@ -40,19 +46,26 @@ Document convert(const YAML::Node& node, const std::string& name, int depth) {
       for (const auto& entry : out.map)
         HANOK_REQUIRE(entry.key != key, kConfig) << key << ": got the key twice, expected once; " << entry.where
                                                  << " and " << place(item.first) << "; remove one";
-      out.map.push_back({key, place(item.first), convert(item.second, name, depth + 1)});
+      out.map.push_back({key, place(item.first), convert(item.second, name, depth + 1, num_values)});
     }
   }
   return out;
 }
 
 std::string read_text(const std::string& file) {
+  std::error_code error;
+  const bool is_folder = std::filesystem::is_directory(file, error);
   std::ifstream in(file, std::ios::binary);
-  HANOK_REQUIRE(in.is_open() && !std::filesystem::is_directory(file), kIo)
-      << "config: cannot read " << file << "; check the path given to --config or base";
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
+  HANOK_REQUIRE(in.is_open() && !is_folder, kConfig)
+      << "config: got " << (is_folder ? "a folder" : std::generic_category().message(errno))
+      << ", expected a YAML file; " << file << "; correct the path given to --config or base";
+  std::string text(kMaxFileBytes + 1, '\0');
+  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(in.gcount()));
+  HANOK_REQUIRE(text.size() <= kMaxFileBytes, kConfig)
+      << "config: got more than " << kMaxFileBytes << " bytes, expected a short YAML file; " << file
+      << "; correct the path given to --config or base";
+  return text;
 }
 
 Document load_at_depth(const std::string& file, int depth);
@@ -81,7 +94,8 @@ Document expand_bases(const Document& node, const std::string& file, int depth) 
 }
 
 Document load_at_depth(const std::string& file, int depth) {
-  HANOK_REQUIRE(depth < 16, kConfig) << file << ": base files include each other; break the circle";
+  HANOK_REQUIRE(depth < 16, kConfig) << "base: got files that include each other, expected no circle; " << file
+                                     << "; remove one of the base lines";
   return expand_bases(parse_document(read_text(file), file), file, depth);
 }
 
@@ -143,7 +157,8 @@ Document parse_document(const std::string& text, const std::string& name) {
     const std::vector<YAML::Node> documents = YAML::LoadAll(text);
     HANOK_REQUIRE(documents.size() <= 1, kConfig)
         << name << ": got " << documents.size() << " YAML documents in one file, expected one; remove the --- lines";
-    return documents.empty() ? Document{} : convert(documents[0], name, 0);
+    int64_t num_values = 0;
+    return documents.empty() ? Document{} : convert(documents[0], name, 0, num_values);
   } catch (const YAML::Exception& error) {
     HANOK_FAIL(kConfig) << name << ":" << error.mark.line + 1 << ": not YAML: " << error.msg << "; mend this line";
   }
@@ -181,7 +196,7 @@ void apply_set(Document& root, const std::string& set) {
   }
   const bool has_empty = std::any_of(keys.begin(), keys.end(), [](const std::string& key) { return key.empty(); });
   HANOK_REQUIRE(equals != std::string::npos && !has_empty, kConfig)
-      << "--set: got " << set << ", expected KEY=VALUE, for example optimizer.lr=1e-4";
+      << "--set: got " << set << ", expected KEY=VALUE; for example --set optimizer.lr=1e-4";
   HANOK_REQUIRE(keys.back() != "base", kConfig)
       << "--set " << set << ": base is for files only; write a small YAML file with `base:` and these keys";
   Document* node = &root;
@@ -203,6 +218,8 @@ std::string nearest(const std::string& key, const std::vector<std::string>& cand
     const int distance = edit_distance(key, candidate);
     if (distance < best_distance) best_distance = distance, best = candidate;
   }
+  for (const auto& candidate : candidates)  // half a name: "warmup" of "warmup_steps"
+    if (best.empty() && key.size() >= 3 && candidate.starts_with(key)) best = candidate;
   return best;
 }
 

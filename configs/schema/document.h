@@ -27,17 +27,14 @@ struct DocumentEntry {
 };
 
 /// YAML text without bases. errors: kConfig with the line if it is not YAML, a key is written twice, or nesting is too
-/// deep (an alias that holds itself)
+/// deep, or the values are too many (aliases that hold themselves or multiply)
 Document parse_document(const std::string& text, const std::string& name);
-/// A file with its `base:` files merged under it. errors: as above; kIo if a file cannot be read
+/// A file with its `base:` files merged under it. errors: kConfig as above, or if a file cannot be read
 Document load_document(const std::string& file);
 /// Deep merge: `over` wins; lists are replaced whole.
 Document merged(const Document& under, const Document& over);
 /// `set`: "a.b=VALUE" with VALUE in YAML; list elements by index or by their `name`. Keys that no schema knows are left
 /// for the reader to refuse. errors: kConfig
 void apply_set(Document& root, const std::string& set);
-
-/// The candidate closest to `key` in edits, if it is close enough to be a slip; else empty.
-std::string nearest(const std::string& key, const std::vector<std::string>& candidates);
 
 }  // namespace hanok

@@ -13,8 +13,8 @@ namespace hanok {
 /// YAML file + `--set a.b=c` overrides (lists by index or by the `name` of their element: stages.s0.steps=3) -> config.
 /// Every stage starts from the top-level `optimizer` and `parallel`.
 /// errors: kConfig listing every unknown key (with the nearest known one), wrong type and value out of range at once,
-///         each with the file and line, or the --set, that said it; kConfig for a key written twice; kIo if a file
-///         cannot be read
+///         each with the file and line, or the --set, that said it; kConfig for a key written twice, or
+///         if a file cannot be read
 RunConfig read_config(const std::string& file, const std::vector<std::string>& sets);
 /// The same from text that echo() wrote.
 RunConfig parse_config(const std::string& yaml);
@@ -31,6 +31,8 @@ std::string config_hash(const RunConfig& config);
 std::vector<std::string> differences(const RunConfig& was,
                                      const RunConfig& is,
                                      const std::vector<std::string>& ignored);
+/// The candidate closest to `key` in edits, if it is close enough to be a slip, or one that begins with it; else empty.
+std::string nearest(const std::string& key, const std::vector<std::string>& candidates);
 /// Path of every key; N stands for a list index, NAME for a free name ("stages.N.optimizer.lr").
 std::vector<std::string> known_keys();
 /// Markdown table of every key: name, default, meaning, rule.
