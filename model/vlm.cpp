@@ -51,11 +51,8 @@ const ParamTable& Vlm::params() const {
 void Vlm::set_execution(const Execution& execution) {
   state_->execution = execution;
 }
-const Tensor& Vlm::head_weight_VD() const {
-  return state_->decoder->head_weight_VD();
-}
-int64_t Vlm::vocab_begin() const {
-  return state_->decoder->vocab_begin();
+VocabShard Vlm::head() const {
+  return state_->decoder->head();
 }
 const Groups& Vlm::groups() const {
   return state_->groups;

@@ -10,6 +10,7 @@
 
 #include "configs/schema/config.h"
 #include "model/execution.h"
+#include "model/loss/cross_entropy.h"
 #include "model/module.h"
 
 namespace hanok {
@@ -40,10 +41,8 @@ class Vlm {
   void set_execution(const Execution& execution);
   /// errors: kShape if vision tokens and placeholders differ in number (both counts are named)
   ModelOutput forward(const ModelInput& input) const;
-  /// The output head's weight (the embedding's when tied), local rows of V, and the hidden states it needs: full rows
-  /// of y. Used by the loss and by evaluation through loss/cross_entropy.h.
-  const Tensor& head_weight_VD() const;
-  int64_t vocab_begin() const;  // first global row of the local head
+  /// The output head (the embedding when tied), for loss/cross_entropy.h.
+  VocabShard head() const;
   const Groups& groups() const;
 
  private:

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include "base/error.h"
+#include "parallel/squared_norm.h"
 
 namespace hanok {
 
@@ -54,10 +55,6 @@ void for_each_place(const std::vector<Place>& places, int64_t begin, int64_t end
   }
 }
 
-struct Stretch {
-  int64_t begin = 0, size = 0;
-};
-
 /// Local flattened values of a parameter for which this rank speaks in the norm: each weight of the model is spoken for
 /// once.
 std::vector<Stretch> counted_stretches(const ParamSpec& spec, const Groups& groups, int64_t numel) {
@@ -83,23 +80,6 @@ std::vector<Stretch> counted_stretches(const ParamSpec& spec, const Groups& grou
   return stretches;
 }
 
-Tensor sum_of_squares(const Tensor& x) {
-  Tensor sum = at::zeros({}, x.options().dtype(at::kDouble));
-  for (int64_t begin = 0; begin < x.numel(); begin += kBucketElements) {
-    const int64_t count = std::min(kBucketElements, x.numel() - begin);
-    sum += x.narrow(0, begin, count).to(at::kDouble, /*non_blocking=*/false, /*copy=*/true).square_().sum();
-  }
-  return sum;
-}
-
-/// The dtype of these weights if they all have the same, else f32, which holds the values of any.
-at::ScalarType common_dtype(const std::vector<Place>& places, const std::vector<Tensor>& values) {
-  const at::ScalarType dtype = places.empty() ? at::kFloat : values[places[0].param].scalar_type();
-  const bool same = std::all_of(
-      places.begin(), places.end(), [&](const Place& place) { return values[place.param].scalar_type() == dtype; });
-  return same ? dtype : at::kFloat;
-}
-
 /// Moves what autograd left in .grad into the accumulation buffer.
 class AddToBuffer final : public torch::autograd::PostAccumulateGradHook {
  public:
@@ -120,9 +100,10 @@ struct Flat {
   std::shared_ptr<Comm> comm;
   std::vector<Place> places;
   int64_t shard_size = 0;
-  int64_t shard_begin = 0;                   // in State::shard
-  at::ScalarType values_dtype = at::kFloat;  // of the all-gather of updated values
-  Tensor buffer;                             // [comm->size() * shard_size]
+  int64_t shard_begin = 0;  // in State::shard
+  Tensor buffer;            // gradients [comm->size() * shard_size]
+  Tensor weights;           // the same stretch of the weights themselves, in their dtype
+  Tensor own_weights() const { return weights.narrow(0, comm->rank() * shard_size, shard_size); }
 };
 
 /// A part of one gradient that several ranks of tp hold together. Slots: one per set of ranks that share it; a rank
@@ -160,6 +141,7 @@ struct GradSync::State {
 
   void check(const ParamTable& params);
   void allocate(const ParamTable& params, at::ScalarType accumulate);
+  void move_weights(Flat& flat);
   void find_tp_sums(const ParamTable& params);
   void find_counted(const ParamTable& params);
   void attach_in_place();
@@ -173,11 +155,13 @@ void GradSync::State::check(const ParamTable& params) {
   for (const Param& param : params) {
     if (!param.trainable) continue;
     if (first == nullptr) first = &param;
-    HANOK_REQUIRE(param.value.is_contiguous() && param.value.device() == first->value.device(), kShape)
-        << param.spec.name << ": got a trainable weight that is "
-        << (param.value.is_contiguous() ? "on " + param.value.device().str() : std::string("strided"))
-        << ", expected contiguous weights on " << first->value.device().str()
-        << "; gradient buffers; make the model on one device";
+    const Tensor &value = param.value, &other = first->value;
+    HANOK_REQUIRE(
+        value.is_contiguous() && value.device() == other.device() && value.scalar_type() == other.scalar_type(), kShape)
+        << param.spec.name << ": got a trainable weight that is " << (value.is_contiguous() ? "" : "strided, ")
+        << at::toString(value.scalar_type()) << " on " << value.device().str() << ", expected contiguous "
+        << at::toString(other.scalar_type()) << " on " << other.device().str() << " as " << first->spec.name
+        << "; gradient buffers; make the model on one device in one dtype";
   }
 }
 
@@ -202,7 +186,7 @@ void GradSync::State::allocate(const ParamTable& params, at::ScalarType accumula
       const Tensor& value = values[place.param];
       grads[place.param] = flat.buffer.narrow(0, place.begin, place.size).view(value.sizes());
     }
-    flat.values_dtype = common_dtype(flat.places, values);
+    move_weights(flat);
     for (ShardPiece piece : shard_pieces(params, flat.comm->rank(), flat.comm->size(), experts)) {
       piece.shard_begin += flat.shard_begin;
       pieces.push_back(piece);
@@ -213,6 +197,18 @@ void GradSync::State::allocate(const ParamTable& params, at::ScalarType accumula
   const Flat& dense = flats[false];
   shard = flats[true].places.empty() ? dense.buffer.narrow(0, dense.comm->rank() * dense.shard_size, dense.shard_size)
                                      : at::zeros({shard_size}, options);
+}
+
+/// The weights of a flat lie in one buffer, so that updated ones are gathered where they are used.
+void GradSync::State::move_weights(Flat& flat) {
+  if (flat.places.empty()) return;
+  flat.weights = at::zeros({flat.comm->size() * flat.shard_size}, values[flat.places[0].param].options());
+  for (const Place& place : flat.places) {
+    Tensor& value = values[place.param];
+    const Tensor here = flat.weights.narrow(0, place.begin, place.size).view(value.sizes());
+    here.copy_(value);
+    value.set_data(here);
+  }
 }
 
 void GradSync::State::find_tp_sums(const ParamTable& params) {
@@ -343,10 +339,7 @@ const std::vector<ShardPiece>& GradSync::pieces() const {
 
 Tensor GradSync::squared_norm() const {
   const at::NoGradGuard no_grad;
-  Tensor sum = at::zeros({}, state_->shard.options().dtype(at::kDouble));
-  for (const Stretch& stretch : state_->counted) {
-    sum += sum_of_squares(state_->shard.narrow(0, stretch.begin, stretch.size));
-  }
+  Tensor sum = hanok::squared_norm(state_->shard, state_->counted);
   state_->groups.world->all_reduce(sum, Reduce::kSum);
   return sum;
 }
@@ -357,24 +350,23 @@ void GradSync::scatter_values(const Tensor& shard_values) {
       << "scatter_values: got shape " << shard_values.sizes().vec() << ", expected " << state_->shard.sizes().vec()
       << "; gradient buffers; pass values in the layout of pieces()";
   for (const Flat& flat : state_->flats) {
-    const int parts = flat.comm->size();
-    const int64_t slice = std::max(kAlignment, kBucketElements / parts);
-    for (int64_t begin = 0; begin < flat.shard_size; begin += slice) {
-      const int64_t count = std::min(slice, flat.shard_size - begin);
-      const Tensor own = shard_values.narrow(0, flat.shard_begin + begin, count).to(flat.values_dtype);
-      Tensor all = parts == 1 ? own.view({1, count}) : at::empty({parts, count}, own.options());
-      if (parts > 1) flat.comm->all_gather(all, own);
-      for (int part = 0; part < parts; ++part) {
-        const int64_t flat_begin = part * flat.shard_size + begin;
-        for_each_place(
-            flat.places, flat_begin, flat_begin + count, [&](const Place& place, int64_t first, int64_t last) {
-              state_->values[place.param]
-                  .view(-1)
-                  .narrow(0, first - place.begin, last - first)
-                  .copy_(all[part].narrow(0, first - flat_begin, last - first));
-            });
-      }
-    }
+    if (!flat.places.empty()) flat.own_weights().copy_(shard_values.narrow(0, flat.shard_begin, flat.shard_size));
+  }
+  gather_values();
+}
+
+std::vector<WeightBlock> GradSync::own_weights() const {
+  std::vector<WeightBlock> blocks;
+  for (const Flat& flat : state_->flats) {
+    if (!flat.places.empty()) blocks.push_back({flat.shard_begin, flat.own_weights()});
+  }
+  return blocks;
+}
+
+void GradSync::gather_values() {
+  const at::NoGradGuard no_grad;
+  for (Flat& flat : state_->flats) {
+    if (!flat.places.empty()) flat.comm->all_gather(flat.weights, flat.own_weights());
   }
 }
 

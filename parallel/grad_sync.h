@@ -19,6 +19,13 @@ struct ShardPiece {
   int64_t shard_begin = 0;  // in the rank's shard buffers
 };
 
+/// Values of weights that this rank's optimizer owns: positions [shard_begin, shard_begin + weights.numel()) of the
+/// shard.
+struct WeightBlock {
+  int64_t shard_begin = 0;
+  Tensor weights;
+};
+
 /// Trainable parameters are laid end to end, each from a multiple of 32 elements on, padded, and cut evenly over the
 /// `parts` ranks of the grad group; the cuts lie on multiples of 32 too. `experts`: the weights cut over ep instead of
 /// all others, over the expert_grad group. Pure; the same for every rank of the group except for `index`.
@@ -27,10 +34,10 @@ std::vector<ShardPiece> shard_pieces(const ParamTable& params, int index, int pa
 class GradSync {
  public:
   /// Allocates the buffers and hooks every trainable parameter; frozen ones get no memory and requires_grad off. The
-  /// parameters keep their tensors while this object lives. Gradients accumulate in `accumulate` (at::kFloat; f64 in
-  /// tests) whatever the dtype of the weights: a weight of that dtype has its .grad in the buffer, another one's .grad
-  /// is added and released. errors: kShape if a trainable weight is not contiguous or on another device than the
-  /// others.
+  /// values of trainable parameters move into one buffer, for good; they are not moved again while this object lives.
+  /// Gradients accumulate in `accumulate` (at::kFloat; f64 in tests) whatever the dtype of the weights: a weight of
+  /// that dtype has its .grad in the buffer, another one's .grad is added and released. errors: kShape if a trainable
+  /// weight is not contiguous, or its device or dtype is not that of the others.
   GradSync(ParamTable& params, const Groups& groups, at::ScalarType accumulate);
   ~GradSync();
   /// Before the first micro-batch of a step: zero the buffers.
@@ -45,8 +52,12 @@ class GradSync {
   /// Sum of squares of the global gradient, each weight counted once: f64 scalar on the device, equal on every rank.
   /// Collective over the world.
   Tensor squared_norm() const;
-  /// Writes updated values (shard layout, f32) back into the parameters of every rank of the grad group (all-gather, in
-  /// the dtype of the weights).
+  /// This rank's part of the weights themselves, in their dtype, laid out as the shard: whoever updates them calls
+  /// gather_values() next.
+  std::vector<WeightBlock> own_weights() const;
+  /// Hands every rank's part to all ranks of the grad group. Collective over it.
+  void gather_values();
+  /// Both in one: writes updated values (shard layout, f32) into the parameters of every rank.
   void scatter_values(const Tensor& shard_values);
   /// Full (unsharded) local gradient of one parameter, summed over its ranks; for tests. Collective over the grad
   /// group; valid between finish() and start(). errors: kShape for a frozen parameter.

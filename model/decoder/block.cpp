@@ -18,8 +18,8 @@ DecoderBlock::DecoderBlock(const DecoderConfig& config, const BuildContext& ctx)
       weights_(ctx.params_since(first_)) {}
 
 Tensor DecoderBlock::forward(const Tensor& x_TD, const RopeTable& rope, const Segments& segments) const {
-  const Tensor h_TD = x_TD + attn_.forward(attn_norm_.forward(x_TD), rope, segments);
-  return h_TD + mlp_.forward(mlp_norm_.forward(h_TD));
+  const auto [h_TD, normed_TD] = mlp_norm_.forward(x_TD, attn_.forward(attn_norm_.forward(x_TD), rope, segments));
+  return h_TD + mlp_.forward(normed_TD);
 }
 
 }  // namespace hanok

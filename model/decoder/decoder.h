@@ -5,6 +5,7 @@
 
 #include "base/tensor.h"
 #include "model/execution.h"
+#include "model/loss/cross_entropy.h"
 
 namespace hanok {
 
@@ -23,8 +24,8 @@ class Decoder {
   virtual Tensor embed(const Tensor& tokens_T) const = 0;
   /// -> y_TD after the final norm, sequence layout.
   virtual Tensor forward(const DecoderInput& input, const Execution& execution) const = 0;
-  virtual const Tensor& head_weight_VD() const = 0;
-  virtual int64_t vocab_begin() const = 0;
+  /// Local rows of the output head (of the embedding when tied).
+  virtual VocabShard head() const = 0;
 };
 
 }  // namespace hanok

@@ -41,8 +41,7 @@ class DenseDecoder : public Decoder {
     return norm_->forward(x_TD);
   }
 
-  const Tensor& head_weight_VD() const override { return head_weight_VD_; }
-  int64_t vocab_begin() const override { return embed_.first_row(); }
+  VocabShard head() const override { return {head_weight_VD_, embed_.first_row(), config_.vocab}; }
 
  private:
   DecoderConfig config_;

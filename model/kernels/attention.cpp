@@ -1,5 +1,6 @@
 #include "model/kernels/attention.h"
 
+#include <ATen/Context.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/error.h"
@@ -49,13 +50,19 @@ struct OwnAttention : torch::autograd::Function<OwnAttention> {
   }
 };
 
-/// The one place that chooses. cuDNN's graph kernels are 1.5 to 2 times flash on Hopper (cluster/bench); before Hopper
-/// libtorch's own judgement of device, dtype and widths is taken.
+/// Measured on H200 (cluster/bench/first_contact.md): cuDNN's graph kernels are 1.3 to 2 times flash but for very short
+/// segments, and their deterministic backward is several times slower than that of flash.
+bool cudnn_is_faster(const Segments& segments) {
+  constexpr int64_t kShort = 128;
+  return segments.longest > kShort && !at::globalContext().deterministicAlgorithms();
+}
+
+/// The one place that chooses. Before Hopper libtorch's own judgement of device, dtype and widths is taken.
 AttentionKernel choose(const Tensor& qkv_TX, const Segments& segments, const AttentionSizes& sizes) {
   switch (segments.kernel) {
     case AttentionKernel::kAuto:
-      return attention_cudnn::runs(qkv_TX, segments, sizes) ? AttentionKernel::kCudnn
-                                                            : attention_aten::best_kernel(qkv_TX, sizes);
+      if (cudnn_is_faster(segments) && attention_cudnn::runs(qkv_TX, segments, sizes)) return AttentionKernel::kCudnn;
+      return attention_aten::best_kernel(qkv_TX, sizes);
     case AttentionKernel::kCudnn:
       HANOK_REQUIRE(attention_cudnn::runs(qkv_TX, segments, sizes), kConfig)
           << "attention: got cudnn for " << at::toString(qkv_TX.scalar_type()) << " heads of width " << sizes.width

@@ -36,7 +36,8 @@ TEST(LinearCrossEntropy, MatchesTheDenseLossAndGradientsAcrossBlocksOfTheVocabul
     Problem p = problem(rows, 6, vocab, vocab > 400 ? 0.97 : 0.5, at::kDouble);
     p.y.set_requires_grad(true);
     p.weight.set_requires_grad(true);
-    const Tensor expected = dense_reference(p), got = linear_cross_entropy(p.y, p.weight, 0, p.targets, alone);
+    const Tensor expected = dense_reference(p),
+                 got = linear_cross_entropy(p.y, {p.weight, 0, p.weight.size(0)}, p.targets, alone);
     EXPECT_CLOSE(got, expected, vocab);
     const Tensor g = random_f64(expected.sizes());
     const auto expected_grads = torch::autograd::grad({expected}, {p.y, p.weight}, {g});
@@ -46,7 +47,8 @@ TEST(LinearCrossEntropy, MatchesTheDenseLossAndGradientsAcrossBlocksOfTheVocabul
     Problem narrow{p.y.detach().to(at::kFloat).set_requires_grad(true),
                    p.weight.detach().to(at::kFloat).set_requires_grad(true),
                    p.targets};
-    const Tensor loss = linear_cross_entropy(narrow.y, narrow.weight, 0, narrow.targets, alone);
+    const Tensor loss =
+        linear_cross_entropy(narrow.y, {narrow.weight, 0, narrow.weight.size(0)}, narrow.targets, alone);
     EXPECT_CLOSE(loss, expected, vocab);
     const auto narrow_grads = torch::autograd::grad({loss}, {narrow.y, narrow.weight}, {g.to(at::kFloat)});
     EXPECT_CLOSE(narrow_grads[0], expected_grads[0], vocab);
@@ -57,14 +59,18 @@ TEST(LinearCrossEntropy, MatchesTheDenseLossAndGradientsAcrossBlocksOfTheVocabul
 TEST(LinearCrossEntropy, GradientsEqualFiniteDifferences) {
   const Groups alone = make_single_groups();
   const Problem p = problem(9, 5, 11, 0.7, at::kDouble);
-  expect_gradients([&](const auto& in) { return linear_cross_entropy(in[0], in[1], 0, p.targets, alone); },
-                   {p.y, p.weight});
+  expect_gradients(
+      [&](const auto& in) {
+        return linear_cross_entropy(in[0], {in[1], 0, in[1].size(0)}, p.targets, alone);
+      },
+      {p.y, p.weight});
 }
 
 TEST(LinearCrossEntropy, IsFiniteForLogitsFarApart) {
   const Tensor y = at::tensor({1000.0f, -1000.0f}).view({2, 1}).set_requires_grad(true);
   const Tensor weight = at::tensor({1.0f, -1.0f, 0.0f}).view({3, 1});
-  const Tensor loss = linear_cross_entropy(y, weight, 0, at::tensor({0, 0}, at::kLong), make_single_groups());
+  const Tensor loss =
+      linear_cross_entropy(y, {weight, 0, weight.size(0)}, at::tensor({0, 0}, at::kLong), make_single_groups());
   EXPECT_EQ(loss[0].item<float>(), 0);
   EXPECT_EQ(loss[1].item<float>(), 2000);
   EXPECT_TRUE(torch::autograd::grad({loss.sum()}, {y})[0].isfinite().all().item<bool>());
@@ -74,7 +80,7 @@ TEST(LinearCrossEntropy, GivesZeroGradientsWithoutLabels) {
   Problem p = problem(5, 4, 7, 0, at::kFloat);
   p.y.set_requires_grad(true);
   p.weight.set_requires_grad(true);
-  const Tensor loss = linear_cross_entropy(p.y, p.weight, 0, p.targets, make_single_groups());
+  const Tensor loss = linear_cross_entropy(p.y, {p.weight, 0, p.weight.size(0)}, p.targets, make_single_groups());
   EXPECT_EQ(loss.numel(), 0);
   const auto grads = torch::autograd::grad({loss.sum()}, {p.y, p.weight});
   EXPECT_EQ(grads[0].abs().sum().item<float>(), 0);
@@ -85,7 +91,7 @@ TEST(LinearCrossEntropy, RefusesATargetOutsideTheVocabulary) {
   const Tensor y = at::ones({1, 2}), weight = at::ones({3, 2});
   for (const int64_t target : {3, -1}) {
     try {
-      linear_cross_entropy(y, weight, 0, at::full({1}, target, at::kLong), make_single_groups());
+      linear_cross_entropy(y, {weight, 0, weight.size(0)}, at::full({1}, target, at::kLong), make_single_groups());
       FAIL() << target;
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kShape);
@@ -120,12 +126,12 @@ TEST(LinearCrossEntropy, IsTheSameOverShardsOfTheVocabularyEvenEmptyOnes) {
           const Tensor own = shard(p.weight, groups.tp->rank(), size, begin).set_requires_grad(true);
           const int64_t count = sequence ? 24 / size : 24, first = sequence ? groups.tp->rank() * count : 0;
           const Tensor own_y = p.y.narrow(0, first, count).clone().set_requires_grad(true);
-          const Tensor loss = linear_cross_entropy(own_y, own, begin, p.targets, groups);
+          const Tensor loss = linear_cross_entropy(own_y, {own, begin, p.weight.size(0)}, p.targets, groups);
           EXPECT_CLOSE(loss, expected, vocab);
           const auto grads = torch::autograd::grad({loss}, {own_y, own}, {g});
           EXPECT_CLOSE(grads[0], expected_grads[0].narrow(0, first, count), vocab);
           EXPECT_CLOSE(grads[1], expected_grads[1].narrow(0, begin, own.size(0)), 24);
-          const Tensor log_p = candidate_logprobs(own_y, own, begin, rows, candidates, groups);
+          const Tensor log_p = candidate_logprobs(own_y, {own, begin, p.weight.size(0)}, rows, candidates, groups);
           EXPECT_CLOSE(log_p, expected_candidates, vocab);
         });
       }

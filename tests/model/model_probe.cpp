@@ -59,8 +59,7 @@ void run(const std::string& folder) {
                          .vision_index_M = file.view("vision_index")};
   const Tensor targets = file.view("targets"), weights = file.view("label_weights");
   const ModelOutput output = model.forward(input);
-  const Tensor nll =
-      linear_cross_entropy(output.y_TD, model.head_weight_VD(), model.vocab_begin(), targets, model.groups());
+  const Tensor nll = linear_cross_entropy(output.y_TD, model.head(), targets, model.groups());
   const Tensor loss = (nll * weights).sum();
   loss.backward();
   std::map<std::string, Tensor> results;

@@ -95,8 +95,7 @@ void randomise(Vlm& model, uint64_t seed) {
 }
 
 Tensor weighted_loss(const Vlm& model, const ModelOutput& output, const TinyRow& row) {
-  const Tensor nll =
-      linear_cross_entropy(output.y_TD, model.head_weight_VD(), model.vocab_begin(), row.targets_T, model.groups());
+  const Tensor nll = linear_cross_entropy(output.y_TD, model.head(), row.targets_T, model.groups());
   return (nll * row.weight_T.masked_select(row.targets_T.ne(-100)).to(nll.scalar_type())).sum();
 }
 

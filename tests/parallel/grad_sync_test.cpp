@@ -220,7 +220,7 @@ TEST(GradSync, HooksEndWithTheObject) {
   const Groups groups = make_single_groups();
   ParamTable params(2);
   params[0] = {.spec = {.name = "a", .shape = {4}}, .value = at::ones({4}, at::kBFloat16)};
-  params[1] = {.spec = {.name = "b", .shape = {4}}, .value = at::ones({4})};
+  params[1] = {.spec = {.name = "b", .shape = {4}}, .value = at::ones({4}, at::kBFloat16)};
   { GradSync sync(params, groups, at::kFloat); }
   for (Param& param : params) {
     EXPECT_FALSE(param.value.grad().defined());
@@ -258,17 +258,25 @@ TEST(GradSync, UpdatedValuesReachEveryRank) {
   }
 }
 
-TEST(GradSync, MixedDtypesKeepFullPrecisionWeightsExact) {
-  run_on_threads(2, [](World& world) {
-    const Groups groups = make_groups(world, Mesh({.dp = 2}), false);
-    ParamTable params(2);
-    params[0] = {.spec = {.name = "a", .shape = {40}}, .value = at::ones({40}, at::kBFloat16)};
-    params[1] = {.spec = {.name = "b", .shape = {40}}, .value = at::ones({40})};
-    GradSync sync(params, groups, at::kFloat);
-    sync.scatter_values(at::full_like(sync.shard(), 1.0f / 3));
-    EXPECT_EQ(params[1].value[39].item<float>(), 1.0f / 3);
-    EXPECT_EQ(params[0].value[39].item<float>(), static_cast<float>(at::BFloat16(1.0f / 3)));
-  });
+TEST(GradSync, WeightsMoveIntoOneBufferWithTheirValues) {
+  ParamTable params(2);
+  params[0] = {.spec = {.name = "a", .shape = {3}}, .value = at::full({3}, 2.0)};
+  params[1] = {.spec = {.name = "b", .shape = {40}}, .value = at::arange(40, at::kFloat)};
+  const Tensor handle = params[1].value;  // a layer's own
+  const GradSync sync(params, make_single_groups(), at::kFloat);
+  EXPECT_EQ(handle.data_ptr(), params[1].value.data_ptr());
+  EXPECT_TRUE(at::equal(handle.detach(), at::arange(40, at::kFloat)));
+  const std::vector<WeightBlock> own = sync.own_weights();
+  ASSERT_EQ(own.size(), 1u);
+  EXPECT_EQ(own[0].weights.data_ptr(), params[0].value.data_ptr());
+  EXPECT_EQ(static_cast<float*>(own[0].weights.data_ptr()) + 32, handle.data_ptr());
+}
+
+TEST(GradSync, RefusesWeightsOfSeveralDtypes) {
+  ParamTable params(2);
+  params[0] = {.spec = {.name = "a", .shape = {40}}, .value = at::ones({40}, at::kBFloat16)};
+  params[1] = {.spec = {.name = "b", .shape = {40}}, .value = at::ones({40})};
+  EXPECT_THROW(GradSync(params, make_single_groups(), at::kFloat), Error);
 }
 
 TEST(GradSync, ExpertsAreSummedOverTheRanksThatHoldTheSameExperts) {
