@@ -115,7 +115,7 @@ std::shared_ptr<const ChatTemplate> chat_template_from_folder(const std::string&
   if (!override_name.empty()) {
     const Known* known = find_known(override_name);
     HANOK_REQUIRE(known, kConfig) << "data.chat_template: got " << override_name << ", expected one of "
-                                  << known_chat_templates() << " or nothing";
+                                  << known_chat_templates() << "; leave it empty to take the folder's own";
     return make(*known);
   }
   const Found found = find_template(folder);

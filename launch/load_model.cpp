@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "configs/schema/check.h"
 #include "trainer/checkpoint.h"
+#include "trainer/memory.h"
 #include "trainer/run_folder.h"
 #include "trainer/run_stages.h"
 #include "trainer/weights.h"
@@ -22,8 +23,9 @@ LoadedModel load_trained_model(RunConfig& config, const Arguments& arguments, Bo
   HANOK_REQUIRE(!checkpoint.empty() || !config.model.path.empty(), kCheckpoint)
       << "weights: got neither a checkpoint in " << config.out
       << " nor model.path, expected one of them; train first, or pass --checkpoint";
-  out.model = std::make_unique<Vlm>(
-      config.model, out.groups, model_dtype(config.model, bootstrap.device()), bootstrap.device());
+  const at::ScalarType dtype = model_dtype(config.model, bootstrap.device());
+  require_room_for_weights(config.model, out.groups, dtype, bootstrap.device());
+  out.model = std::make_unique<Vlm>(config.model, out.groups, dtype, bootstrap.device());
   if (checkpoint.empty()) {
     load_weights(*out.model, config.model.path);
   } else {

@@ -10,6 +10,10 @@
 
 namespace {
 
+const std::string kHostMemory =
+    "host memory: got a refused allocation, expected room for it; this rank; lower rows_per_micro_batch, seq_len, "
+    "data.prefetch_steps or data.pack_window, or take a smaller model";
+
 int run(int argc, char** argv) {
   const hanok::Arguments arguments = hanok::parse_arguments(argc, argv);
   if (arguments.help) return hanok::print_help();
@@ -36,10 +40,12 @@ int main(int argc, char** argv) {
                          std::string("GPU memory: ") + error.what_without_backtrace() +
                              "; lower rows_per_micro_batch or seq_len, set recompute: full, or raise parallel.tp");
   } catch (const std::bad_alloc&) {
-    hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice),
-                         "host memory: an allocation failed; lower data.prefetch_steps or data.pack_window");
+    hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice), kHostMemory);
   } catch (const c10::Error& error) {
-    hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice), std::string("libtorch: ") + error.what());
+    const std::string text = error.what_without_backtrace();
+    const bool is_host_memory = text.find("DefaultCPUAllocator") != std::string::npos;
+    hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice),
+                         is_host_memory ? kHostMemory : "libtorch: " + text);
   } catch (const std::exception& error) {
     hanok::end_all_ranks(1, std::string("unexpected: ") + error.what());
   }

@@ -12,8 +12,10 @@
 #include "dataio/file_io.h"
 #include "trainer/agree.h"
 #include "trainer/data.h"
+#include "trainer/memory.h"
 #include "trainer/progress.h"
 #include "trainer/resume.h"
+#include "trainer/schedule.h"
 
 namespace hanok {
 namespace {
@@ -202,6 +204,7 @@ void run_stage(Run& run, int index, const CheckpointPath& from) {
   const StageData data = make_stage_data(config, stage, run.datasets, run.encoder.vision, run.groups);
   require_labels(data, stage);
 
+  require_room_for_weights(config.model, run.groups, model_dtype(config.model, run.device), run.device);
   Vlm model(config.model, run.groups, model_dtype(config.model, run.device), run.device);
   model.set_execution({.recompute_every = stage.recompute == "full" ? stage.recompute_every : 0,
                        .attention = attention_kernel(stage.attention)});

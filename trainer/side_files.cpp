@@ -115,8 +115,9 @@ Json read_json_file(const std::string& file) {
   const std::string text = read_file(file);
   try {
     return Json::parse(text);
-  } catch (const Json::exception& error) {
-    HANOK_FAIL(kConfig) << "config: got '" << error.what() << "', expected JSON; " << file << "; fetch the file again";
+  } catch (const Json::parse_error& error) {
+    HANOK_FAIL(kConfig) << "JSON: got an error at byte " << error.byte << " of " << text.size()
+                        << ", expected one complete value; " << file << "; fetch the file again";
   }
 }
 

@@ -1,6 +1,8 @@
 // Reading a Hugging Face folder.
 #include "trainer/weights.h"
 
+#include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -24,10 +26,36 @@ void check_tied_copy(const WeightFolder& weights, const TiedName& tied, const st
   weights.forget(tied.original);
 }
 
+/// A weight that is not a number makes every loss one.
+void check_finite(const Tensor& value, const std::string& name, const std::string& folder) {
+  if (value.numel() == 0) return;
+  const auto [low, high] = at::aminmax(value);
+  HANOK_REQUIRE(std::isfinite(low.to(at::kDouble).item<double>()) && std::isfinite(high.to(at::kDouble).item<double>()),
+                kCheckpoint)
+      << name << ": got values that are not finite, expected numbers; " << folder
+      << "; the weights are damaged or come from a training that diverged: fetch or write them again";
+}
+
+/// A rule that knows no files is broken: the folder is named.
+[[noreturn]] void fail_in(const std::string& folder, const Error& error) {
+  throw Error(error.kind(), concat(error.what(), " (model.path: ", folder, ")"));
+}
+
 }  // namespace
 
 void read_model_folder(ModelConfig& config) {
-  read_hf_config(read_json_file(config.path + "/config.json"), config);
+  const std::string file = config.path + "/config.json";
+  std::error_code error;
+  HANOK_REQUIRE(std::filesystem::exists(file, error), kConfig)
+      << "model.path: got " << config.path << ", expected a Hugging Face folder with config.json; "
+      << (std::filesystem::is_directory(config.path, error) ? "this folder has none" : "there is no such folder")
+      << "; correct model.path";
+  const nlohmann::json hf = read_json_file(file);
+  try {
+    read_hf_config(hf, config);
+  } catch (const Error& error) {
+    fail_in(config.path, error);
+  }
 }
 
 void load_weights(Vlm& model, const std::string& folder) {
@@ -61,6 +89,7 @@ void load_weights(Vlm& model, const std::string& folder) {
     weights.forget(part.name);
     progress.update(static_cast<int64_t>(i) + 1);
   }
+  for (const Param& param : params) check_finite(param.value, param.spec.name, folder);
   for (const at::ScalarType dtype : rounded) {
     HANOK_LOG_RANK0(INFO) << "weights of " << folder << " are " << c10::toString(dtype) << "; the model rounds them to "
                           << c10::toString(params[0].value.scalar_type()) << " (model.dtype)";

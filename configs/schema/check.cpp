@@ -203,7 +203,8 @@ const Rule<W> kWorldRules[] = {
      }},
 };
 
-void raise(const std::vector<Violation>& found) {
+/// `origin`: where the numbers come from, if not from the config.
+void raise(const std::vector<Violation>& found, const std::string& origin = "") {
   if (found.empty()) return;
   std::string text = found.size() == 1 ? "" : concat(found.size(), " contradictions in the config:\n  ");
   for (size_t i = 0; i < found.size(); ++i) text += (i ? "\n  " : "") + found[i].message;
@@ -212,6 +213,7 @@ void raise(const std::vector<Violation>& found) {
   } else if (text.find(';') == std::string::npos) {
     text += "; correct the key in the config";
   }
+  if (!origin.empty()) text += " (numbers of " + origin + ")";
   HANOK_FAIL(kConfig) << text;
 }
 
@@ -254,7 +256,7 @@ void check_config(const RunConfig& config, int world_size) {
 }
 
 void check_model(const ModelConfig& model, const ParallelConfig& parallel) {
-  raise(violations(model, parallel));
+  raise(violations(model, parallel), model.path.empty() ? "" : model.path + "/config.json");
 }
 
 }  // namespace hanok

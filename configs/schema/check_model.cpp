@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "configs/schema/rules.h"
+#include "configs/schema/visit.h"
 
 namespace hanok {
 namespace {
@@ -194,16 +195,35 @@ const Rule<M> kModelRules[] = {
      }},
 };
 
+/// The ranges of config.h once more: these numbers may come from a config.json.
+template <class T>
+void check_ranges(const T& group, const std::string& prefix, std::vector<Violation>& out) {
+  T::fields(group, [&](const char* key, const auto& member, const char*, const FieldRule& rule = {}) {
+    using Member = std::decay_t<decltype(member)>;
+    if constexpr (Group<Member>) {
+      check_ranges(member, join(prefix, key), out);
+    } else if constexpr (std::is_arithmetic_v<Member> && !std::is_same_v<Member, bool>) {
+      const double value = static_cast<double>(member);
+      if (value >= rule.min && value <= rule.max) return;
+      out.push_back(
+          {"in_range", concat(join(prefix, key), ": got ", member, ", expected from ", rule.min, " to ", rule.max)});
+    }
+  });
+}
+
 }  // namespace
 
 std::vector<std::string> model_rule_names() {
   std::vector<std::string> out;
   append_names(kModelRules, out);
+  out.emplace_back("in_range");
   return out;
 }
 
 std::vector<Violation> violations(const ModelConfig& model, const ParallelConfig& parallel) {
   std::vector<Violation> out;
+  check_ranges(model, "model", out);
+  if (!out.empty()) return out;  // the rules below multiply and divide
   check_table(kModelRules, ModelOnLayout{model, parallel}, "", out);
   return out;
 }

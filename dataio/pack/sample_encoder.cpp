@@ -16,6 +16,9 @@ SampleEncoder sample_encoder(const std::string& folder, const ModelConfig& model
                         .image_token = model.image_token,
                         .video_token = model.video_token,
                         .vocab = model.decoder.vocab};
+  HANOK_REQUIRE(encoder.vocab == 0 || encoder.tokenizer->vocab_size() <= encoder.vocab, kConfig)
+      << "model.decoder.vocab: got " << encoder.vocab << ", expected at least the " << encoder.tokenizer->vocab_size()
+      << " tokens of the tokenizer; " << folder << "; use the tokenizer of the model, or more rows";
   VisionPrep& vision = encoder.vision;
   if (model.tower.type != "none") {
     vision.patch = model.tower.patch;
@@ -27,15 +30,23 @@ SampleEncoder sample_encoder(const std::string& folder, const ModelConfig& model
   HANOK_REQUIRE(vision.min_pixels <= vision.max_pixels, kConfig)
       << "data.min_pixels, data.max_pixels: got " << vision.min_pixels << " and " << vision.max_pixels
       << " together with the model folder's, expected the first to be at most the second; set both";
+  // Without them a turn would be spelled out in bytes, and nothing would say so.
+  for (const char* text : {"<|im_start|>", "<|im_end|>"})
+    HANOK_REQUIRE(encoder.tokenizer->id(text).has_value(), kData)
+        << "tokenizer: got no token " << text << ", expected it for the turns of chat template " << encoder.chat->name()
+        << "; " << folder << "; use the tokenizer of the model";
   const struct {
     const char *key, *text;
     int64_t id;
   } placeholders[] = {{"model.image_token", "<|image_pad|>", model.image_token},
-                      {"model.video_token", "<|video_pad|>", model.video_token}};
+                      {"model.video_token", "<|video_pad|>", model.video_token},
+                      {"model.vision_start_token", "<|vision_start|>", model.vision_start_token},
+                      {"model.vision_end_token", "<|vision_end|>", model.vision_end_token}};
   for (const auto& [key, text, id] : placeholders) {
     const std::optional<int32_t> found = encoder.tokenizer->id(text);
     HANOK_REQUIRE(!found || *found == id, kConfig)
-        << key << ": got " << id << ", expected " << *found << ", which is " << text << " in " << folder;
+        << key << ": got " << id << ", expected " << *found << ", which is " << text << " in " << folder
+        << "; set the key to it, or use the tokenizer of the model";
     // A text model's tokenizer may lack them: then pictures cannot be packed, and the first one says so.
   }
   return encoder;

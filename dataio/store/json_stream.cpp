@@ -34,7 +34,7 @@ class Builder : public nlohmann::json_sax<json> {
     return true;
   }
   bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) override {
-    HANOK_FAIL(kData) << "JSON: got something else at byte " << position << "; " << where_
+    HANOK_FAIL(kData) << "JSON: got an error at byte " << position << ", expected one complete value; " << where_
                       << "; write the file again, or copy it again from its source";
   }
 

@@ -261,7 +261,7 @@ TokenizerSpec read_tokenizer_spec(const std::string& folder) {
   };
   if (present("tokenizer.json")) return read_tokenizer_json(folder, folder + "/tokenizer.json");
   HANOK_REQUIRE(present("vocab.json") && present("merges.txt"), kData)
-      << "tokenizer: got neither tokenizer.json nor vocab.json + merges.txt; " << folder
+      << "tokenizer: got neither tokenizer.json nor vocab.json + merges.txt, expected one of them; " << folder
       << "; copy the tokenizer files of the model there";
   return read_vocabulary_and_merges(folder, folder + "/vocab.json");
 }

@@ -139,7 +139,7 @@ void NameMap::check_complete(const std::vector<ParamSpec>& specs,
     if (!expected.count(name) && !is_ignored(name)) unexpected.push_back(name);
   HANOK_REQUIRE(missing.empty() && unexpected.empty(), kCheckpoint)
       << "weights: got " << listed(unexpected) << " that the model does not have, and miss " << listed(missing)
-      << ", expected exactly the model's; Hugging Face folder; check that config.json belongs to these files";
+      << ", expected exactly the model's; check that config.json belongs to these files";
 }
 
 const NameMap& name_map_of(const std::string& family) {
@@ -148,7 +148,10 @@ const NameMap& name_map_of(const std::string& family) {
 
 void read_hf_config(const nlohmann::json& hf, ModelConfig& config) {
   HANOK_REQUIRE(hf.is_object() && hf.contains("model_type") && hf["model_type"].is_string(), kConfig)
-      << "model_type: got none, expected a Hugging Face config; config.json";
+      << "model_type: got none, expected the config of a Hugging Face model; config.json; fetch the file again";
+  HANOK_REQUIRE(!hf.contains("quantization_config") || hf["quantization_config"].is_null(), kConfig)
+      << "quantization_config: got a folder of quantised weights, expected bfloat16, float16 or float32; config.json; "
+         "take the original model";
   const auto model_type = hf["model_type"].get<std::string>();
   std::vector<std::string> known;
   for (const Family& family : kFamilies) {

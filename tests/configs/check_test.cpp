@@ -205,6 +205,10 @@ const ModelCase kModelCases[] = {
      [](ModelConfig& m) { m.decoder.vocab = 1000; },
      1,
      "model.decoder.vocab: got 1000, expected more than the vision token ids (image_token 151655"},
+    {"in_range",
+     [](ModelConfig& m) { m.decoder.hidden = 1 << 30; },
+     1,
+     "model.decoder.hidden: got 1073741824, expected from 0 to 1048576"},
 };
 
 void expect_found(const std::vector<Violation>& found, const std::string& rule, const std::string& message) {

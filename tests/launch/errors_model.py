@@ -147,7 +147,7 @@ def weight_cases():
         model("index names another shard", 5, "index", prepare=in_shards(lambda m: m.update({first(m): "model-1.safetensors"}))),
         model("index leaves the folder", 5, "of this folder", prepare=in_shards(lambda m: m.update({first(m): "../../etc/passwd"}))),
         model("index that is no JSON", 5, "index.json", prepare=lambda f: (in_shards(lambda m: None)(f), file("hf/model.safetensors.index.json", b"{weight")(f))),
-        weights("weights that are not numbers", "not finite", "model.language_model.norm.weight", code=7, change=nan_weights),
+        weights("weights that are not numbers", "not finite", "decoder.norm.weight", "damaged", change=nan_weights),
     ]
 
 
@@ -164,7 +164,7 @@ def config_cases():
     return [
         Case("model folder that is absent", 2, "model.path: got", "config.json", settings=["model.path=/nowhere/model"]),
         model("config.json missing", 2, "model.path", "config.json", prepare=file("hf/config.json", None)),
-        model("config.json not JSON", 2, "hf/config.json", "line 1", prepare=file("hf/config.json", b"{model_type: qwen3_vl}")),
+        model("config.json not JSON", 2, "hf/config.json", "at byte 2", prepare=file("hf/config.json", b"{model_type: qwen3_vl}")),
         model("config.json empty", 2, "hf/config.json", prepare=file("hf/config.json", b"")),
         model("config.json a list", 2, "config.json", prepare=file("hf/config.json", b"[1]")),
         model("config.json of Llama", 2, "llama", "qwen3_vl", "config.json", prepare=file("hf/config.json", json.dumps(llama).encode())),
@@ -177,7 +177,8 @@ def config_cases():
         config_json("config.json of absurd sizes", 2, "hidden", "1000000000", text_config__hidden_size=10**9),
         config_json("config.json of negative sizes", 2, "depth", vision_config__depth=-3),
         config_json("config.json of an absurd vocabulary", 2, "vocab", text_config__vocab_size=10**15),
-        config_json("model that no memory holds", 76, "memory", text_config__num_hidden_layers=2000, text_config__hidden_size=16384, text_config__intermediate_size=65536),
+        config_json("model that no memory holds", 76, "memory", text_config__num_hidden_layers=2000, text_config__hidden_size=16384,
+                    text_config__intermediate_size=65536, vision_config__out_hidden_size=16384),
         config_json("another activation", 2, "hidden_act", "relu", text_config__hidden_act="relu"),
         config_json("config.json wider than the weights", 4, "got shape", "config.json", text_config__intermediate_size=96),
     ]
@@ -190,7 +191,8 @@ def tokenizer(name, code, *words, **more):
 def tokenizer_cases():
     def without(token):
         def edit(value):
-            value["added_tokens_decoder"] = {k: v for k, v in value["added_tokens_decoder"].items() if v["content"] != token}
+            for entry in value["added_tokens_decoder"].values():
+                entry["content"] = entry["content"].replace(token, "<|other|>")
         return edit_json("tokenizer/tokenizer_config.json", edit)
 
     def own_template(value):
@@ -206,10 +208,10 @@ def tokenizer_cases():
         tokenizer("placeholder of another id", 2, "image_token", "301", settings=["model.image_token=301"]),
         tokenizer("vocabulary larger than the model", (2, 3), "model.decoder.vocab", settings=["model.decoder.vocab=304"], prepare=edit_json(
             "tokenizer/tokenizer_config.json", lambda v: v["added_tokens_decoder"].update({"304": {**v["added_tokens_decoder"]["296"], "content": "digit"}}))),
-        tokenizer("unknown template in the folder", 2, "chat template", "data.chat_template", settings=["data.chat_template=''"],
+        tokenizer("unknown template in the folder", 3, "chat template", "data.chat_template", settings=["data.chat_template=''"],
                   prepare=edit_json("tokenizer/tokenizer_config.json", own_template)),
         Case("unknown name of a template", 2, "data.chat_template: got qwen", "expected", "qwen3_vl", settings=["data.chat_template=qwen"]),
-        tokenizer("no template at all", 2, "data.chat_template", settings=["data.chat_template=''"]),
+        tokenizer("no template at all", 3, "data.chat_template", settings=["data.chat_template=''"]),
     ]
 
 
