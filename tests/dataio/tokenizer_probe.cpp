@@ -2,12 +2,14 @@
 //   tokenizer_probe encode|offsets|literal FOLDER IN OUT
 //       OUT, per record: uint32 count, int32 ids; `encode` adds the decoded text as a record, `offsets` int64 begin,
 //       end per id
-//   tokenizer_probe time FOLDER IN     prints the seconds of encoding every record on one thread
+//   tokenizer_probe time FOLDER IN [THREADS]     prints the seconds of encoding every record, and the number of ids
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <thread>
 
 #include "dataio/tokenizer.h"
 
@@ -39,9 +41,18 @@ int main(int argc, char** argv) try {
   const auto tokenizer = hanok::Tokenizer::from_folder(argv[2]);
   const auto texts = records(argv[3]);
   if (mode == "time") {
+    const int num_threads = argc > 4 ? std::stoi(argv[4]) : 1;
+    std::atomic<size_t> next{0}, tokens{0};
+    const auto encode_all = [&] {
+      size_t count = 0;
+      for (size_t i; (i = next++) < texts.size();) count += tokenizer.encode(texts[i]).size();
+      tokens += count;
+    };
     const auto start = std::chrono::steady_clock::now();
-    size_t tokens = 0;
-    for (const auto& text : texts) tokens += tokenizer.encode(text).size();
+    std::vector<std::thread> others;
+    for (int i = 1; i < num_threads; ++i) others.emplace_back(encode_all);
+    encode_all();
+    for (std::thread& other : others) other.join();
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
     std::cout << taken.count() << " " << tokens << "\n";
     return 0;

@@ -1,0 +1,91 @@
+"""Peer of first_contact.md: transformers' Qwen3-VL in eager mode under FSDP2 (bf16 compute, fp32 reduce and master, fused AdamW),
+full fine-tune, on the very micro-batches that ours trained on (tests/bench/batch_dump).
+usage: torchrun --nproc-per-node N peer_transformers.py SHAPE BATCHES.safetensors MICRO_BATCHES_PER_STEP [compile]
+Every micro-batch is one row of [1, T] with plain causal attention: its fastest form; block-diagonal masks would be slower."""
+import os
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import Qwen3VLForConditionalGeneration
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from make_hf_folder import config_of  # noqa: E402
+
+shape, path, per_step = sys.argv[1], sys.argv[2], int(sys.argv[3])
+compiled = "compile" in sys.argv
+dist.init_process_group("nccl")
+rank, world = dist.get_rank(), dist.get_world_size()
+torch.cuda.set_device(rank)
+config = config_of(shape)
+config._attn_implementation = "sdpa"
+with torch.device("meta"):
+    model = Qwen3VLForConditionalGeneration(config)
+decoder, tower = model.model.language_model, model.model.visual
+policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+for layer in list(decoder.layers) + list(tower.blocks):
+    if compiled:
+        layer.compile()
+    if world > 1:
+        fully_shard(layer, mp_policy=policy)
+if world > 1:
+    fully_shard(model, mp_policy=policy)
+else:
+    model.to(torch.bfloat16)
+model.to_empty(device="cuda")
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.02)
+decoder.rotary_emb.__init__(config.text_config, device="cuda")
+width = config.vision_config.hidden_size // config.vision_config.num_heads // 2
+tower.rotary_pos_emb.inv_freq = 1.0 / (10000 ** (torch.arange(0, width, 2, device="cuda", dtype=torch.float) / width))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+batches = []
+with safe_open(path, "pt") as file:
+    count = len([name for name in file.keys() if name.endswith(".tokens")])
+    for i in range(count):
+        one = {name: file.get_tensor(f"{i}.{name}") for name in ("tokens", "targets", "position", "pixels", "grid")}
+        labels = torch.full_like(one["tokens"], -100)
+        labels[1:] = one["targets"][:-1]
+        batches.append(dict(input_ids=one["tokens"][None].cuda(), labels=labels[None].cuda(), position_ids=one["position"][:, None].cuda(),
+                            pixel_values=one["pixels"].cuda().to(torch.bfloat16), image_grid_thw=one["grid"].cuda(),
+                            mm_token_type_ids=(one["tokens"] == 151655).long()[None].cuda()))
+
+
+def step(index):
+    tokens = 0
+    for k in range(per_step):
+        batch = batches[((index * per_step + k) * world + rank) % len(batches)]
+        if world > 1:
+            model.set_requires_gradient_sync(k == per_step - 1)
+        loss = model(**batch).loss / per_step
+        loss.backward()
+        tokens += batch["input_ids"].numel()
+    optimizer.step()
+    optimizer.zero_grad()
+    return tokens, loss
+
+
+times, tokens = [], 0
+for index in range(8):
+    torch.cuda.synchronize()
+    dist.barrier()
+    began = time.time()
+    count, loss = step(index)
+    torch.cuda.synchronize()
+    dist.barrier()
+    if index >= 3:
+        times.append(time.time() - began)
+        tokens += count
+total = torch.tensor([float(tokens)], device="cuda")
+dist.all_reduce(total)
+if rank == 0:
+    middle = sorted(times)[len(times) // 2]
+    print(f"PEER transformers {shape} {'compiled' if compiled else 'eager'} FSDP2 x{world}: {total.item() / len(times) / middle:.0f} tok/s in all, "
+          f"{total.item() / len(times) / middle / world:.0f} per GPU, step {middle * 1e3:.0f} ms, peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, "
+          f"loss {loss.item() * per_step:.3f}", flush=True)
+dist.destroy_process_group()
