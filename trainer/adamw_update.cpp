@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/cuda/call.h"
+#include "trainer/adamw_update_cuda.h"
+
 namespace hanok {
 namespace {
 
@@ -57,16 +60,13 @@ void update_all(AdamWState& state,
   });
 }
 
-}  // namespace
-
-void adamw_fused(AdamWState& state,
-                 const Tensor& grad,
-                 const Tensor& grad_scale,
-                 const Tensor& apply,
-                 const Tensor& steps,
-                 const std::vector<RateRun>& runs,
-                 const AdamWNumbers& numbers) {
-  if (!apply.item<bool>()) return;
+void update_on_cpu(AdamWState& state,
+                   const Tensor& grad,
+                   const Tensor& grad_scale,
+                   const Tensor& steps,
+                   const std::vector<RateRun>& runs,
+                   const AdamWNumbers& numbers,
+                   const std::vector<WeightBlock>& weights) {
   std::vector<Factors> factors;
   for (const RateRun& run : runs)
     factors.push_back(factors_of(run, numbers, grad_scale.item<float>(), steps.item<double>()));
@@ -75,34 +75,68 @@ void adamw_fused(AdamWState& state,
   } else {
     update_all(state, grad.data_ptr<float>(), runs, factors);
   }
+  for (const WeightBlock& block : weights)
+    Tensor(block.weights).copy_(state.values.narrow(0, block.shard_begin, block.weights.numel()));
 }
 
-void adamw_composed(AdamWState& state,
+/// The runs' parts within [begin, end), counted from `begin`.
+std::vector<AdamWRun> runs_within(const std::vector<RateRun>& runs, int64_t begin, int64_t end, double lr) {
+  std::vector<AdamWRun> within;
+  for (const RateRun& run : runs) {
+    const int64_t first = std::max(begin, run.begin), last = std::min(end, run.begin + run.size);
+    const double rate = lr * run.lr_scale;
+    if (first < last) within.push_back({first - begin, last - first, rate, rate * run.weight_decay});
+  }
+  return within;
+}
+
+void update_on_cuda(AdamWState& state,
                     const Tensor& grad,
                     const Tensor& grad_scale,
                     const Tensor& apply,
                     const Tensor& steps,
                     const std::vector<RateRun>& runs,
-                    const AdamWNumbers& n) {
-  const Tensor exponent = steps.clamp_min(1).to(at::kDouble);  // before the first applied step nothing is used of it
-  const Tensor on = apply.to(at::kDouble);
-  const Tensor weight1 = on * (1 - n.beta1), weight2 = on * (1 - n.beta2), beta2 = 1 - weight2;
-  const Tensor correction1 = 1 - at::pow(n.beta1, exponent), root_correction2 = (1 - at::pow(n.beta2, exponent)).sqrt();
-  constexpr int64_t kChunk = 1 << 25;  // bounds the temporaries
-  for (const RateRun& run : runs) {
-    for (int64_t begin = run.begin; begin < run.begin + run.size; begin += kChunk) {
-      const int64_t size = std::min(kChunk, run.begin + run.size - begin);
-      const auto piece = [&](const Tensor& t) { return t.narrow(0, begin, size); };
-      const double lr = n.lr * run.lr_scale;
-      // A skipped gradient is not finite, and 0 * inf is not 0: it is replaced before it meets anything.
-      const Tensor g = at::where(apply, piece(grad).to(at::kFloat) * grad_scale.to(at::kFloat), 0.0);
-      Tensor p = piece(state.values), m = piece(state.m), v = piece(state.v);
-      m.add_((g - m).mul_(weight1));
-      v.mul_(beta2).add_((g * weight2).mul_(g));
-      p.mul_(1 - on * (lr * run.weight_decay));
-      p.sub_((m * (on * lr / correction1)).div_(v.sqrt().div_(root_correction2).add_(n.eps)));
-    }
+                    const AdamWNumbers& numbers,
+                    const WeightBlock& block) {
+  const Tensor& rounded = block.weights;
+  const int64_t begin = rounded.defined() ? block.shard_begin : 0;
+  const int64_t size = rounded.defined() ? rounded.numel() : state.values.numel();
+  const std::vector<AdamWRun> local = runs_within(runs, begin, begin + size, numbers.lr);
+  const auto at_block = [&](const Tensor& x) { return x.narrow(0, begin, size); };
+  const Tensor grad_block = at_block(grad);
+  launch(AdamWKernel{.call = cuda_call(grad_block, "adamw"),
+                     .rounded_type = rounded.defined() ? cuda_type(rounded.scalar_type(), "adamw") : CudaType::kBf16,
+                     .values = at_block(state.values).mutable_data_ptr<float>(),
+                     .m = at_block(state.m).mutable_data_ptr<float>(),
+                     .v = at_block(state.v).mutable_data_ptr<float>(),
+                     .grad = data_of(grad_block),
+                     .rounded = mutable_data_of(rounded),
+                     .grad_scale = grad_scale.const_data_ptr<float>(),
+                     .apply = apply.const_data_ptr<bool>(),
+                     .steps = steps.const_data_ptr<int64_t>(),
+                     .runs = local.data(),
+                     .num_runs = static_cast<int64_t>(local.size()),
+                     .beta1 = numbers.beta1,
+                     .beta2 = numbers.beta2,
+                     .eps = numbers.eps});
+}
+
+}  // namespace
+
+void adamw_update(AdamWState& state,
+                  const Tensor& grad,
+                  const Tensor& grad_scale,
+                  const Tensor& apply,
+                  const Tensor& steps,
+                  const std::vector<RateRun>& runs,
+                  const AdamWNumbers& numbers,
+                  const std::vector<WeightBlock>& weights) {
+  if (state.values.is_cpu()) {
+    if (apply.item<bool>()) update_on_cpu(state, grad, grad_scale, steps, runs, numbers, weights);
+    return;
   }
+  if (weights.empty()) update_on_cuda(state, grad, grad_scale, apply, steps, runs, numbers, {});
+  for (const WeightBlock& block : weights) update_on_cuda(state, grad, grad_scale, apply, steps, runs, numbers, block);
 }
 
 }  // namespace hanok

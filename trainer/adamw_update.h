@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "base/tensor.h"
+#include "parallel/grad_sync.h"
 
 namespace hanok {
 
@@ -22,22 +22,17 @@ struct AdamWState {
   Tensor values, m, v;
 };
 
-/// grad [n] f32|bf16 is multiplied by `grad_scale`; `steps` (int64 scalar) counts applied steps, this one included.
-/// Elements outside of `runs` (padding) stay as they are. Nothing is written when `apply` is false.
-/// adamw_fused: one pass over memory, CPU only. adamw_composed: tensor operations, any device, no host synchronisation.
-void adamw_fused(AdamWState& state,
-                 const Tensor& grad,
-                 const Tensor& grad_scale,
-                 const Tensor& apply,
-                 const Tensor& steps,
-                 const std::vector<RateRun>& runs,
-                 const AdamWNumbers& numbers);
-void adamw_composed(AdamWState& state,
-                    const Tensor& grad,
-                    const Tensor& grad_scale,
-                    const Tensor& apply,
-                    const Tensor& steps,
-                    const std::vector<RateRun>& runs,
-                    const AdamWNumbers& numbers);
+/// grad [n] f32|bf16 is multiplied by `grad_scale`; `steps` (int64 scalar) counts applied steps, this one included; the
+/// three scalars lie on the device, and no host waits for them. The new values are written to `weights` as well,
+/// rounded to their dtype. Elements outside of `runs` (padding) stay as they are. Nothing is written when `apply` is
+/// false. One pass over memory. errors: kDevice if a launch fails
+void adamw_update(AdamWState& state,
+                  const Tensor& grad,
+                  const Tensor& grad_scale,
+                  const Tensor& apply,
+                  const Tensor& steps,
+                  const std::vector<RateRun>& runs,
+                  const AdamWNumbers& numbers,
+                  const std::vector<WeightBlock>& weights);
 
 }  // namespace hanok

@@ -59,9 +59,8 @@ void AdamW::step(const Tensor& grad_scale, const Tensor& apply, double lr) {
   const at::NoGradGuard no_grad;
   num_steps_.add_(apply.to(at::kLong));
   const AdamWNumbers numbers{.lr = lr, .beta1 = config_.beta1, .beta2 = config_.beta2, .eps = config_.eps};
-  const auto update = state_.values.is_cpu() ? adamw_fused : adamw_composed;
-  update(state_, grads_->shard(), grad_scale, apply, num_steps_, runs_, numbers);
-  publish();
+  adamw_update(state_, grads_->shard(), grad_scale, apply, num_steps_, runs_, numbers, grads_->own_weights());
+  grads_->gather_values();
 }
 
 int64_t AdamW::num_steps() const {

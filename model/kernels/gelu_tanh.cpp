@@ -3,7 +3,9 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/cuda/call.h"
 #include "model/kernels/dispatch.h"
+#include "model/kernels/gelu_tanh_cuda.h"
 #include "model/kernels/simd.h"
 
 namespace hanok {
@@ -42,6 +44,12 @@ struct GeluTanh : torch::autograd::Function<GeluTanh> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x_in) {
     const Tensor x = x_in.contiguous();
     Tensor y = at::empty_like(x);
+    ctx->save_for_backward({x});
+    if (!x.is_cpu()) {
+      launch(GeluTanhForward{
+          .call = cuda_call(x, "gelu_tanh"), .x = data_of(x), .y = mutable_data_of(y), .count = x.numel()});
+      return y;
+    }
     dispatch_float(x.scalar_type(), "gelu_tanh", [&](auto tag) {
       using T = decltype(tag);
       const T* x_data = x.const_data_ptr<T>();
@@ -50,7 +58,6 @@ struct GeluTanh : torch::autograd::Function<GeluTanh> {
         simd::call(Forward{}, x_data + begin, y_data + begin, end - begin);
       });
     });
-    ctx->save_for_backward({x});
     return y;
   }
 
@@ -60,6 +67,14 @@ struct GeluTanh : torch::autograd::Function<GeluTanh> {
     const Tensor& x = saved[0];
     const Tensor dy = grads[0].contiguous();
     Tensor dx = at::empty_like(x);
+    if (!x.is_cpu()) {
+      launch(GeluTanhBackward{.call = cuda_call(x, "gelu_tanh"),
+                              .dy = data_of(dy),
+                              .x = data_of(x),
+                              .dx = mutable_data_of(dx),
+                              .count = x.numel()});
+      return {dx};
+    }
     dispatch_float(x.scalar_type(), "gelu_tanh", [&](auto tag) {
       using T = decltype(tag);
       const T *dy_data = dy.const_data_ptr<T>(), *x_data = x.const_data_ptr<T>();
@@ -75,7 +90,7 @@ struct GeluTanh : torch::autograd::Function<GeluTanh> {
 }  // namespace
 
 Tensor gelu_tanh(const Tensor& x) {
-  return x.is_cpu() ? GeluTanh::apply(x) : at::gelu(x, "tanh");
+  return GeluTanh::apply(x);
 }
 
 }  // namespace hanok

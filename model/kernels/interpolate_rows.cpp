@@ -3,8 +3,11 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/cuda/call.h"
 #include "model/kernels/dispatch.h"
+#include "model/kernels/interpolate_rows_cuda.h"
 #include "model/kernels/simd.h"
+#include "model/kernels/sum_by_row_cuda.h"
 
 namespace hanok {
 namespace {
@@ -51,6 +54,23 @@ struct Backward {
   }
 };
 
+Tensor cuda_backward(const Tensor& dy, const Tensor& index, const Tensor& weight, int64_t rows) {
+  Tensor dtable = at::zeros({rows, dy.size(1)}, dy.options());
+  const auto [key, use] = at::sort(index.view({-1}), /*stable=*/true, 0, /*descending=*/false);
+  launch(SumByRow{.call = cuda_call(dy, "interpolate_rows"),
+                  .key = key.const_data_ptr<int64_t>(),
+                  .use = use.const_data_ptr<int64_t>(),
+                  .weight = data_of(weight),
+                  .dy = data_of(dy),
+                  .out = mutable_data_of(dtable),
+                  .uses = index.numel(),
+                  .taps = index.size(1),
+                  .rows = rows,
+                  .width = dy.size(1),
+                  .first = 0});
+  return dtable;
+}
+
 struct InterpolateRows : torch::autograd::Function<InterpolateRows> {
   static Tensor forward(torch::autograd::AutogradContext* ctx,
                         const Tensor& table_in,
@@ -59,6 +79,19 @@ struct InterpolateRows : torch::autograd::Function<InterpolateRows> {
     const Tensor table = table_in.contiguous(), index = index_in.contiguous(), weight = weight_in.contiguous();
     const int64_t rows = index.size(0), taps = index.size(1), width = table.size(1);
     Tensor y = at::empty({rows, width}, table.options());
+    ctx->save_for_backward({index, weight});
+    ctx->saved_data["rows"] = table.size(0);
+    if (!table.is_cpu()) {
+      launch(InterpolateRowsForward{.call = cuda_call(table, "interpolate_rows"),
+                                    .table = data_of(table),
+                                    .index = index.const_data_ptr<int64_t>(),
+                                    .weight = data_of(weight),
+                                    .y = mutable_data_of(y),
+                                    .rows = rows,
+                                    .taps = taps,
+                                    .width = width});
+      return y;
+    }
     dispatch_float(table.scalar_type(), "interpolate_rows", [&](auto tag) {
       using T = decltype(tag);
       using A = Accumulate<T>;
@@ -79,8 +112,6 @@ struct InterpolateRows : torch::autograd::Function<InterpolateRows> {
                    width);
       });
     });
-    ctx->save_for_backward({index, weight});
-    ctx->saved_data["rows"] = table.size(0);
     return y;
   }
 
@@ -90,6 +121,7 @@ struct InterpolateRows : torch::autograd::Function<InterpolateRows> {
     const Tensor &index = saved[0], &weight = saved[1];
     const Tensor dy = grads[0].contiguous();
     const int64_t rows = index.size(0), taps = index.size(1), width = dy.size(1);
+    if (!dy.is_cpu()) return {cuda_backward(dy, index, weight, ctx->saved_data["rows"].toInt()), Tensor(), Tensor()};
     Tensor dtable = at::zeros({ctx->saved_data["rows"].toInt(), width}, weight.options());
     dispatch_float(dy.scalar_type(), "interpolate_rows", [&](auto tag) {
       using T = decltype(tag);
@@ -112,9 +144,11 @@ Tensor interpolate_rows(const Tensor& table, const Tensor& index_PK, const Tenso
   HANOK_REQUIRE(index_PK.sizes() == weight_PK.sizes() && index_PK.dim() == 2, kShape)
       << "interpolate_rows: got indices " << index_PK.sizes() << " and weights " << weight_PK.sizes()
       << ", expected the same [P, K]";
-  if (table.is_cpu()) return InterpolateRows::apply(table, index_PK, weight_PK);
-  const Tensor taps = at::embedding(table, index_PK).to(weight_PK.scalar_type());
-  return (taps * weight_PK.unsqueeze(-1)).sum(1).to(table.scalar_type());
+  const auto wide = accumulate_type(table.scalar_type());
+  HANOK_REQUIRE(weight_PK.scalar_type() == wide, kShape)
+      << "interpolate_rows: got weights of " << at::toString(weight_PK.scalar_type()) << ", expected "
+      << at::toString(wide);
+  return InterpolateRows::apply(table, index_PK, weight_PK);
 }
 
 }  // namespace hanok

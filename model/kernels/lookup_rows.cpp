@@ -5,7 +5,10 @@
 
 #include <numeric>
 
+#include "base/cuda/call.h"
 #include "model/kernels/dispatch.h"
+#include "model/kernels/lookup_rows_cuda.h"
+#include "model/kernels/sum_by_row_cuda.h"
 
 namespace hanok {
 namespace {
@@ -31,12 +34,45 @@ Uses group_by_row(const Tensor& index, int64_t first, int64_t num_rows) {
   return uses;
 }
 
+Tensor cuda_forward(const Tensor& table, const Tensor& index, int64_t first) {
+  Tensor y = at::empty({index.size(0), table.size(1)}, table.options());
+  launch(LookupRowsForward{.call = cuda_call(table, "lookup_rows"),
+                           .table = data_of(table),
+                           .index = index.const_data_ptr<int64_t>(),
+                           .y = mutable_data_of(y),
+                           .count = index.size(0),
+                           .rows = table.size(0),
+                           .width = table.size(1),
+                           .first = first});
+  return y;
+}
+
+/// Dense: which rows were used is known on the device only.
+Tensor cuda_backward(const Tensor& dy, const Tensor& table, const Tensor& index, int64_t first) {
+  Tensor dtable = at::zeros_like(table);
+  const auto [key, use] = at::sort(index, /*stable=*/true, 0, /*descending=*/false);
+  launch(SumByRow{.call = cuda_call(dy, "lookup_rows"),
+                  .key = key.const_data_ptr<int64_t>(),
+                  .use = use.const_data_ptr<int64_t>(),
+                  .dy = data_of(dy),
+                  .out = mutable_data_of(dtable),
+                  .uses = index.size(0),
+                  .taps = 1,
+                  .rows = table.size(0),
+                  .width = table.size(1),
+                  .first = first});
+  return dtable;
+}
+
 struct LookupRows : torch::autograd::Function<LookupRows> {
   static Tensor forward(torch::autograd::AutogradContext* ctx,
-                        const Tensor& table,
+                        const Tensor& table_in,
                         const Tensor& index_in,
                         int64_t first) {
-    const Tensor index = index_in.contiguous();
+    const Tensor table = table_in.contiguous(), index = index_in.contiguous();
+    ctx->save_for_backward({table_in, index});
+    ctx->saved_data["first"] = first;
+    if (!table.is_cpu()) return cuda_forward(table, index, first);
     const int64_t count = index.size(0), rows = table.size(0), width = table.size(1);
     Tensor y = at::empty({count, width}, table.options());
     const int64_t* index_data = index.const_data_ptr<int64_t>();
@@ -54,8 +90,6 @@ struct LookupRows : torch::autograd::Function<LookupRows> {
         }
       });
     });
-    ctx->save_for_backward({table, index});
-    ctx->saved_data["first"] = first;
     return y;
   }
 
@@ -64,8 +98,9 @@ struct LookupRows : torch::autograd::Function<LookupRows> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &table = saved[0], &index = saved[1];
     const Tensor dy = grads[0].contiguous();
-    const int64_t width = table.size(1);
-    const Uses uses = group_by_row(index, ctx->saved_data["first"].toInt(), table.size(0));
+    const int64_t width = table.size(1), first = ctx->saved_data["first"].toInt();
+    if (!table.is_cpu()) return {cuda_backward(dy, table, index, first), Tensor(), Tensor()};
+    const Uses uses = group_by_row(index, first, table.size(0));
     const int64_t used = static_cast<int64_t>(uses.rows.size());
     const bool sparse = table.grad().defined() && !table.grad().is_sparse();
     Tensor values = at::empty({used, width}, table.options());
@@ -100,11 +135,7 @@ struct LookupRows : torch::autograd::Function<LookupRows> {
 }  // namespace
 
 Tensor lookup_rows(const Tensor& table, const Tensor& index_T, int64_t first) {
-  if (table.is_cpu()) return LookupRows::apply(table, index_T, first);
-  const int64_t rows = table.size(0);
-  if (rows == 0) return at::zeros({index_T.size(0), table.size(1)}, table.options());
-  const Tensor local = index_T - first, here = local.ge(0).logical_and(local.lt(rows));
-  return at::embedding(table, local.clamp(0, rows - 1)) * here.to(table.scalar_type()).unsqueeze(1);
+  return LookupRows::apply(table, index_T, first);
 }
 
 }  // namespace hanok

@@ -3,7 +3,9 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/cuda/call.h"
 #include "model/kernels/dispatch.h"
+#include "model/kernels/qk_rope_cuda.h"
 #include "model/kernels/simd.h"
 
 namespace hanok {
@@ -126,11 +128,12 @@ void dispatch_tables(const Tensor& qkv, const Tensor& cos, const F& f) {
   dispatch_float(qkv.scalar_type(), "qk_rope", [&](auto tag) {
     using T = decltype(tag);
     if (cos.scalar_type() == qkv.scalar_type()) return f(tag, T{});
-    HANOK_REQUIRE(cos.scalar_type() == at::kFloat && qkv.scalar_type() == at::kBFloat16, kShape)
-        << "qk_rope: got tables of " << at::toString(cos.scalar_type()) << ", expected float32 or "
-        << at::toString(qkv.scalar_type());
-    f(tag, float{});
+    if constexpr (sizeof(T) == 2) f(tag, float{});
   });
+}
+
+QkRopeSizes cuda_sizes(int64_t rows, const Sizes& sizes) {
+  return {rows, static_cast<int>(sizes.heads), static_cast<int>(sizes.kv_heads), static_cast<int>(sizes.width)};
 }
 
 template <class T>
@@ -154,6 +157,24 @@ struct QkRopeFunction : torch::autograd::Function<QkRopeFunction> {
     Tensor rstd;
     if (q_weight.defined())
       rstd = at::empty({rows, sizes.turned()}, qkv.options().dtype(accumulate_type(qkv.scalar_type())));
+    ctx->save_for_backward({qkv, q_weight, k_weight, cos, sin, rstd});
+    ctx->saved_data["heads"] = sizes.heads;
+    ctx->saved_data["kv_heads"] = sizes.kv_heads;
+    ctx->saved_data["width"] = sizes.width;
+    if (!qkv.is_cpu()) {
+      launch(QkRopeForward{.call = cuda_call(qkv, "qk_rope"),
+                           .wide_tables = cos.scalar_type() != qkv.scalar_type(),
+                           .x = data_of(qkv),
+                           .q_weight = data_of(q_weight),
+                           .k_weight = data_of(k_weight),
+                           .cos = data_of(cos),
+                           .sin = data_of(sin),
+                           .y = mutable_data_of(y),
+                           .rstd = mutable_data_of(rstd),
+                           .sizes = cuda_sizes(rows, sizes),
+                           .eps = eps});
+      return y;
+    }
     dispatch_tables(qkv, cos, [&](auto tag, auto table_tag) {
       using T = decltype(tag);
       using C = decltype(table_tag);
@@ -176,10 +197,6 @@ struct QkRopeFunction : torch::autograd::Function<QkRopeFunction> {
                    static_cast<A>(eps));
       });
     });
-    ctx->save_for_backward({qkv, q_weight, k_weight, cos, sin, rstd});
-    ctx->saved_data["heads"] = sizes.heads;
-    ctx->saved_data["kv_heads"] = sizes.kv_heads;
-    ctx->saved_data["width"] = sizes.width;
     return y;
   }
 
@@ -194,6 +211,28 @@ struct QkRopeFunction : torch::autograd::Function<QkRopeFunction> {
     const int64_t rows = qkv.size(0), blocks = (rows + kRowBlock - 1) / kRowBlock;
     Tensor dx = at::empty_like(qkv);
     const auto accumulate = qkv.options().dtype(accumulate_type(qkv.scalar_type()));
+    if (!qkv.is_cpu()) {
+      Tensor partial, dweight;
+      if (q_weight.defined()) {
+        partial = at::empty({qk_rope_partials(rows), 2, sizes.width}, accumulate);
+        dweight = at::empty({2, sizes.width}, q_weight.options());
+      }
+      launch(QkRopeBackward{.call = cuda_call(qkv, "qk_rope"),
+                            .wide_tables = cos.scalar_type() != qkv.scalar_type(),
+                            .dy = data_of(dy),
+                            .x = data_of(qkv),
+                            .q_weight = data_of(q_weight),
+                            .k_weight = data_of(k_weight),
+                            .cos = data_of(cos),
+                            .sin = data_of(sin),
+                            .rstd = data_of(rstd),
+                            .dx = mutable_data_of(dx),
+                            .dweight = mutable_data_of(dweight),
+                            .partial = mutable_data_of(partial),
+                            .sizes = cuda_sizes(rows, sizes)});
+      if (!dweight.defined()) return {dx, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+      return {dx, dweight[0], dweight[1], Tensor(), Tensor(), Tensor(), Tensor()};
+    }
     Tensor partial = at::zeros({blocks, 2, sizes.width}, accumulate);
     dispatch_tables(qkv, cos, [&](auto tag, auto table_tag) {
       using T = decltype(tag);
@@ -235,19 +274,6 @@ struct QkRopeFunction : torch::autograd::Function<QkRopeFunction> {
   }
 };
 
-Tensor rotate(const Tensor& x_TNH, const Tensor& cos_TR, const Tensor& sin_TR) {
-  const Tensor wide = x_TNH.to(cos_TR.scalar_type());
-  const auto halves = wide.chunk(2, -1);
-  const Tensor cos = cos_TR.unsqueeze(1), sin = sin_TR.unsqueeze(1);
-  return at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1).to(x_TNH.scalar_type());
-}
-
-Tensor normalise(const Tensor& x, const Tensor& weight, double eps) {
-  if (!weight.defined()) return x;
-  const Tensor wide = x.to(accumulate_type(x.scalar_type()));
-  return (wide * at::rsqrt(wide.square().mean(-1, true) + eps)).to(x.scalar_type()) * weight;
-}
-
 }  // namespace
 
 Tensor qk_rope(const Tensor& qkv_TX, const QkRope& how) {
@@ -257,20 +283,18 @@ Tensor qk_rope(const Tensor& qkv_TX, const QkRope& how) {
   HANOK_REQUIRE(how.cos_TR.size(0) == qkv_TX.size(0) && how.cos_TR.size(1) == width / 2, kShape)
       << "qk_rope: got a table of " << how.cos_TR.sizes() << ", expected [" << qkv_TX.size(0) << ", " << width / 2
       << "]";
+  const auto table = how.cos_TR.scalar_type();
+  HANOK_REQUIRE(table == qkv_TX.scalar_type() || (table == at::kFloat && qkv_TX.element_size() == 2), kShape)
+      << "qk_rope: got tables of " << at::toString(table) << ", expected " << at::toString(qkv_TX.scalar_type())
+      << ", or float32 where that has 16 bits";
   const auto optional = [](const Tensor& x) { return x.defined() ? std::optional<Tensor>(x) : std::nullopt; };
-  if (qkv_TX.is_cpu())
-    return QkRopeFunction::apply(qkv_TX,
-                                 optional(how.q_weight_H),
-                                 optional(how.k_weight_H),
-                                 how.cos_TR.contiguous(),
-                                 how.sin_TR.contiguous(),
-                                 Sizes{how.num_heads, how.num_kv_heads, width},
-                                 how.eps);
-  const Tensor x = qkv_TX.view({qkv_TX.size(0), heads, width});
-  const auto parts = x.split_with_sizes({how.num_heads, how.num_kv_heads, how.num_kv_heads}, 1);
-  const Tensor q = rotate(normalise(parts[0], how.q_weight_H, how.eps), how.cos_TR, how.sin_TR);
-  const Tensor k = rotate(normalise(parts[1], how.k_weight_H, how.eps), how.cos_TR, how.sin_TR);
-  return at::cat({q, k, parts[2]}, 1).view(qkv_TX.sizes());
+  return QkRopeFunction::apply(qkv_TX,
+                               optional(how.q_weight_H),
+                               optional(how.k_weight_H),
+                               how.cos_TR.contiguous(),
+                               how.sin_TR.contiguous(),
+                               Sizes{how.num_heads, how.num_kv_heads, width},
+                               how.eps);
 }
 
 }  // namespace hanok

@@ -3,8 +3,10 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/cuda/call.h"
 #include "model/kernels/dispatch.h"
 #include "model/kernels/simd.h"
+#include "model/kernels/swiglu_cuda.h"
 
 namespace hanok {
 namespace {
@@ -49,6 +51,12 @@ struct SwiGlu : torch::autograd::Function<SwiGlu> {
     auto shape = h.sizes().vec();
     const int64_t width = shape.back() /= 2, rows = h.numel() / (2 * width);
     Tensor y = at::empty(shape, h.options());
+    ctx->save_for_backward({h});
+    if (!h.is_cpu()) {
+      launch(SwiGluForward{
+          .call = cuda_call(h, "swiglu"), .h = data_of(h), .y = mutable_data_of(y), .rows = rows, .width = width});
+      return y;
+    }
     dispatch_float(h.scalar_type(), "swiglu", [&](auto tag) {
       using T = decltype(tag);
       const T* h_data = h.const_data_ptr<T>();
@@ -57,7 +65,6 @@ struct SwiGlu : torch::autograd::Function<SwiGlu> {
         simd::call(Forward{}, h_data + begin * 2 * width, y_data + begin * width, end - begin, width);
       });
     });
-    ctx->save_for_backward({h});
     return y;
   }
 
@@ -68,6 +75,15 @@ struct SwiGlu : torch::autograd::Function<SwiGlu> {
     const Tensor dy = grads[0].contiguous();
     const int64_t width = dy.size(-1), rows = dy.numel() / width;
     Tensor dh = at::empty_like(h);
+    if (!h.is_cpu()) {
+      launch(SwiGluBackward{.call = cuda_call(h, "swiglu"),
+                            .dy = data_of(dy),
+                            .h = data_of(h),
+                            .dh = mutable_data_of(dh),
+                            .rows = rows,
+                            .width = width});
+      return {dh};
+    }
     dispatch_float(h.scalar_type(), "swiglu", [&](auto tag) {
       using T = decltype(tag);
       const T *dy_data = dy.const_data_ptr<T>(), *h_data = h.const_data_ptr<T>();
@@ -90,9 +106,7 @@ struct SwiGlu : torch::autograd::Function<SwiGlu> {
 Tensor swiglu(const Tensor& h) {
   HANOK_REQUIRE(h.dim() >= 1 && h.size(-1) % 2 == 0 && h.size(-1) > 0, kShape)
       << "swiglu: got width " << h.size(-1) << ", expected gate and up side by side (an even number)";
-  if (h.is_cpu()) return SwiGlu::apply(h);
-  const auto halves = h.chunk(2, -1);
-  return at::silu(halves[0]) * halves[1];
+  return SwiGlu::apply(h);
 }
 
 }  // namespace hanok

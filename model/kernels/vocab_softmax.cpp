@@ -4,16 +4,20 @@
 
 #include <limits>
 
+#include "base/cuda/call.h"
 #include "model/kernels/dispatch.h"
 #include "model/kernels/simd.h"
+#include "model/kernels/vocab_softmax_cuda.h"
 
 namespace hanok {
 namespace {
 
-/// Columns of logits at a time: on the CPU a block stays in the cache, on a GPU it fills the device.
+/// Columns of logits at a time: on the CPU a block stays in the cache, on a GPU it fills the device (256 MB of bf16)
+/// and its rows begin where matrix products like them to.
 int64_t block_columns(int64_t rows, int64_t vocab, bool cpu) {
   const int64_t elements = cpu ? int64_t{1} << 20 : int64_t{1} << 27;
-  return std::min(std::max<int64_t>(1, vocab), std::max<int64_t>(512, elements / std::max<int64_t>(1, rows)));
+  const int64_t columns = elements / std::max<int64_t>(1, rows);
+  return std::min(std::max<int64_t>(1, vocab), std::max<int64_t>(512, cpu ? columns : columns / 256 * 256));
 }
 
 // Running maximum and sum of a row; a block whose maximum is larger rescales the sum so far.
@@ -63,25 +67,30 @@ struct Gradient {
   }
 };
 
-/// f(first, columns, z_NC) for every block of columns, z in the accumulation dtype and the caller's to overwrite.
+/// f(first, columns, z_NC) for every block of columns, z the caller's to overwrite: on the CPU in the accumulation
+/// dtype, on a GPU as the product leaves it, because its kernels widen what they read.
 template <class F>
 void for_each_block(const Tensor& y, const Tensor& weight, const F& f) {
   const int64_t vocab = weight.size(0), block = block_columns(y.size(0), vocab, y.is_cpu());
   for (int64_t first = 0; first < vocab; first += block) {
     const int64_t columns = std::min(block, vocab - first);
-    f(first, columns, at::mm(y, weight.narrow(0, first, columns).t()).to(accumulate_type(y.scalar_type())));
+    const Tensor z = at::mm(y, weight.narrow(0, first, columns).t());
+    f(first, columns, z.is_cpu() ? z.to(accumulate_type(y.scalar_type())) : z);
   }
 }
 
 void update_stats(const Tensor& z, int64_t first, const Tensor& target, VocabStats& stats) {
   const int64_t rows = z.size(0), columns = z.size(1);
   if (!z.is_cpu()) {
-    const Tensor largest = at::maximum(stats.max_N, z.amax(1));
-    stats.sum_N = stats.sum_N * (stats.max_N - largest).exp() + (z - largest.unsqueeze(1)).exp().sum(1);
-    stats.max_N = largest;
-    const Tensor here = target - first, inside = here.ge(0).logical_and(here.lt(columns));
-    const Tensor logit = z.gather(1, here.clamp(0, columns - 1).unsqueeze(1)).squeeze(1);
-    stats.target_N = at::where(inside, logit, stats.target_N);
+    launch(VocabStatsUpdate{.call = cuda_call(z, "vocab_softmax"),
+                            .z = data_of(z),
+                            .target = target.const_data_ptr<int64_t>(),
+                            .max = mutable_data_of(stats.max_N),
+                            .sum = mutable_data_of(stats.sum_N),
+                            .target_logit = mutable_data_of(stats.target_N),
+                            .rows = rows,
+                            .columns = columns,
+                            .first = first});
     return;
   }
   dispatch_float(z.scalar_type(), "vocab_softmax", [&](auto tag) {
@@ -107,10 +116,14 @@ void update_stats(const Tensor& z, int64_t first, const Tensor& target, VocabSta
 void turn_into_gradient(Tensor& z, int64_t first, const Tensor& target, const Tensor& log_sum, const Tensor& g) {
   const int64_t rows = z.size(0), columns = z.size(1);
   if (!z.is_cpu()) {
-    const Tensor here = target - first, inside = here.ge(0).logical_and(here.lt(columns));
-    z.sub_(log_sum.unsqueeze(1)).exp_();
-    z.scatter_add_(1, here.clamp(0, columns - 1).unsqueeze(1), inside.to(z.scalar_type()).neg().unsqueeze(1));
-    z.mul_(g.unsqueeze(1));
+    launch(VocabGradient{.call = cuda_call(z, "vocab_softmax"),
+                         .z = mutable_data_of(z),
+                         .target = target.const_data_ptr<int64_t>(),
+                         .log_sum = data_of(log_sum),
+                         .g = data_of(g),
+                         .rows = rows,
+                         .columns = columns,
+                         .first = first});
     return;
   }
   dispatch_float(z.scalar_type(), "vocab_softmax", [&](auto tag) {

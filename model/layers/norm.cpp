@@ -1,6 +1,6 @@
 #include "model/layers/norm.h"
 
-#include "model/kernels/rms_norm.h"
+#include "model/kernels/layer_norm.h"
 
 namespace hanok {
 
@@ -11,13 +11,17 @@ Tensor RmsNorm::forward(const Tensor& x) const {
   return rms_norm(x, weight_, eps_);
 }
 
+SumAndNorm RmsNorm::forward(const Tensor& x, const Tensor& added) const {
+  return add_rms_norm(x, added, weight_, eps_);
+}
+
 LayerNorm::LayerNorm(const BuildContext& ctx, int64_t width, double eps)
     : weight_(ctx.param("weight", {.shape = {width}, .init = ones()})),
       bias_(ctx.param("bias", {.shape = {width}, .init = zeros()})),
       eps_(eps) {}
 
 Tensor LayerNorm::forward(const Tensor& x) const {
-  return at::layer_norm(x, weight_.sizes(), weight_, bias_, eps_);  // libtorch's kernel is one pass on CPU and CUDA
+  return layer_norm(x, weight_, bias_, eps_);
 }
 
 }  // namespace hanok

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "model/kernels/rms_norm.h"
 #include "model/module.h"
 
 namespace hanok {
@@ -8,6 +9,8 @@ class RmsNorm {
  public:
   RmsNorm(const BuildContext& ctx, int64_t width, double eps);
   Tensor forward(const Tensor& x) const;
+  /// x + added, and the norm of that sum.
+  SumAndNorm forward(const Tensor& x, const Tensor& added) const;
 
  private:
   Tensor weight_;

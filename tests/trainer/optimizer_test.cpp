@@ -25,39 +25,100 @@ AdamWState copy_of(const AdamWState& s) {
   return {s.values.clone(), s.m.clone(), s.v.clone()};
 }
 
-TEST(AdamWUpdate, FusedAndComposedAgree) {
-  at::manual_seed(1);
-  constexpr int64_t kSize = 100'003;
-  const std::vector<RateRun> runs = {{0, 5, 1, 0.1}, {8, 50'000, 0.5, 0}, {50'008, 49'000, 2, 0.3}};
-  AdamWState fused = random_state(kSize), composed = copy_of(fused);
-  const AdamWState before = copy_of(fused);
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    for (int64_t step = 1; step <= 3; ++step) {
-      const Tensor grad = at::randn({kSize}).to(dtype), steps = at::full({}, step, at::kLong);
-      adamw_fused(fused, grad, scalar(0.7), flag(true), steps, runs, {.lr = 1e-2});
-      adamw_composed(composed, grad, scalar(0.7), flag(true), steps, runs, {.lr = 1e-2});
-    }
+/// The operations of torch.optim.AdamW one by one, in f64.
+void adamw_reference(AdamWState& state,
+                     const Tensor& grad,
+                     double grad_scale,
+                     double steps,
+                     const std::vector<RateRun>& runs,
+                     const AdamWNumbers& n) {
+  for (const RateRun& run : runs) {
+    const auto piece = [&](const Tensor& x) { return x.narrow(0, run.begin, run.size); };
+    const double lr = n.lr * run.lr_scale;
+    const Tensor g = piece(grad).to(at::kDouble) * grad_scale;
+    Tensor p = piece(state.values), m = piece(state.m), v = piece(state.v);
+    p.mul_(1 - lr * run.weight_decay);
+    m.add_((g - m) * (1 - n.beta1));
+    v.mul_(n.beta2).add_(g * g * (1 - n.beta2));
+    p.sub_(m / (1 - std::pow(n.beta1, steps)) * lr / (v.sqrt() / std::sqrt(1 - std::pow(n.beta2, steps)) + n.eps));
   }
-  EXPECT_CLOSE(fused.values, composed.values, 6);
-  EXPECT_CLOSE(fused.m, composed.m, 6);
-  EXPECT_CLOSE(fused.v, composed.v, 6);
-  for (const auto& [begin, end] : {std::pair{5, 8}, {99'008, 100'003}})  // between and behind the runs lies padding
-    EXPECT_TRUE(at::equal(fused.values.slice(0, begin, end), before.values.slice(0, begin, end)));
 }
 
-TEST(AdamWUpdate, ASkippedStepChangesNoBit) {
-  at::manual_seed(2);
-  for (const auto update : {adamw_fused, adamw_composed}) {
-    for (const int64_t steps : {0, 4}) {  // 0: before the first applied step
-      AdamWState state = random_state(1000);
-      const AdamWState before = copy_of(state);
-      const Tensor grad = at::full({1000}, NAN);
-      update(state, grad, scalar(NAN), flag(false), at::full({}, steps, at::kLong), {{0, 1000, 1, 0.1}}, {.lr = 1});
-      EXPECT_TRUE(at::equal(state.values, before.values));
-      EXPECT_TRUE(at::equal(state.m, before.m));
-      EXPECT_TRUE(at::equal(state.v, before.v));
+/// Runs of unlike lengths and rates, with padding between and behind them, on any device and in blocks of weights.
+void expect_the_reference(at::Device device) {
+  at::manual_seed(1);
+  constexpr int64_t kSize = 100'003, kBlock = 60'000;  // a block border inside a run
+  const std::vector<RateRun> runs = {{0, 5, 1, 0.1}, {8, 50'000, 0.5, 0}, {50'008, 49'000, 2, 0.3}};
+  const AdamWState start = random_state(kSize);
+  for (const at::ScalarType weights : {at::kFloat, at::kBFloat16}) {
+    AdamWState state{start.values.to(device, at::kFloat, false, true),
+                     start.m.to(device, at::kFloat, false, true),
+                     start.v.to(device, at::kFloat, false, true)};
+    AdamWState expected{start.values.to(at::kDouble), start.m.to(at::kDouble), start.v.to(at::kDouble)};
+    const Tensor rounded = start.values.to(device, weights, false, true);
+    const std::vector<WeightBlock> blocks = {{0, rounded.narrow(0, 0, kBlock)},
+                                             {kBlock, rounded.narrow(0, kBlock, kSize - kBlock)}};
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      for (int64_t step = 1; step <= 3; ++step) {
+        const Tensor grad = at::randn({kSize}).to(dtype);
+        const auto moved = [&](const Tensor& x) { return x.to(device); };
+        adamw_update(state,
+                     moved(grad),
+                     moved(scalar(0.5)),
+                     moved(flag(true)),
+                     moved(at::full({}, step, at::kLong)),
+                     runs,
+                     {.lr = 1e-2},
+                     blocks);
+        adamw_reference(expected, grad, 0.5, static_cast<double>(step), runs, {.lr = 1e-2});
+      }
     }
+    EXPECT_CLOSE(state.values, expected.values, 6);
+    EXPECT_CLOSE(state.m, expected.m, 6);
+    EXPECT_CLOSE(state.v, expected.v, 6);
+    EXPECT_FALSE(compare(state.values + tolerance(at::kFloat, 6, 8) * 8, expected.values, 6).ok);
+    for (const RateRun& run : runs) {
+      const auto piece = [&](const Tensor& x) { return x.narrow(0, run.begin, run.size).cpu(); };
+      EXPECT_TRUE(at::equal(piece(rounded), piece(state.values).to(weights)));
+    }
+    for (const auto& [begin, end] : {std::pair{5, 8}, {99'008, 100'003}})  // between and behind the runs lies padding
+      EXPECT_TRUE(at::equal(state.values.slice(0, begin, end).cpu(), start.values.slice(0, begin, end)));
   }
+}
+
+void expect_no_change_when_skipped(at::Device device) {
+  at::manual_seed(2);
+  for (const int64_t steps : {0, 4}) {  // 0: before the first applied step
+    const AdamWState before = random_state(1000);
+    AdamWState state{
+        before.values.to(device, false, true), before.m.to(device, false, true), before.v.to(device, false, true)};
+    const Tensor weights = at::ones({1000}).to(device, at::kBFloat16);
+    adamw_update(state,
+                 at::full({1000}, NAN).to(device),
+                 scalar(NAN).to(device),
+                 flag(false).to(device),
+                 at::full({}, steps, at::kLong).to(device),
+                 {{0, 1000, 1, 0.1}},
+                 {.lr = 1},
+                 {{0, weights}});
+    EXPECT_TRUE(at::equal(state.values.cpu(), before.values));
+    EXPECT_TRUE(at::equal(state.m.cpu(), before.m));
+    EXPECT_TRUE(at::equal(state.v.cpu(), before.v));
+    EXPECT_TRUE(weights.eq(1).all().item<bool>());
+  }
+}
+
+TEST(AdamWUpdate, EqualsTheReferenceAndRoundsIntoTheWeights) {
+  expect_the_reference(at::kCPU);
+}
+TEST(AdamWUpdate, ASkippedStepChangesNoBit) {
+  expect_no_change_when_skipped(at::kCPU);
+}
+
+TEST(AdamWUpdate, IsTheSameOnAGpu) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  expect_the_reference(at::kCUDA);
+  expect_no_change_when_skipped(at::kCUDA);
 }
 
 ParamTable table(bool with_frozen) {

@@ -1,0 +1,305 @@
+#include "model/kernels/column_sums.cuh"
+#include "model/kernels/layer_norm_cuda.h"
+#include "model/kernels/norm_rows.cuh"
+
+namespace hanok {
+namespace cuda {
+namespace {
+
+template <class T, int N, int kPacks>
+__global__ void __launch_bounds__(512) forward_held(const T* x,
+                                                    const T* weight,
+                                                    const T* bias,
+                                                    T* y,
+                                                    Wide<T>* means,
+                                                    Wide<T>* rstds,
+                                                    int64_t rows,
+                                                    int packs,
+                                                    Wide<T> eps) {
+  using A = Wide<T>;
+  __shared__ A slots[2][kMaxWarps];
+  const int64_t dim = int64_t{packs} * N;
+  Pack<T, N> w[kPacks], b[kPacks], v[kPacks];
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p) {
+    const int at = threadIdx.x + p * blockDim.x;
+    if (at >= packs) continue;
+    w[p] = load<N>(weight + at * N);
+    b[p] = load<N>(bias + at * N);
+  }
+  for (int64_t row = blockIdx.x * int64_t{blockDim.y} + threadIdx.y; row < rows;
+       row += gridDim.x * int64_t{blockDim.y}) {
+    A sum = 0, squares = 0;
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      const int at = threadIdx.x + p * blockDim.x;
+      if (at < packs) v[p] = load<N>(x + row * dim + at * N);
+    }
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      if (threadIdx.x + p * blockDim.x >= packs) continue;
+      for (int i = 0; i < N; ++i) sum += widen(v[p].v[i]);
+    }
+    const A mean = block_sum(sum, slots[0]) / static_cast<A>(dim);
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      if (threadIdx.x + p * blockDim.x >= packs) continue;
+      for (int i = 0; i < N; ++i) squares += (widen(v[p].v[i]) - mean) * (widen(v[p].v[i]) - mean);
+    }
+    const A scale = reciprocal_root(block_sum(squares, slots[1]) / static_cast<A>(dim) + eps);
+    if (threadIdx.x == 0) {
+      means[row] = mean;
+      rstds[row] = scale;
+    }
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      const int at = threadIdx.x + p * blockDim.x;
+      if (at >= packs) continue;
+      Pack<T, N> out;
+      for (int i = 0; i < N; ++i)
+        out.v[i] = narrow<T>((widen(v[p].v[i]) - mean) * scale * widen(w[p].v[i]) + widen(b[p].v[i]));
+      store<N>(y + row * dim + at * N, out);
+    }
+  }
+}
+
+// Rows of any width and alignment: read three times.
+template <class T>
+__global__ void forward_any(const T* x,
+                            const T* weight,
+                            const T* bias,
+                            T* y,
+                            Wide<T>* means,
+                            Wide<T>* rstds,
+                            int64_t rows,
+                            int64_t dim,
+                            Wide<T> eps) {
+  using A = Wide<T>;
+  __shared__ A slots[2][kMaxWarps];
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const T* v = x + row * dim;
+    A sum = 0, squares = 0;
+    for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) sum += widen(v[i]);
+    const A mean = block_sum(sum, slots[0]) / static_cast<A>(dim);
+    for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) squares += (widen(v[i]) - mean) * (widen(v[i]) - mean);
+    const A scale = reciprocal_root(block_sum(squares, slots[1]) / static_cast<A>(dim) + eps);
+    if (threadIdx.x == 0) {
+      means[row] = mean;
+      rstds[row] = scale;
+    }
+    for (int64_t i = threadIdx.x; i < dim; i += blockDim.x)
+      y[row * dim + i] = narrow<T>((widen(v[i]) - mean) * scale * widen(weight[i]) + widen(bias[i]));
+  }
+}
+
+// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * weight; sums over rows: dweight of dy * xhat, dbias
+// of dy.
+template <class T, int N, int kPacks>
+__global__ void __launch_bounds__(512) backward_held(const T* dy,
+                                                     const T* x,
+                                                     const T* weight,
+                                                     const Wide<T>* means,
+                                                     const Wide<T>* rstds,
+                                                     T* dx,
+                                                     Wide<T>* partial,
+                                                     int64_t rows,
+                                                     int packs) {
+  using A = Wide<T>;
+  __shared__ A slots[2][kMaxWarps];
+  const int64_t dim = int64_t{packs} * N;
+  const int64_t first = blockIdx.x * int64_t{blockDim.y} + threadIdx.y;
+  Pack<T, N> w[kPacks], g[kPacks], v[kPacks];
+  A dweight[kPacks][N] = {}, dbias[kPacks][N] = {};
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p) {
+    const int at = threadIdx.x + p * blockDim.x;
+    if (at < packs) w[p] = load<N>(weight + at * N);
+  }
+  for (int64_t row = first; row < rows; row += gridDim.x * int64_t{blockDim.y}) {
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      const int at = threadIdx.x + p * blockDim.x;
+      if (at >= packs) continue;
+      g[p] = load<N>(dy + row * dim + at * N);
+      v[p] = load<N>(x + row * dim + at * N);
+    }
+    const A scale = rstds[row], mean = means[row];
+    A dot = 0, sum = 0;
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      if (threadIdx.x + p * blockDim.x >= packs) continue;
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const A d = widen(g[p].v[i]), product = d * ((widen(v[p].v[i]) - mean) * scale);
+        dot += product * widen(w[p].v[i]);
+        sum += d * widen(w[p].v[i]);
+        dweight[p][i] += product;
+        dbias[p][i] += d;
+      }
+    }
+    dot = block_sum(dot, slots[0]) / static_cast<A>(dim);
+    sum = block_sum(sum, slots[1]) / static_cast<A>(dim);
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      const int at = threadIdx.x + p * blockDim.x;
+      if (at >= packs) continue;
+      Pack<T, N> out;
+#pragma unroll
+      for (int i = 0; i < N; ++i)
+        out.v[i] =
+            narrow<T>(scale * (widen(g[p].v[i]) * widen(w[p].v[i]) - sum - (widen(v[p].v[i]) - mean) * scale * dot));
+      store<N>(dx + row * dim + at * N, out);
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p) {
+    const int at = threadIdx.x + p * blockDim.x;
+    if (at >= packs) continue;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      partial[first * 2 * dim + at * N + i] = dweight[p][i];
+      partial[(first * 2 + 1) * dim + at * N + i] = dbias[p][i];
+    }
+  }
+}
+
+template <class T>
+__global__ void backward_any(const T* dy,
+                             const T* x,
+                             const T* weight,
+                             const Wide<T>* means,
+                             const Wide<T>* rstds,
+                             T* dx,
+                             int64_t rows,
+                             int64_t dim) {
+  using A = Wide<T>;
+  __shared__ A slots[2][kMaxWarps];
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const T *g = dy + row * dim, *v = x + row * dim;
+    const A scale = rstds[row], mean = means[row];
+    A dot = 0, sum = 0;
+    for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) {
+      const A d = widen(g[i]) * widen(weight[i]);
+      dot += d * ((widen(v[i]) - mean) * scale);
+      sum += d;
+    }
+    dot = block_sum(dot, slots[0]) / static_cast<A>(dim);
+    sum = block_sum(sum, slots[1]) / static_cast<A>(dim);
+    for (int64_t i = threadIdx.x; i < dim; i += blockDim.x)
+      dx[row * dim + i] =
+          narrow<T>(scale * (widen(g[i]) * widen(weight[i]) - sum - (widen(v[i]) - mean) * scale * dot));
+  }
+}
+
+// Row blockIdx.y of the partial sums takes every gridDim.y-th row.
+template <class T>
+__global__ void backward_params_any(
+    const T* dy, const T* x, const Wide<T>* means, const Wide<T>* rstds, Wide<T>* partial, int64_t rows, int64_t dim) {
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (i >= dim) return;
+  Wide<T> dweight = 0, dbias = 0;
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
+    const Wide<T> d = widen(dy[row * dim + i]);
+    dweight += d * ((widen(x[row * dim + i]) - means[row]) * rstds[row]);
+    dbias += d;
+  }
+  partial[blockIdx.y * int64_t{2} * dim + i] = dweight;
+  partial[(blockIdx.y * int64_t{2} + 1) * dim + i] = dbias;
+}
+
+template <class T, int kPacks>
+void forward_held_on(const LayerNormForward& a, const NormRows& shape) {
+  constexpr int N = kPackOf<T>;
+  auto* kernel = forward_held<T, N, kPacks>;
+  const int64_t blocks =
+      std::min<int64_t>(resident_blocks(kernel, shape.threads()), divide_up(a.rows, shape.rows_per_block));
+  kernel<<<static_cast<unsigned>(blocks), shape.block(), 0, a.call.stream>>>(static_cast<const T*>(a.x),
+                                                                             static_cast<const T*>(a.weight),
+                                                                             static_cast<const T*>(a.bias),
+                                                                             static_cast<T*>(a.y),
+                                                                             static_cast<Wide<T>*>(a.mean),
+                                                                             static_cast<Wide<T>*>(a.rstd),
+                                                                             a.rows,
+                                                                             static_cast<int>(a.dim / N),
+                                                                             static_cast<Wide<T>>(a.eps));
+}
+
+template <class T>
+void forward(const LayerNormForward& a) {
+  constexpr int N = kPackOf<T>;
+  const NormRows shape = norm_rows(a.dim / N);
+  if constexpr (sizeof(T) < 8) {  // f64 is for tests
+    if (shape.packs_per_thread > 0 && fits_packs<N, T>(a.dim, a.x, a.weight, a.bias, a.y))
+      return shape.packs_per_thread == 2 ? forward_held_on<T, 2>(a, shape) : forward_held_on<T, 4>(a, shape);
+  }
+  const int64_t blocks = std::min<int64_t>(a.rows, resident_blocks(forward_any<T>, 256));
+  forward_any<T><<<static_cast<unsigned>(blocks), 256, 0, a.call.stream>>>(static_cast<const T*>(a.x),
+                                                                           static_cast<const T*>(a.weight),
+                                                                           static_cast<const T*>(a.bias),
+                                                                           static_cast<T*>(a.y),
+                                                                           static_cast<Wide<T>*>(a.mean),
+                                                                           static_cast<Wide<T>*>(a.rstd),
+                                                                           a.rows,
+                                                                           a.dim,
+                                                                           static_cast<Wide<T>>(a.eps));
+}
+
+template <class T, int kPacks>
+void backward_held_on(const LayerNormBackward& a, const NormRows& shape, int64_t partials) {
+  constexpr int N = kPackOf<T>;
+  backward_held<T, N, kPacks>
+      <<<static_cast<unsigned>(partials / shape.rows_per_block), shape.block(), 0, a.call.stream>>>(
+          static_cast<const T*>(a.dy),
+          static_cast<const T*>(a.x),
+          static_cast<const T*>(a.weight),
+          static_cast<const Wide<T>*>(a.mean),
+          static_cast<const Wide<T>*>(a.rstd),
+          static_cast<T*>(a.dx),
+          static_cast<Wide<T>*>(a.partial),
+          a.rows,
+          static_cast<int>(a.dim / N));
+}
+
+template <class T>
+void backward_any_on(const LayerNormBackward& a, int64_t partials) {
+  const auto *dy = static_cast<const T*>(a.dy), *x = static_cast<const T*>(a.x);
+  const auto *mean = static_cast<const Wide<T>*>(a.mean), *rstd = static_cast<const Wide<T>*>(a.rstd);
+  const int64_t blocks = std::min<int64_t>(a.rows, resident_blocks(backward_any<T>, 256));
+  backward_any<T><<<static_cast<unsigned>(blocks), 256, 0, a.call.stream>>>(
+      dy, x, static_cast<const T*>(a.weight), mean, rstd, static_cast<T*>(a.dx), a.rows, a.dim);
+  check_launch("layer_norm backward");
+  const dim3 grid(static_cast<unsigned>(divide_up(a.dim, 128)), static_cast<unsigned>(partials));
+  backward_params_any<T>
+      <<<grid, 128, 0, a.call.stream>>>(dy, x, mean, rstd, static_cast<Wide<T>*>(a.partial), a.rows, a.dim);
+}
+
+template <class T>
+void backward(const LayerNormBackward& a) {
+  constexpr int N = kPackOf<T>;
+  const NormRows shape = norm_rows(a.dim / N);
+  const int64_t partials = norm_partials<T>(a.rows, a.dim);
+  const bool held = sizeof(T) < 8 && shape.packs_per_thread > 0 && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dx);
+  if (!held) backward_any_on<T>(a, partials);
+  if constexpr (sizeof(T) < 8) {
+    if (held && shape.packs_per_thread == 2) backward_held_on<T, 2>(a, shape, partials);
+    if (held && shape.packs_per_thread == 4) backward_held_on<T, 4>(a, shape, partials);
+  }
+  check_launch("layer_norm backward");
+  sum_columns<T>(a.partial, a.dparams, partials, 2 * a.dim, a.call.stream);
+  check_launch("layer_norm weight gradient");
+}
+
+}  // namespace
+}  // namespace cuda
+
+void launch(const LayerNormForward& args) {
+  if (args.rows == 0) return;
+  cuda::dispatch(args.call.type, [&](auto tag) { cuda::forward<decltype(tag)>(args); });
+  cuda::check_launch("layer_norm forward");
+}
+
+void launch(const LayerNormBackward& args) {
+  cuda::dispatch(args.call.type, [&](auto tag) { cuda::backward<decltype(tag)>(args); });
+}
+
+}  // namespace hanok
