@@ -1,17 +1,20 @@
 // Reads the preprocessor configs of a model folder, in the dialects of transformers 4 and 5.
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "base/error.h"
+#include "dataio/file_io.h"
+#include "dataio/store/json_stream.h"
 #include "dataio/vision_prep.h"
 
 namespace hanok {
 namespace {
 
 using nlohmann::json;
+
+constexpr int64_t kMaxPatch = 1024, kMaxTokens = 1 << 20;  // patch, merge and tokens multiply to less than 2^63
 
 /// One JSON object with the file it is from. A null counts as left out.
 struct Section {
@@ -24,16 +27,19 @@ struct Section {
                                 << ", expected " << expected << "; " << where
                                 << "; use the processor files of a Qwen3-VL folder";
   }
-  int64_t positive(const std::string& key, int64_t fallback) const {
+  /// The default limit is above any count of pixels, and far enough below 2^63 for what is computed from it.
+  int64_t positive(const std::string& key, int64_t fallback, int64_t limit = int64_t{1} << 40) const {
     if (!has(key)) return fallback;
-    const bool is_positive = values[key].is_number_integer() && values[key].get<int64_t>() > 0;
-    require(is_positive, key, "a positive integer");
+    const bool is_count = values[key].is_number_unsigned() && values[key].get<uint64_t>() <= uint64_t(limit);
+    require(is_count && values[key].get<int64_t>() > 0, key, concat("an integer from 1 to ", limit));
     return values[key].get<int64_t>();
   }
   double positive_number(const std::string& key, double fallback) const {
     if (!has(key)) return fallback;
-    require(values[key].is_number() && values[key].get<double>() > 0, key, "a positive number");
-    return values[key].get<double>();
+    constexpr double kLimit = 1e6;
+    const double value = values[key].is_number() ? values[key].get<double>() : 0;
+    require(value > 0 && value <= kLimit, key, "a number above 0 and up to 1000000");
+    return value;
   }
   bool flag(const std::string& key, bool fallback) const {
     if (!has(key)) return fallback;
@@ -52,9 +58,9 @@ struct Section {
 };
 
 std::optional<Section> read_section(const std::filesystem::path& file, const char* nested = nullptr) {
-  std::ifstream stream(file);
-  if (!stream) return {};
-  Section section{json::parse(stream, nullptr, /*allow_exceptions=*/false), file.string()};
+  std::error_code ignored;  // what cannot be seen counts as absent
+  if (!std::filesystem::exists(file, ignored)) return {};
+  Section section{read_json(read_file(file.string()), file.string()), file.string()};
   HANOK_REQUIRE(section.values.is_object(), kData)
       << "vision config: got a file that is no JSON object, expected one; " << file.string();
   if (!nested) return section;
@@ -93,9 +99,9 @@ void read_size(const Section& section, int64_t& min_pixels, int64_t& max_pixels)
 }
 
 void read_common(const Section& section, VisionPrep& prep) {
-  prep.patch = section.positive("patch_size", prep.patch);
-  prep.temporal_patch = section.positive("temporal_patch_size", prep.temporal_patch);
-  prep.merge = section.positive("merge_size", prep.merge);
+  prep.patch = section.positive("patch_size", prep.patch, kMaxPatch);
+  prep.temporal_patch = section.positive("temporal_patch_size", prep.temporal_patch, kMaxPatch);
+  prep.merge = section.positive("merge_size", prep.merge, kMaxPatch);
   prep.mean = section.channels("image_mean", prep.mean);
   prep.std = section.channels("image_std", prep.std);
   const bool divides = std::find(prep.std.begin(), prep.std.end(), 0.0) == prep.std.end();
@@ -131,7 +137,7 @@ VisionPrep read_video(const Section& section) {
   prep.max_frames = section.positive("max_frames", prep.max_frames);
   prep.sample_frames = section.flag("do_sample_frames", true);
   prep.cap_pixels_per_frame = section.flag("cap_pixels_per_frame", false);
-  prep.max_video_tokens = section.positive("max_video_tokens", prep.max_video_tokens);
+  prep.max_video_tokens = section.positive("max_video_tokens", prep.max_video_tokens, kMaxTokens);
   return prep;
 }
 

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "dataio/store/json_stream.h"
 
 namespace hanok {
 namespace {
@@ -131,10 +132,15 @@ bool ChatJsonlSource::next(Record& record) {
     record.reject("encoding", where + "got bytes that are " + decoder_.advice(name_));
     return true;
   }
+  json object;
   try {
-    read_conversation(json::parse(*line), record);
-  } catch (const json::exception& error) {
+    object = read_json(*line, concat(file_.path(), ", line ", num_lines_));
+  } catch (const Error& error) {
     record.reject("json_invalid", where + error.what());
+    return true;
+  }
+  try {
+    read_conversation(object, record);
   } catch (const WrongRecord& wrong) {
     record.reject(wrong.reason, where + wrong.what());
   }

@@ -3,6 +3,7 @@
 #include <iconv.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -11,7 +12,7 @@
 namespace hanok {
 
 namespace {
-constexpr size_t kBufferBytes = 1 << 20;
+constexpr size_t kMaxBufferBytes = 1 << 20;
 const iconv_t kNoConverter = reinterpret_cast<iconv_t>(-1);
 }  // namespace
 
@@ -24,6 +25,7 @@ SourceFile::SourceFile(const std::string& path) : path_(path) {
   file_ = std::fopen(path.c_str(), "rb");
   HANOK_REQUIRE(file_ != nullptr, kIo) << "data file: got " << std::strerror(errno) << ", expected a readable file; "
                                        << path << "; correct data.sets.*.path or its rights";
+  buffer_bytes_ = std::min(kMaxBufferBytes, static_cast<size_t>(facts.st_size) + 1);  // + 1: the end is seen at once
   fill();
   const auto begins_with = [&](std::initializer_list<unsigned char> mark) {
     return buffer_.size() >= mark.size() && std::equal(mark.begin(), mark.end(), buffer_.begin());
@@ -38,9 +40,9 @@ SourceFile::~SourceFile() {
 }
 
 bool SourceFile::fill() {
-  buffer_.resize(kBufferBytes);
+  buffer_.resize(buffer_bytes_);
   position_ = 0;
-  buffer_.resize(std::fread(buffer_.data(), 1, kBufferBytes, file_));
+  buffer_.resize(std::fread(buffer_.data(), 1, buffer_bytes_, file_));
   HANOK_REQUIRE(!std::ferror(file_), kIo) << "data file: got " << std::strerror(errno) << " while reading, expected "
                                           << "its bytes; " << path_;
   hash_.add(buffer_.data(), buffer_.size());

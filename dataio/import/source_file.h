@@ -37,7 +37,7 @@ class SourceFile {
   std::string path_;
   std::FILE* file_ = nullptr;
   std::vector<unsigned char> buffer_;
-  size_t position_ = 0;
+  size_t buffer_bytes_ = 0, position_ = 0;
   Hash64 hash_;
 };
 

@@ -12,7 +12,7 @@ namespace {
 constexpr std::array<const char*, 8> kColumns = {"id", "path", "question", "a", "b", "c", "d", "answer"};
 enum Column { kId, kPath, kQuestion, kFirstChoice, kAnswer = 7 };
 constexpr int kMaxChoices = 4;
-constexpr size_t kMaxFieldBytes = 16 << 20;
+constexpr size_t kMaxRowBytes = 16 << 20, kMaxFields = 4096;
 
 std::string trimmed(const std::string& text) {
   constexpr const char* kBlank = " \t\r\n\f\v";
@@ -69,15 +69,18 @@ const char* const kVqaPrompt =
     "{question}\na. {a}\nb. {b}\nc. {c}\nd. {d}\nAnswer with the letter of the right choice.";
 
 void CsvReader::append(std::string& field, int byte, const Row& row) {
-  HANOK_REQUIRE(field.size() < kMaxFieldBytes, kData)
-      << "CSV field: got more than " << (kMaxFieldBytes >> 20) << " MB, expected a short text; " << file_.path()
-      << ", row " << row.number << " (line " << row.line << "), column " << row.fields.size()
+  HANOK_REQUIRE(row_bytes_++ < kMaxRowBytes, kData)
+      << "CSV row: got more than " << (kMaxRowBytes >> 20) << " MB, expected a short text in each field; "
+      << file_.path() << ", row " << row.number << " (line " << row.line << "), column " << row.fields.size()
       << "; close its quotation mark";
   field += static_cast<char>(byte);
 }
 
 /// Reads one field with the separator behind it; true if the row goes on.
 bool CsvReader::read_field(Row& row) {
+  HANOK_REQUIRE(row.fields.size() < kMaxFields, kData)
+      << "CSV row: got more than " << kMaxFields << " fields, expected a table of fewer columns; " << file_.path()
+      << ", row " << row.number << " (line " << row.line << "); write it with the columns that are needed";
   std::string& field = row.fields.emplace_back();
   bool is_quoted = false;
   for (bool is_open = false;;) {
@@ -113,6 +116,7 @@ bool CsvReader::read_field(Row& row) {
 bool CsvReader::next(Row& row) {
   while (file_.peek() != SourceFile::kEnd) {
     row = Row{.number = ++num_rows_, .line = line_};
+    row_bytes_ = 0;
     while (read_field(row)) {
     }
     if (row.fields.size() > 1 || !row.fields[0].empty() || !row.problem.empty()) return true;

@@ -20,7 +20,7 @@ class CsvReader {
     std::string problem;  // what is wrong with its quotes; empty: nothing
   };
   /// False at the end. Empty lines count as rows but are not returned.
-  /// errors: kData for a field beyond 16 MB, which is what a quote that nobody closed looks like
+  /// errors: kData for a row beyond 16 MB, which is what a quote that nobody closed looks like, or 4096 fields
   bool next(Row& row);
 
  private:
@@ -28,6 +28,7 @@ class CsvReader {
   void append(std::string& field, int byte, const Row& row);
   SourceFile& file_;
   int64_t num_rows_ = 0, line_ = 1;
+  size_t row_bytes_ = 0;
 };
 
 /// Columns are found by name, in any order; others are ignored. A row without answer is one to predict.

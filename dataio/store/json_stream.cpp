@@ -53,7 +53,7 @@ class Builder : public nlohmann::json_sax<json> {
 
   /// The stream whose container begins here, or -1.
   int stream_here() const {
-    if (member_stream_ >= 0 || frames_.size() > 3) return -1;
+    if (streams_.empty() || member_stream_ >= 0 || frames_.size() > 3) return -1;
     const std::string here = path();
     for (size_t i = 0; i < streams_.size(); ++i) {
       if (streams_[i].path == here) return static_cast<int>(i);

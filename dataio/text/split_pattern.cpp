@@ -15,6 +15,7 @@ using split_pattern::Element;
 using split_pattern::Set;
 
 constexpr int kMaxKinds = 256;
+constexpr size_t kMaxCharacters = 32 << 20;  // of all sets together; Qwen's expression has less than one million
 constexpr size_t kJitStackStart = 32 << 10, kJitStackLimit = 8 << 20;
 
 struct CodeFree {
@@ -39,7 +40,12 @@ std::string pcre2_text(int code) {
 /// The coarsest division of all code points in which each set is a union of kinds; `kind` is indexed by code point.
 int divide(const std::vector<Element>& elements, std::vector<uint8_t>& kind, const std::string& where) {
   int count = 1;
+  size_t num_characters = 0;
   for (const Element& element : elements) {
+    for (const auto& range : element.set) num_characters += range.end - range.first;
+    HANOK_REQUIRE(num_characters <= kMaxCharacters, kData)
+        << "split expression: got classes of more than " << kMaxCharacters << " characters in all; " << where
+        << "; use the expression of a supported tokenizer";
     std::array<int, kMaxKinds> moved;
     moved.fill(-1);
     for (const auto& range : element.set) {

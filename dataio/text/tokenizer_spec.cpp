@@ -19,6 +19,7 @@ constexpr char kQwen2Expression[] =
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| "
     "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 constexpr char kGpt2Expression[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+constexpr size_t kMaxSplits = 16;  // each costs a table of all code points; published tokenizers have at most three
 constexpr char kAdvice[] = "; use the tokenizer files of a Qwen model";
 
 /// A value as a message shows it.
@@ -162,6 +163,7 @@ void read_pre_tokenizer(TokenizerSpec& spec, const json& value, const std::strin
       return;
     }
     if (step != "Split" || is_last) refuse(here + ".type", step, is_last ? "ByteLevel as the last step" : "Split");
+    if (i == kMaxSplits) refuse(where, concat(steps.size(), " steps"), "at most 16 of type Split");
     read_split(spec, *steps[i], here);
   }
   refuse(where, "no step", "ByteLevel as the last step");

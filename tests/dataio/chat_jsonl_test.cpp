@@ -65,6 +65,7 @@ TEST(ChatJsonl, RejectsWrongLinesOneByOne) {
   const std::vector<std::pair<std::string, std::string>> lines = {
       {R"({"messages": [)", "json_invalid"},
       {R"([1, 2])", "chat_invalid"},
+      {R"({"id": )" + std::string(1 << 20, '[') + std::string(1 << 20, ']') + "}", "json_invalid"},
       {R"({"id": "x"})", "chat_invalid"},
       {R"({"messages": []})", "chat_invalid"},
       {R"({"messages": [{"content": "a"}]})", "chat_invalid"},
@@ -90,9 +91,9 @@ TEST(ChatJsonl, RejectsWrongLinesOneByOne) {
       EXPECT_EQ(records[i].detail.rfind("line " + std::to_string(i + 1) + ": ", 0), 0u) << records[i].detail;
     }
   }
-  EXPECT_NE(records[7].detail.find("messages[0].content[0].type: got \"audio\", expected text, image or video"),
+  EXPECT_NE(records[8].detail.find("messages[0].content[0].type: got \"audio\", expected text, image or video"),
             std::string::npos)
-      << records[7].detail;
+      << records[8].detail;
   EXPECT_NE(records[13].detail.find("data.sets.chat.encoding: cp949"), std::string::npos) << records[13].detail;
 }
 

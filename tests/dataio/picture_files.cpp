@@ -109,6 +109,14 @@ File webp(int width, int height, const std::vector<uint8_t>& rgba) {
   return file;
 }
 
+File lossy_webp(int width, int height, const std::vector<uint8_t>& rgb) {
+  uint8_t* bytes = nullptr;
+  const size_t size = WebPEncodeRGB(rgb.data(), width, height, width * 3, 75, &bytes);
+  File file(bytes, bytes + size);
+  WebPFree(bytes);
+  return file;
+}
+
 File animated_webp(int canvas_width, int canvas_height, int x, int y, int width, int height, const File& still) {
   const std::string bitstream(still.begin() + 12, still.end());  // chunk VP8L with its header
   const auto chunk = [](const std::string& type, const std::string& data) {

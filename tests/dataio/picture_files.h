@@ -30,6 +30,8 @@ File jpeg(int width, int height, const std::vector<uint8_t>& pixels, const JpegO
 
 /// Lossless, pixels [H, W, 4].
 File webp(int width, int height, const std::vector<uint8_t>& rgba);
+/// Lossy, pixels [H, W, 3].
+File lossy_webp(int width, int height, const std::vector<uint8_t>& rgb);
 /// An animation of one frame at (x, y) of a larger canvas; `still` is a file from webp().
 File animated_webp(int canvas_width, int canvas_height, int x, int y, int width, int height, const File& still);
 

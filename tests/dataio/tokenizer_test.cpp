@@ -318,6 +318,11 @@ TEST(Tokenizer, RefusesWhatItDoesNotUnderstandByName) {
         "(?<n>a)", "x*",       "\\1",  "a{99999}", "[z-a]", "*",  "\\p{L", "(?i:\u00e9)", "a{2}+",    "\\"}) {
     refused(expression, wrong, "split expression");
   }
+  std::string all;
+  for (int i = 0; i < 40; ++i) all += "[\\S]";
+  refused(expression, all, "classes of more than");
+  const json split = small_tokenizer()["pre_tokenizer"]["pretokenizers"][0];
+  refused("/pre_tokenizer/pretokenizers", std::vector<json>(20, split), "at most 16 of type Split");
 }
 
 TEST(Tokenizer, RefusesAFolderWithoutFiles) {

@@ -200,10 +200,13 @@ TEST(VisionConfig, WhatIsNotUnderstoodIsRefusedByName) {
   expect_contains(refusal("{" + normal + R"(, "image_processor_type": "CLIPImageProcessor"})"), "CLIPImageProcessor");
   expect_contains(refusal("{" + normal + R"(, "do_resize": false})"), "do_resize = false, expected true");
   expect_contains(refusal("{" + normal + R"(, "size": {"height": 3, "width": 3}})"), "{shortest_edge, longest_edge}");
-  expect_contains(refusal(R"({"patch_size": 0})"), "patch_size = 0, expected a positive integer");
+  expect_contains(refusal(R"({"patch_size": 0})"), "patch_size = 0, expected an integer from 1 to 1024");
+  expect_contains(refusal(R"({"patch_size": 3298534880256})"), "expected an integer from 1 to 1024");
+  expect_contains(refusal(R"({"max_pixels": 18446744073709551615})"), "expected an integer from 1 to 1099511627776");
+  expect_contains(refusal(R"({"patch_size": )" + std::string(1 << 20, '[')), "more than 32 levels");
   expect_contains(refusal(R"({"patch_size": 16, "image_std": [1, 0, 1]})"), "image_std");
   expect_contains(refusal("[1]"), "no JSON object");
-  expect_contains(refusal("{"), "no JSON object");
+  expect_contains(refusal("{"), "got something else at byte 2");
   folder.write("video_preprocessor_config.json", R"({"patch_size": 14})");
   expect_contains(refusal("{" + normal + "}"), "make both files say the same");
 }
