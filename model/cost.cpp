@@ -1,7 +1,8 @@
 #include "model/cost.h"
 
 #include <algorithm>
-#include <string_view>
+
+#include "model/layers/recompute.h"
 
 namespace hanok {
 namespace {
@@ -17,6 +18,13 @@ Part part_of(const std::string& name) {
   return Part::kDecoder;
 }
 
+/// Index of the block that a weight belongs to; -1: of none.
+int64_t layer_of(const std::string& name) {
+  const size_t at = name.find(".layers.");
+  if (at == std::string::npos) return -1;
+  return std::stoll(name.substr(at + 8));
+}
+
 /// Tables are looked up, not multiplied with; norms and biases are not matrices.
 bool is_matmul(const ParamSpec& spec, Part part) {
   return spec.shape.size() == 2 && spec.name.ends_with(".weight") && part != Part::kEmbedding &&
@@ -29,20 +37,46 @@ double elements(const ParamSpec& spec) {
   return n;
 }
 
+Flops& linear_of(FlopsByPart& flops, Part part) {
+  switch (part) {
+    case Part::kTower: return flops.tower;
+    case Part::kConnector: return flops.connector;
+    case Part::kHead: return flops.head;
+    default: return flops.decoder;
+  }
+}
+
 /// Adds forward FLOPs and the backward that training asks for.
 struct Counter {
-  Flops flops;
+  int64_t recompute_every = 0;
   bool trains_upstream = false;  // something before this part trains: gradients pass through it
 
-  void add(double forward, bool trains) {
-    flops.forward += forward;
-    flops.backward += trains ? 2 * forward : trains_upstream ? forward : 0;
+  void add(Flops& to, double forward, bool trains, int64_t layer) const {
+    to.forward += forward;
+    to.backward += trains ? 2 * forward : trains_upstream ? forward : 0;
+    if ((trains || trains_upstream) && layer >= 0 && is_recomputed(layer, recompute_every)) to.again += forward;
   }
 };
 
 }  // namespace
 
-Flops model_flops(const ModelConfig& config, const ParamTable& params, const Work& work) {
+Flops& Flops::operator+=(const Flops& other) {
+  forward += other.forward;
+  backward += other.backward;
+  again += other.again;
+  return *this;
+}
+
+Flops FlopsByPart::sum() const {
+  Flops all;
+  for (const Flops* part : {&tower, &tower_attention, &connector, &decoder, &attention, &head}) all += *part;
+  return all;
+}
+
+FlopsByPart flops_by_part(const ModelConfig& config,
+                          const ParamTable& params,
+                          const Work& work,
+                          int64_t recompute_every) {
   std::vector<const Param*> ordered;
   for (const Param& param : params) ordered.push_back(&param);
   std::stable_sort(ordered.begin(), ordered.end(), [](const Param* a, const Param* b) {
@@ -53,23 +87,34 @@ Flops model_flops(const ModelConfig& config, const ParamTable& params, const Wor
   const DecoderConfig& decoder = config.decoder;
   const double width = static_cast<double>(decoder.heads * decoder.head_dim);
 
-  Counter counter;
+  FlopsByPart flops;
+  Counter counter{.recompute_every = recompute_every};
   const Param* embedding = nullptr;
   for (const Param* param : ordered) {
     const Part part = part_of(param->spec.name);
+    const int64_t layer = layer_of(param->spec.name);
     if (part == Part::kEmbedding) embedding = param;
     if (is_matmul(param->spec, part))
-      counter.add(2 * elements(param->spec) * rows[static_cast<int>(part)], param->trainable);
+      counter.add(
+          linear_of(flops, part), 2 * elements(param->spec) * rows[static_cast<int>(part)], param->trainable, layer);
     counter.trains_upstream |= param->trainable;
     // The attention core follows its q, k, v projection; its operands are activations, so it never costs a weight's
     // share.
     if (param->spec.name.find(".attn.qkv.weight") == std::string::npos) continue;
-    const double core = part == Part::kTower ? 4 * work.patch_pairs * static_cast<double>(config.tower.hidden)
-                                             : 2 * work.token_pairs * width;
-    counter.add(core, counter.trains_upstream);
+    const bool tower = part == Part::kTower;
+    const double core =
+        tower ? 4 * work.patch_pairs * static_cast<double>(config.tower.hidden) : 2 * work.token_pairs * width;
+    counter.add(tower ? flops.tower_attention : flops.attention, core, counter.trains_upstream, layer);
   }
-  if (decoder.tied && embedding) counter.add(2 * elements(embedding->spec) * work.labels, embedding->trainable);
-  return counter.flops;
+  if (decoder.tied && embedding)
+    counter.add(flops.head, 2 * elements(embedding->spec) * work.labels, embedding->trainable, -1);
+  // The fused loss keeps no logits: its backward multiplies for them again.
+  if (flops.head.backward > 0) flops.head.again = flops.head.forward;
+  return flops;
+}
+
+Flops model_flops(const ModelConfig& config, const ParamTable& params, const Work& work) {
+  return flops_by_part(config, params, work).sum();
 }
 
 }  // namespace hanok

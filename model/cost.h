@@ -17,14 +17,28 @@ struct Work {
 
 struct Flops {
   double forward = 0, backward = 0;
+  double again = 0;  // forward that the backward runs once more: recomputed layers, and the logits of the fused loss
   double total() const { return forward + backward; }
+  Flops& operator+=(const Flops& other);
 };
 
-/// Model FLOPs of all ranks together for `work`, recomputation not counted: 2 per weight of a matrix multiplication and
-/// row it sees, and 4 n^2 x width for attention, halved where it is causal (Megatron-LM's convention). The backward is
-/// twice the forward where weights train; a frozen weight costs one more forward when something before it trains, and
-/// nothing otherwise. The head is counted for labelled tokens only, because logits exist for those only.
+/// By part of the model; attention cores (q k^T and scores v) stand apart from the matrices around them.
+struct FlopsByPart {
+  Flops tower, tower_attention, connector, decoder, attention, head;
+  Flops sum() const;
+};
+
+/// Model FLOPs of all ranks together for `work`: 2 per weight of a matrix multiplication and row it sees, and
+/// 4 n^2 x width for attention, halved where it is causal (Megatron-LM's convention). The backward is twice the forward
+/// where weights train; a frozen weight costs one more forward when something before it trains, and nothing otherwise.
+/// The head is counted for labelled tokens only, because logits exist for those only.
 /// `params`: of one rank; global shapes and `trainable` are read, so the layout does not matter.
+/// `recompute_every`: fills Flops::again, which total() leaves out.
+FlopsByPart flops_by_part(const ModelConfig& config,
+                          const ParamTable& params,
+                          const Work& work,
+                          int64_t recompute_every = 0);
+/// The sum of the above.
 Flops model_flops(const ModelConfig& config, const ParamTable& params, const Work& work);
 
 }  // namespace hanok

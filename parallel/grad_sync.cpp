@@ -129,6 +129,10 @@ std::vector<ShardPiece> shard_pieces(const ParamTable& params, int index, int pa
   return pieces;
 }
 
+int64_t shard_size(const ParamTable& params, int parts, bool experts) {
+  return shard_size_of(lay_out(params, experts), parts);
+}
+
 struct GradSync::State {
   Groups groups;
   std::vector<Tensor> values;  // of the trainable parameters, by index in the table; undefined for frozen ones

@@ -30,6 +30,8 @@ struct WeightBlock {
 /// `parts` ranks of the grad group; the cuts lie on multiples of 32 too. `experts`: the weights cut over ep instead of
 /// all others, over the expert_grad group. Pure; the same for every rank of the group except for `index`.
 std::vector<ShardPiece> shard_pieces(const ParamTable& params, int index, int parts, bool experts = false);
+/// Elements of one rank's shard, padding included; the gradient buffer has `parts` times as many.
+int64_t shard_size(const ParamTable& params, int parts, bool experts = false);
 
 class GradSync {
  public:

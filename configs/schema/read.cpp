@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "configs/schema/document.h"
+#include "configs/schema/gpu.h"
 #include "configs/schema/visit.h"
 
 namespace hanok {
@@ -221,6 +222,10 @@ RunConfig parse_config(const std::string& yaml) {
 
 ModelConfig read_model_config(const std::string& file) {
   return read_struct<ModelConfig>(load_document(file));
+}
+
+GpuConfig read_gpu_config(const std::string& file) {
+  return read_struct<GpuConfig>(load_document(file));
 }
 
 }  // namespace hanok

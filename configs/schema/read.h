@@ -20,6 +20,9 @@ RunConfig read_config(const std::string& file, const std::vector<std::string>& s
 RunConfig parse_config(const std::string& yaml);
 /// A model YAML (configs/model/*.yaml) alone.
 ModelConfig read_model_config(const std::string& file);
+/// A GPU YAML (configs/gpu/*.yaml) alone; see gpu.h.
+struct GpuConfig;
+GpuConfig read_gpu_config(const std::string& file);
 
 /// The resolved config as YAML: every key, defaults included. parse_config(echo(c)) equals c.
 std::string echo(const RunConfig& config);

@@ -1,0 +1,63 @@
+// What a kind of GPU can do: configs/gpu/*.yaml, one file a kind. Read by `plan` and `doctor`.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.h"
+
+namespace hanok {
+
+struct GpuLink {
+  std::string kind;
+  double bus_gb_s = 0;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("kind", self.kind, "how GPUs of one host reach each other");
+    v("bus_gb_s", self.bus_gb_s, "bus bandwidth of large collectives, GB/s", at_least(0.001));
+  }
+};
+
+struct GpuAttention {
+  double forward = 0, backward = 0;
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("forward", self.forward, "causal attention, TFLOP/s of the allowed triangle", at_least(0.001));
+    v("backward", self.backward, "its backward", at_least(0.001));
+  }
+};
+
+struct GpuConfig {
+  std::string key;  // the file's name without .yaml; not a key of the file
+  std::string name;
+  std::vector<std::string> aliases;
+  double compute_capability = 0, memory_gib = 0, copy_gb_s = 0;
+  std::map<std::string, double> matmul_tf;
+  GpuAttention attention_tf;
+  GpuLink link;
+
+  bool has_bfloat16() const { return compute_capability >= 8; }
+
+  template <class Self, class Visitor>
+  static void fields(Self& self, Visitor&& v) {
+    v("name", self.name, "as the driver says it");
+    v("aliases", self.aliases, "as people say it");
+    v("compute_capability", self.compute_capability, "major.minor", at_least(5));
+    v("memory_gib", self.memory_gib, "memory that programs may use, GiB", at_least(1));
+    v("matmul_tf", self.matmul_tf, "matrix products by dtype, TFLOP/s", at_least(0.001));
+    v("copy_gb_s", self.copy_gb_s, "device copies, bytes read and written, GB/s", at_least(0.001));
+    v("attention_tf", self.attention_tf, "attention on packed rows");
+    v("link", self.link, "between GPUs of one host");
+  }
+};
+
+/// Every kind in the folder, by file name. errors: kIo, kConfig as read_config()
+std::vector<GpuConfig> read_gpus(const std::string& folder);
+/// By file name, alias or driver's name, without regard to case. errors: kConfig with the nearest name and all names
+const GpuConfig& find_gpu(const std::vector<GpuConfig>& gpus, const std::string& name);
+/// The kind of a card that reports this name and memory; null if there is none.
+const GpuConfig* match_gpu(const std::vector<GpuConfig>& gpus, const std::string& driver_name, double memory_gib);
+
+}  // namespace hanok

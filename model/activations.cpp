@@ -1,0 +1,329 @@
+#include "model/activations.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "model/layers/recompute.h"
+#include "model/layers/token_rows.h"
+
+namespace hanok {
+namespace {
+
+/// Sizes of one transformer block as this rank runs it.
+struct BlockSizes {
+  double cut_rows, rows;      // between layers (sequence layout) and inside them
+  double width;               // of the residual stream
+  double qkv, heads, turned;  // local columns of q, k, v; query heads; heads that qk_rope normalises
+  double query;               // columns of all local query heads
+  double up, act;             // columns out of `up` and into `down`
+  bool gated, qk_norm;
+};
+
+struct BlockBytes {
+  double kept = 0, gradients = 0, workspace = 0;
+  double forward = 0;  // alive at once in a forward that keeps nothing
+  bool keeps_input = false;
+};
+
+class Walk {
+ public:
+  Walk(const ModelConfig& config,
+       const ParamTable& params,
+       const Groups& groups,
+       const MicroBatch& batch,
+       int64_t recompute_every,
+       KernelSet kernels)
+      : config_(config), groups_(groups), batch_(batch), recompute_every_(recompute_every), kernels_(kernels) {
+    for (const Param& param : params) params_[param.spec.name] = &param;
+    const at::ScalarType dtype = params.front().value.scalar_type();
+    size_ = static_cast<double>(c10::elementSize(dtype));
+    wide_ = dtype == at::kDouble ? 8 : 4;
+  }
+
+  ActivationBytes run() {
+    const bool pictures = batch_.patches > 0 && config_.tower.type != "none";
+    const double tokens = static_cast<double>(batch_.tokens);
+    out_.input = tokens * 4 * 8 + static_cast<double>(batch_.vision_tokens) * 8;
+    if (pictures) {
+      out_.input += static_cast<double>(batch_.patches) * patch_values() * 4;
+      tower();
+      connector();
+    }
+    decoder(pictures);
+    head();
+    const double held = out_.input + out_.kept();
+    out_.redone_block = std::max(decoder_redone_, tower_redone_);
+    out_.block_gradients = std::max(decoder_gradients_, tower_gradients_);
+    // When the backward reaches the tower, what decoder and loss kept is gone.
+    const double in_loss = held + out_.logits, in_decoder = held + decoder_redone_ + decoder_gradients_,
+                 in_tower = out_.input + out_.tower + out_.connector + tower_redone_ + tower_gradients_;
+    out_.peak = std::max({held + forward_, in_loss, in_decoder, in_tower});
+    return out_;
+  }
+
+ private:
+  const Param& param(const std::string& name) const { return *params_.at(name); }
+  bool trains(const std::string& name) const {
+    const auto found = params_.find(name);
+    return found != params_.end() && found->second->trainable;
+  }
+  double rows_of(const std::string& name) const { return static_cast<double>(param(name).value.size(0)); }
+  double columns_of(const std::string& name) const { return static_cast<double>(param(name).value.size(1)); }
+  double cut(double rows) const {
+    return groups_.sequence_parallel ? rows / static_cast<double>(groups_.tp->size()) : rows;
+  }
+  double patch_values() const {
+    const TowerConfig& tower = config_.tower;
+    return static_cast<double>(tower.channels * tower.temporal_patch * tower.patch * tower.patch);
+  }
+  bool block_trains(const std::string& prefix) const {
+    return std::any_of(params_.begin(), params_.end(), [&](const auto& entry) {
+      return entry.second->trainable && entry.first.starts_with(prefix);
+    });
+  }
+
+  /// A matrix keeps its input for its own gradient only.
+  double linear(const std::string& name, double input_bytes) {
+    const bool weight = trains(name + ".weight");
+    grad_ |= weight || trains(name + ".bias");
+    return weight ? input_bytes : 0;
+  }
+
+  /// Keeps x and 1/rms.
+  double rms_norm(const std::string& name, double rows, double width, bool& keeps_input) {
+    keeps_input = grad_ = grad_ || trains(name + ".weight");
+    return grad_ ? rows * width * size_ + rows * wide_ : 0;
+  }
+
+  /// Keeps x, mean and 1/std.
+  double layer_norm(const std::string& name, double rows, double width, bool& keeps_input) {
+    keeps_input = grad_ = grad_ || trains(name + ".weight") || trains(name + ".bias");
+    return grad_ ? rows * width * size_ + 2 * rows * wide_ : 0;
+  }
+
+  /// Keeps the projection and, with norms, 1/rms of every head that turns.
+  double qk_rope(const std::string& attn, const BlockSizes& s) {
+    grad_ |= trains(attn + ".q_norm.weight") || trains(attn + ".k_norm.weight");
+    return grad_ ? s.rows * s.qkv * size_ + (s.qk_norm ? s.rows * s.turned * wide_ : 0) : 0;
+  }
+
+  /// q, k, v (views of one tensor), the result, and the log-sum of every row and head.
+  double attention(const BlockSizes& s, BlockBytes& block) const {
+    if (!grad_) return 0;
+    double rows_kept = s.rows;
+    double repeated = 0;
+    if (kernels_.attention == AttentionStore::kEfficient) {
+      rows_kept = std::ceil(s.rows / 32) * 32;  // of the log-sums
+      repeated = 2 * s.rows * s.query * size_;
+    }
+    const double f32_heads = s.rows * s.query * 4;
+    switch (kernels_.attention) {
+      case AttentionStore::kOwn: break;  // scratch of a thread
+      case AttentionStore::kCudnn: block.workspace = 3 * f32_heads; break;
+      case AttentionStore::kFlash:
+        block.workspace = f32_heads + (s.qkv < 3 * s.query ? 2 * s.rows * s.query * size_ : 0);
+        break;
+      case AttentionStore::kEfficient: block.workspace = f32_heads; break;
+    }
+    return s.rows * (s.qkv + s.query) * size_ + rows_kept * s.heads * wide_ + repeated;
+  }
+
+  /// SwiGLU keeps gate and up, GELU its input; the result is kept by the next matrix.
+  double activation(const BlockSizes& s) const { return grad_ ? s.rows * s.up * size_ : 0; }
+
+  /// In the order of the forward of model/decoder/block.cpp and of the tower's Block.
+  BlockBytes block(const std::string& prefix, const BlockSizes& s) {
+    const auto norm = [&](const std::string& name, bool& keeps) {
+      return s.gated ? rms_norm(prefix + name, s.cut_rows, s.width, keeps)
+                     : layer_norm(prefix + name, s.cut_rows, s.width, keeps);
+    };
+    BlockBytes out;
+    bool keeps_middle = false;
+    const double stream = s.cut_rows * s.width * size_, gathered = s.rows * s.width * size_;
+    out.kept += norm("attn_norm", out.keeps_input);
+    out.kept += linear(prefix + "attn.qkv", gathered);  // gathered over tp: the norm's result lives on only here
+    out.kept += qk_rope(prefix + "attn", s);
+    const bool kept_by_attention = grad_;
+    out.kept += attention(s, out);
+    out.kept += linear(prefix + "attn.out", kept_by_attention ? 0 : s.rows * s.query * size_);
+    double mlp = norm("mlp_norm", keeps_middle);
+    mlp += linear(prefix + "mlp.up", gathered);
+    mlp += activation(s);
+    mlp += linear(prefix + "mlp.down", s.rows * s.act * size_);
+    out.kept += mlp;
+    const double projected = s.rows * s.qkv * size_, query = s.rows * s.query * size_;
+    const double in_attention = stream + gathered + std::max(2 * projected, projected + query + stream);
+    out.forward = std::max(in_attention, 3 * stream + gathered + s.rows * (s.up + s.act) * size_);
+    if (grad_) out.gradients = gradients(prefix, s, stream, gathered, mlp, out.workspace);
+    return out;
+  }
+
+  /// The most that gradients take beyond what was kept, while the backward passes a block: at `down`, where nothing has
+  /// been freed; at the activation, where the input of `down` has; in attention, where the whole MLP has.
+  double gradients(const std::string& prefix,
+                   const BlockSizes& s,
+                   double stream,
+                   double gathered,
+                   double mlp,
+                   double workspace) const {
+    const double act = s.rows * s.act * size_, up = s.rows * s.up * size_;
+    const bool down_trains = trains(prefix + "mlp.down.weight");
+    const double weight =
+        down_trains ? static_cast<double>(param(prefix + "mlp.down.weight").value.numel()) * size_ : 0;
+    const double at_down = stream + (s.rows > s.cut_rows ? gathered : 0) + act + weight;
+    const double at_activation = stream + act + up - (down_trains ? act : 0);
+    const double in_attention = stream + s.rows * (s.query + s.qkv) * size_ + workspace - mlp;
+    return std::max({at_down, at_activation, in_attention});
+  }
+
+  /// A block that may be redone in the backward: then only its input is kept. -> whether that input is kept
+  bool layer(
+      const std::string& prefix, int64_t index, const BlockSizes& s, double& kept, double& redone, double& most) {
+    const bool flows_before = grad_;
+    const BlockBytes inside = block(prefix, s);
+    const double stream = s.cut_rows * s.width * size_;
+    most = std::max(most, inside.gradients);
+    out_.attention_workspace = std::max(out_.attention_workspace, inside.workspace);
+    const bool runs_again = is_recomputed(index, recompute_every_);
+    // The last block meets all that the others kept.
+    forward_ = std::max(inside.forward - (runs_again ? 0 : inside.kept), 0.0);
+    if (!runs_again) {
+      kept += inside.kept;
+      return inside.keeps_input;
+    }
+    if (!flows_before && !block_trains(prefix)) return false;
+    kept += stream;
+    redone = std::max(redone, inside.kept - (inside.keeps_input ? stream : 0));
+    return true;
+  }
+
+  BlockSizes sizes(const std::string& prefix, double rows, double width, int64_t head_dim, bool gated) const {
+    BlockSizes s{.cut_rows = cut(rows), .rows = rows, .width = width, .gated = gated, .qk_norm = gated};
+    s.qkv = rows_of(prefix + "attn.qkv.weight");
+    s.query = columns_of(prefix + "attn.out.weight");
+    s.heads = s.query / static_cast<double>(head_dim);
+    s.turned = s.heads + (s.qkv - s.query) / 2 / static_cast<double>(head_dim);
+    s.up = rows_of(prefix + "mlp.up.weight");
+    s.act = columns_of(prefix + "mlp.down.weight");
+    return s;
+  }
+
+  void tower() {
+    const TowerConfig& tower = config_.tower;
+    const int64_t merge = config_.connector.merge * config_.connector.merge;
+    padded_patches_ = static_cast<double>(padded_rows(batch_.patches, merge, groups_));
+    const double rows = padded_patches_;
+    const bool project = trains("tower.patch_embed.weight"), position = trains("tower.position.weight");
+    const bool copies = size_ != 4 || rows > static_cast<double>(batch_.patches);  // else the input itself is kept
+    if (project && copies) out_.tower += (size_ == 4 ? rows : cut(rows)) * patch_values() * size_;
+    if (position) out_.tower += rows * 4 * (8 + wide_);  // four taps a patch: index and share
+    grad_ = project || position || trains("tower.patch_embed.bias");
+    const double width = static_cast<double>(tower.hidden);
+    const int64_t head_dim = tower.hidden / tower.heads;
+    bool turns = false;
+    for (int64_t i = 0; i < tower.depth; ++i) {
+      const std::string prefix = "tower.layers." + std::to_string(i) + ".";
+      const BlockSizes s = sizes(prefix, rows, width, head_dim, false);
+      tower_inputs_kept_.push_back(layer(prefix, i, s, out_.tower, tower_redone_, tower_gradients_));
+      turns |= grad_;
+    }
+    if (turns) out_.tower += rows * static_cast<double>(head_dim) * wide_;  // cos and sin, half a head wide, f32
+  }
+
+  /// -> whether what it makes needs a gradient
+  bool merger(const std::string& prefix, bool merge_first, bool input_is_kept) {
+    const double merge = static_cast<double>(config_.connector.merge * config_.connector.merge);
+    const double tokens = padded_patches_ / merge, merged = static_cast<double>(config_.tower.hidden) * merge;
+    const double patches = cut(padded_patches_), rows = merge_first ? patches / merge : patches;
+    bool keeps_input = false;
+    double bytes = layer_norm(prefix + "norm", rows, merge_first ? merged : merged / merge, keeps_input);
+    if (keeps_input && input_is_kept) bytes -= patches * merged / merge * size_;
+    bytes += linear(prefix + "mlp.up", tokens * merged * size_);
+    const double hidden = tokens * rows_of(prefix + "mlp.up.weight") * size_;
+    if (grad_) bytes += hidden;  // GELU
+    bytes += linear(prefix + "mlp.down", hidden);
+    out_.connector += bytes;
+    return grad_;
+  }
+
+  void connector() {
+    const bool tower_flows = grad_;
+    const std::string main = "connector.main.";
+    main_flows_ = merger(main, false, false);
+    const bool keeps_features = tower_flows || trains(main + "norm.weight") || trains(main + "norm.bias");
+    for (size_t i = 0; i < config_.taps.size(); ++i) {
+      const auto next = static_cast<size_t>(config_.taps[i]) + 1;
+      grad_ = tower_flows;
+      tap_flows_.push_back(merger("connector.taps." + std::to_string(i) + ".",
+                                  true,
+                                  next < tower_inputs_kept_.size() ? tower_inputs_kept_[next] : keeps_features));
+    }
+  }
+
+  void decoder(bool pictures) {
+    const DecoderConfig& decoder = config_.decoder;
+    const double rows = static_cast<double>(batch_.tokens);
+    const bool embeds = trains("decoder.embed.weight");
+    grad_ = embeds || (pictures && main_flows_);
+    bool turns = false;
+    for (int64_t i = 0; i < decoder.layers; ++i) {
+      const std::string prefix = "decoder.layers." + std::to_string(i) + ".";
+      const BlockSizes s = sizes(prefix, rows, static_cast<double>(decoder.hidden), decoder.head_dim, true);
+      layer(prefix, i, s, out_.decoder, decoder_redone_, decoder_gradients_);
+      turns |= grad_;
+      if (pictures && i < static_cast<int64_t>(tap_flows_.size())) grad_ |= tap_flows_[i];
+    }
+    const double tables = rows * static_cast<double>(decoder.head_dim) * size_;  // cos and sin
+    if (turns) out_.decoder += tables;
+    forward_ += (turns ? 0 : tables) + (turns ? 0 : rows * static_cast<double>(decoder.hidden) * size_);
+    bool keeps_input = false;
+    out_.decoder += rms_norm("decoder.norm", cut(rows), static_cast<double>(decoder.hidden), keeps_input);
+  }
+
+  void head() {
+    const DecoderConfig& decoder = config_.decoder;
+    const std::string name = decoder.tied ? "decoder.embed.weight" : "decoder.head.weight";
+    const double width = static_cast<double>(decoder.hidden), labels = static_cast<double>(batch_.labels);
+    const bool weight_trains = trains(name);
+    out_.head = cut(static_cast<double>(batch_.tokens)) * width * size_;  // held by who asked for the loss
+    if (grad_ || weight_trains)
+      out_.head += labels * (width * size_ + 8 + wide_ + 4 + (grad_ ? 8 : 0));  // rows, targets, log-sums, weights
+    const double vocab = rows_of(name);
+    // The block of columns of model/kernels/vocab_softmax.cpp.
+    const double limit = kernels_.on_gpu ? double(1 << 27) : double(1 << 20);
+    const double block = labels * std::min(vocab, std::max(512.0, std::floor(limit / std::max(1.0, labels))));
+    // On the CPU logits are widened; a GPU's kernels widen what they read. The gradient takes their place.
+    const double narrow = size_ == wide_ ? 0 : size_, logit = kernels_.on_gpu ? size_ : narrow + wide_;
+    const double forward = block * logit;
+    const double backward = block * (logit + (kernels_.on_gpu ? 0 : narrow)) + labels * width * (wide_ + narrow) +
+                            (weight_trains ? vocab * width * size_ : 0);
+    out_.logits = std::max(forward, grad_ || weight_trains ? backward : 0);
+  }
+
+  const ModelConfig& config_;
+  const Groups& groups_;
+  const MicroBatch& batch_;
+  const int64_t recompute_every_;
+  const KernelSet kernels_;
+  std::unordered_map<std::string, const Param*> params_;
+  double size_ = 4, wide_ = 4;  // bytes of an activation, and of what is accumulated
+  bool grad_ = false;           // what flows here needs a gradient
+  double padded_patches_ = 0;
+  std::vector<bool> tower_inputs_kept_, tap_flows_;
+  bool main_flows_ = false;
+  double forward_ = 0, tower_redone_ = 0, tower_gradients_ = 0, decoder_redone_ = 0, decoder_gradients_ = 0;
+  ActivationBytes out_;
+};
+
+}  // namespace
+
+ActivationBytes activation_bytes(const ModelConfig& config,
+                                 const ParamTable& params,
+                                 const Groups& groups,
+                                 const MicroBatch& batch,
+                                 int64_t recompute_every,
+                                 KernelSet kernels) {
+  return Walk(config, params, groups, batch, recompute_every, kernels).run();
+}
+
+}  // namespace hanok

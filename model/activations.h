@@ -1,0 +1,59 @@
+// What a micro-batch makes a rank hold from its forward to its backward, counted from the shapes without running it.
+#pragma once
+
+#include "configs/schema/config.h"
+#include "parallel/param.h"
+
+namespace hanok {
+
+/// What the attention core keeps, and how much room its backward takes.
+enum class AttentionStore {
+  kOwn,        // our functions: the CPU's loops
+  kCudnn,      // the same tensors; the backward of the graph takes f32 room for dq, dk, dv of every query head
+  kFlash,      // libtorch's flash: the same tensors
+  kEfficient,  // libtorch's memory-efficient: also keys and values repeated for every query head
+};
+
+/// What the bytes depend on beside the shapes: every operation is a function of ours that keeps the same tensors on
+/// every device; attention and the chunks of logits differ.
+struct KernelSet {
+  bool on_gpu = false;
+  AttentionStore attention = AttentionStore::kOwn;
+};
+
+/// One micro-batch of one rank, padding included.
+struct MicroBatch {
+  int64_t tokens = 0;         // packed rows laid end to end
+  int64_t labels = 0;         // of them
+  int64_t patches = 0;        // of all pictures
+  int64_t vision_tokens = 0;  // placeholders: patches / merge^2
+};
+
+/// Bytes on one rank.
+struct ActivationBytes {
+  double input = 0;      // tokens, positions, pixels
+  double tower = 0;      // kept by autograd, as are the next three
+  double connector = 0;  //
+  double decoder = 0;    // rotary tables included
+  double head = 0;       // final hidden states, labelled rows of them
+  // Not all at once: each is gone before the next phase.
+  double redone_block = 0;         // what the largest recomputed block keeps while its backward runs
+  double logits = 0;               // chunks of logits and gradients of the loss
+  double block_gradients = 0;      // of activations and of one weight, in the backward of the largest block
+  double attention_workspace = 0;  // of the attention backward
+  double peak = 0;                 // input, activations and what is computed on them, when they take the most
+  double kept() const { return tower + connector + decoder + head; }
+};
+
+/// `params`: of a model on these groups (meta tensors will do); local shapes and `trainable` are read.
+/// Tensors are counted once however many operations keep them; weights, and what is as small as a few numbers a
+/// segment, are not counted.
+/// source: the autograd functions of model/kernels and libtorch's derivatives.yaml, in the order of the forward
+ActivationBytes activation_bytes(const ModelConfig& config,
+                                 const ParamTable& params,
+                                 const Groups& groups,
+                                 const MicroBatch& batch,
+                                 int64_t recompute_every,
+                                 KernelSet kernels);
+
+}  // namespace hanok

@@ -1,0 +1,146 @@
+// Bytes that activation_bytes() says, against what libtorch really holds: every allocation is counted.
+#include "model/cost.h"
+
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "configs/schema/read.h"
+#include "model/activations.h"
+#include "parallel/plan.h"
+#include "tests/model/tiny.h"
+#include "tests/support/counting_allocator.h"
+
+namespace hanok {
+namespace {
+
+CountingAllocator& cpu() {
+  static auto* allocator = new CountingAllocator(c10::DeviceType::CPU);  // tensors of other statics outlive main
+  return *allocator;
+}
+
+/// Wide enough that a few numbers a segment do not matter.
+ModelConfig small_config(bool tied) {
+  ModelConfig config = tiny_config();
+  config.tower.depth = 3;
+  config.tower.hidden = 64;
+  config.tower.ffn = 144;
+  config.decoder.hidden = 96;
+  config.decoder.ffn = 272;
+  config.decoder.head_dim = 24;
+  config.decoder.mrope_section = {4, 4, 4};
+  config.decoder.vocab = 611;
+  config.decoder.tied = tied;
+  config.taps = {0, 2};
+  return config;
+}
+
+struct Measured {
+  double kept, peak;
+};
+
+/// 400 tokens; with pictures 165 of them are two pictures.
+TinyRow row_of(const ModelConfig& config, bool pictures) {
+  TinyRow row = tiny_row(config, 400, false, at::kFloat);
+  if (!pictures) return row;
+  constexpr int64_t kPatches = 20 * 30 + 6 * 10;
+  row.input.grid_I3 = at::tensor({1, 20, 30, 1, 6, 10}, at::kLong).view({2, 3});
+  row.input.pixels_PC = at::randn({kPatches, row.input.pixels_PC.size(1)});
+  row.input.vision_index_M = at::arange(50, 50 + kPatches / 4, at::kLong);
+  return row;
+}
+
+MicroBatch batch_of(const TinyRow& row) {
+  return {.tokens = row.input.tokens_T.size(0),
+          .labels = row.targets_T.ne(-100).sum().item<int64_t>(),
+          .patches = row.input.pixels_PC.size(0),
+          .vision_tokens = row.input.vision_index_M.size(0)};
+}
+
+void train_only(Vlm& model, const std::string& glob) {
+  for (Param& param : model.params()) {
+    param.trainable = glob_match(glob, param.spec.name);
+    param.value.set_requires_grad(param.trainable);
+    param.value.mutable_grad() = param.trainable ? at::zeros_like(param.value) : Tensor();
+  }
+}
+
+/// Bytes alive between forward and backward, and the most at any time of both; weights, their gradients and the input
+/// left out.
+Measured measure(Vlm& model, const TinyRow& row) {
+  weighted_loss(model, model.forward(row.input), row);  // what is made at first use is made
+  const double before = static_cast<double>(cpu().live());
+  cpu().restart_peak();
+  const ModelOutput y = model.forward(row.input);
+  Tensor loss = weighted_loss(model, y, row);
+  const double kept = static_cast<double>(cpu().live()) - before;
+  if (loss.requires_grad()) loss.backward();
+  return {kept, static_cast<double>(cpu().peak()) - before};
+}
+
+struct Case {
+  const char* name;
+  int64_t every;
+  bool pictures, tied;
+  const char* trainable;
+  at::ScalarType dtype = at::kFloat;
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.name;
+}
+
+class KeptBytes : public testing::TestWithParam<Case> {};
+
+TEST_P(KeptBytes, EqualWhatAutogradHolds) {
+  const Case& c = GetParam();
+  cpu();
+  const ModelConfig config = small_config(c.tied);
+  Vlm model(config, make_single_groups(), c.dtype, at::kCPU);
+  randomise(model, 1);
+  train_only(model, c.trainable);
+  model.set_execution({.recompute_every = c.every});
+  const TinyRow row = row_of(config, c.pictures);
+  const Measured real = measure(model, row);
+  const ActivationBytes said =
+      activation_bytes(config, model.params(), model.groups(), batch_of(row), c.every, KernelSet{});
+  EXPECT_NEAR(said.kept() / real.kept, 1, 0.02) << "said " << said.kept() << ", held " << real.kept;
+  EXPECT_NEAR((said.peak - said.input) / real.peak, 1, 0.1) << "said " << said.peak << ", peaked at " << real.peak;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases,
+                         KeptBytes,
+                         testing::Values(Case{"text", 0, false, true, "**"},
+                                         Case{"pictures", 0, true, true, "**"},
+                                         Case{"text_recomputed", 1, false, true, "**"},
+                                         Case{"pictures_recomputed", 1, true, false, "**"},
+                                         Case{"every_second", 2, true, false, "**"},
+                                         Case{"connector_only", 0, true, false, "connector.**"},
+                                         Case{"connector_only_recomputed", 1, true, false, "connector.**"},
+                                         Case{"decoder_only", 0, true, false, "decoder.**"},
+                                         Case{"upper_half", 0, true, false, "decoder.layers.2.**"},
+                                         Case{"nothing_upstream", 0, false, false, "connector.**"},
+                                         Case{"bfloat16", 0, true, true, "**", at::kBFloat16}),
+                         [](const auto& info) { return info.param.name; });
+
+// By hand, for three layers of width 96: a step of 10 tokens (6 labelled) in samples of 4 and 6.
+TEST(Cost, PartsEqualAHandCount) {
+  const ModelConfig config = small_config(false);
+  Vlm model(config, make_single_groups(), at::kFloat, at::kMeta);
+  const Work work{.tokens = 10, .labels = 6, .token_pairs = 16 + 36, .patches = 8, .patch_pairs = 64};
+  const FlopsByPart flops = flops_by_part(config, model.params(), work, 2);
+  const double layer = 96 * (4 + 2 + 2) * 24 + 4 * 24 * 96 + 3 * 96 * 272, block = 4 * 64 * 64 + 2 * 64 * 144;
+  EXPECT_EQ(flops.decoder.forward, 2 * 10 * 3 * layer);
+  EXPECT_EQ(flops.attention.forward, 3 * 2 * 52 * 96);
+  EXPECT_EQ(flops.head.forward, 2 * 6 * 611 * 96);
+  EXPECT_EQ(flops.tower.forward, 2 * 8 * (3 * block + 96 * 64));
+  EXPECT_EQ(flops.tower_attention.forward, 3 * 4 * 64 * 64);
+  EXPECT_EQ(flops.connector.forward, 2 * 2 * 3 * (256 * 256 + 256 * 96));
+  EXPECT_EQ(flops.sum().backward, 2 * flops.sum().forward);
+  EXPECT_EQ(flops.decoder.again, 2 * 10 * 2 * layer);  // layers 0 and 2 run twice
+  EXPECT_EQ(flops.tower_attention.again, 2 * 4 * 64 * 64);
+  EXPECT_EQ(flops.head.again, flops.head.forward);
+  EXPECT_EQ(model_flops(config, model.params(), work).total(), flops.sum().total());
+}
+
+}  // namespace
+}  // namespace hanok
