@@ -88,9 +88,7 @@ void Judge::judge_batch(const Batch& batch, int shuffle) {
   if (batch.samples.empty()) return;
   const ModelOutput y = model_.forward(model_input(batch, device_of(model_)));
   if (shuffle == 0 && batch.num_labels > 0)
-    note_labels(
-        batch,
-        linear_cross_entropy(y.y_TD, model_.head_weight_VD(), model_.vocab_begin(), batch.targets_T, model_.groups()));
+    note_labels(batch, linear_cross_entropy(y.y_TD, model_.head(), batch.targets_T, model_.groups()));
   note_choices(batch, y);
 }
 
@@ -155,8 +153,7 @@ void Judge::note_choices(const Batch& batch, const ModelOutput& y) {
     if (std::none_of(questions.begin(), questions.end(), [&](const Question& q) { return q.upper == upper; })) continue;
     const LetterTokens letters = letter_tokens(*encoder_.tokenizer, upper ? 'A' : 'a', most);
     const Tensor probabilities = candidate_logprobs(y.y_TD,
-                                                    model_.head_weight_VD(),
-                                                    model_.vocab_begin(),
+                                                    model_.head(),
                                                     at::tensor(rows, at::kLong).to(device),
                                                     at::tensor(letters.ids, at::kLong).to(device),
                                                     model_.groups())
@@ -265,9 +262,10 @@ EvalResult evaluate(const Vlm& model,
   const double began = now_s();
   Judge judge(model, dataset, encoder, options);
   if (!judge.judge_all()) return {.complete = false};
-  const std::vector<JudgedSample> samples = judge.gather();
+  std::vector<JudgedSample> samples = judge.gather();
   if (model.groups().rank == 0) write_files(samples, dataset, options);
   EvalResult result = summarise(samples);
+  result.samples = std::move(samples);
   result.seconds = now_s() - began;
   return result;
 }

@@ -1,0 +1,357 @@
+// Bandwidth of every memory-bound kernel beside that of a device copy: kernel_bench
+// Bytes are the fewest that the operation can move: each input read once, each output written once.
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+
+#include "base/cuda/call.h"
+#include "base/error.h"
+#include "model/kernels/gelu_tanh_cuda.h"
+#include "model/kernels/interpolate_rows_cuda.h"
+#include "model/kernels/layer_norm_cuda.h"
+#include "model/kernels/lookup_rows_cuda.h"
+#include "model/kernels/qk_rope_cuda.h"
+#include "model/kernels/rms_norm_cuda.h"
+#include "model/kernels/scatter_rows_cuda.h"
+#include "model/kernels/sum_by_row_cuda.h"
+#include "model/kernels/swiglu_cuda.h"
+#include "model/kernels/vocab_softmax_cuda.h"
+#include "parallel/squared_norm_cuda.h"
+#include "trainer/adamw_update_cuda.h"
+
+namespace hanok {
+namespace {
+
+double median_us(const std::function<void()>& body) {
+  const c10::impl::VirtualGuardImpl device(at::kCUDA);
+  const c10::Stream stream = device.getStream(c10::Device(at::kCUDA, 0));
+  for (int i = 0; i < 3; ++i) body();
+  std::vector<double> times;
+  for (int i = 0; i < 15; ++i) {
+    c10::Event begin(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT), end(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT);
+    begin.record(stream);
+    body();
+    end.record(stream);
+    end.synchronize();
+    times.push_back(begin.elapsedTime(end) * 1000);
+  }
+  std::nth_element(times.begin(), times.begin() + 7, times.end());
+  return times[7];
+}
+
+struct Bench {
+  double copy_rate = 0;  // bytes a second
+  void operator()(const char* name, double bytes, const std::function<void()>& body) const {
+    const double us = median_us(body), rate = bytes / us * 1e6;
+    std::printf("%-44s %9.1f MB %9.1f us %7.0f GB/s  %.3f\n", name, bytes / 1e6, us, rate / 1e9, rate / copy_rate);
+  }
+};
+
+at::TensorOptions on(at::ScalarType dtype) {
+  return at::device(at::kCUDA).dtype(dtype);
+}
+Tensor randn(at::IntArrayRef shape, at::ScalarType dtype = at::kBFloat16) {
+  return at::randn(shape, on(dtype));
+}
+double bytes_of(const Tensor& x) {
+  return static_cast<double>(x.nbytes());
+}
+
+void norms(const Bench& bench, int64_t rows, int64_t dim, at::ScalarType dtype) {
+  const Tensor x = randn({rows, dim}, dtype), dy = randn({rows, dim}, dtype), other = randn({rows, dim}, dtype);
+  const Tensor weight = randn({dim}, dtype), dparams = at::empty({2, dim}, on(dtype));
+  const Tensor y = at::empty_like(x), sum = at::empty_like(x);
+  const Tensor mean = at::zeros({rows}, on(at::kFloat)), rstd = at::ones({rows}, on(at::kFloat));
+  const CudaCall call = cuda_call(x, "bench");
+  const Tensor partial = at::empty({norm_partials(call.type, rows, dim), 2, dim}, on(at::kFloat));
+  const std::string shape = concat(" ", at::toString(dtype), " ", rows, "x", dim);
+  const RmsNormForward forward{
+      call, data_of(x), nullptr, data_of(weight), nullptr, mutable_data_of(y), mutable_data_of(rstd), rows, dim, 1e-6};
+  RmsNormForward added = forward;
+  added.added = data_of(other);
+  added.sum = mutable_data_of(sum);
+  bench(("rms_norm" + shape).c_str(), 2 * bytes_of(x), [&] { launch(forward); });
+  bench(("add_rms_norm" + shape).c_str(), 4 * bytes_of(x), [&] { launch(added); });
+  const RmsNormBackward backward{call,
+                                 data_of(dy),
+                                 data_of(x),
+                                 data_of(weight),
+                                 nullptr,
+                                 data_of(rstd),
+                                 mutable_data_of(y),
+                                 mutable_data_of(dparams),
+                                 mutable_data_of(partial),
+                                 rows,
+                                 dim};
+  RmsNormBackward backward_added = backward;
+  backward_added.dsum = data_of(other);
+  bench(("rms_norm backward" + shape).c_str(), 3 * bytes_of(x), [&] { launch(backward); });
+  bench(("add_rms_norm backward" + shape).c_str(), 4 * bytes_of(x), [&] { launch(backward_added); });
+  bench(("layer_norm" + shape).c_str(), 2 * bytes_of(x), [&] {
+    launch(LayerNormForward{call,
+                            data_of(x),
+                            data_of(weight),
+                            data_of(weight),
+                            mutable_data_of(y),
+                            mutable_data_of(mean),
+                            mutable_data_of(rstd),
+                            rows,
+                            dim,
+                            1e-6});
+  });
+  bench(("layer_norm backward" + shape).c_str(), 3 * bytes_of(x), [&] {
+    launch(LayerNormBackward{call,
+                             data_of(dy),
+                             data_of(x),
+                             data_of(weight),
+                             data_of(mean),
+                             data_of(rstd),
+                             mutable_data_of(y),
+                             mutable_data_of(dparams),
+                             mutable_data_of(partial),
+                             rows,
+                             dim});
+  });
+}
+
+void units(const Bench& bench, int64_t rows, int64_t width) {
+  const Tensor h = randn({rows, 2 * width}), dh = at::empty_like(h), y = randn({rows, width}), dx = at::empty_like(y);
+  const CudaCall call = cuda_call(h, "bench");
+  const std::string shape = concat(" BFloat16 ", rows, "x", width);
+  bench(("swiglu" + shape).c_str(), 3 * bytes_of(y), [&] {
+    launch(SwiGluForward{call, data_of(h), mutable_data_of(dx), rows, width});
+  });
+  bench(("swiglu backward" + shape).c_str(), 5 * bytes_of(y), [&] {
+    launch(SwiGluBackward{call, data_of(y), data_of(h), mutable_data_of(dh), rows, width});
+  });
+  bench(("gelu_tanh" + shape).c_str(), 2 * bytes_of(y), [&] {
+    launch(GeluTanhForward{call, data_of(y), mutable_data_of(dx), y.numel()});
+  });
+  bench(("gelu_tanh backward" + shape).c_str(), 3 * bytes_of(y), [&] {
+    launch(GeluTanhBackward{call, data_of(y), data_of(h), mutable_data_of(dx), y.numel()});
+  });
+}
+
+void rope(const Bench& bench, const QkRopeSizes& sizes, bool norm, bool wide_tables) {
+  const int64_t all = sizes.heads + 2 * sizes.kv_heads, half = sizes.width / 2;
+  const auto table = wide_tables ? at::kFloat : at::kBFloat16;
+  const Tensor x = randn({sizes.rows, all * sizes.width}), dy = randn({sizes.rows, all * sizes.width});
+  const Tensor y = at::empty_like(x), weight = norm ? randn({sizes.width}) : Tensor();
+  const Tensor cos = randn({sizes.rows, half}, table), sin = randn({sizes.rows, half}, table);
+  const Tensor rstd = at::ones({sizes.rows, sizes.heads + sizes.kv_heads}, on(at::kFloat));
+  const Tensor partial = at::empty({qk_rope_partials(sizes.rows), 2, sizes.width}, on(at::kFloat));
+  const Tensor dweight = norm ? at::empty({2, sizes.width}, on(at::kBFloat16)) : Tensor();
+  const CudaCall call = cuda_call(x, "bench");
+  const std::string shape = concat(norm ? " norm" : "", " BFloat16 ", sizes.rows, "x", all, "x", sizes.width);
+  const double tables = 2 * bytes_of(cos);
+  bench(("qk_rope" + shape).c_str(), 2 * bytes_of(x) + tables, [&] {
+    launch(QkRopeForward{call,
+                         wide_tables,
+                         data_of(x),
+                         data_of(weight),
+                         data_of(weight),
+                         data_of(cos),
+                         data_of(sin),
+                         mutable_data_of(y),
+                         mutable_data_of(rstd),
+                         sizes,
+                         1e-6});
+  });
+  bench(("qk_rope backward" + shape).c_str(), (norm ? 3 : 2) * bytes_of(x) + tables, [&] {
+    launch(QkRopeBackward{call,
+                          wide_tables,
+                          data_of(dy),
+                          data_of(x),
+                          data_of(weight),
+                          data_of(weight),
+                          data_of(cos),
+                          data_of(sin),
+                          data_of(rstd),
+                          mutable_data_of(y),
+                          mutable_data_of(dweight),
+                          mutable_data_of(partial),
+                          sizes});
+  });
+}
+
+void rows(const Bench& bench, int64_t count, int64_t width) {
+  const int64_t vocab = 151936, tokens = count * 2 / 5;
+  const Tensor table = randn({vocab, width}), y = randn({count, width}), dtable = at::empty_like(table);
+  const Tensor index = at::randint(0, vocab, {count}, on(at::kLong)), out = at::empty_like(y);
+  const auto [key, use] = at::sort(index, true, 0, false);
+  const CudaCall call = cuda_call(y, "bench");
+  const std::string shape = concat(" BFloat16 ", count, "x", width);
+  bench(("lookup_rows" + shape).c_str(), 2 * bytes_of(y), [&] {
+    launch(LookupRowsForward{
+        call, data_of(table), index.const_data_ptr<int64_t>(), mutable_data_of(out), count, vocab, width, 0});
+  });
+  const SumByRow sums{call,
+                      key.const_data_ptr<int64_t>(),
+                      use.const_data_ptr<int64_t>(),
+                      nullptr,
+                      data_of(y),
+                      mutable_data_of(dtable),
+                      count,
+                      1,
+                      vocab,
+                      width,
+                      0};
+  bench(("sum_by_row" + shape).c_str(), 2 * bytes_of(y), [&] { launch(sums); });
+  const Tensor picture = index.clone();
+  picture.narrow(0, 0, tokens).fill_(151655);
+  const auto [picture_key, picture_use] = at::sort(picture, true, 0, false);
+  SumByRow repeated = sums;
+  repeated.key = picture_key.const_data_ptr<int64_t>();
+  repeated.use = picture_use.const_data_ptr<int64_t>();
+  bench(("sum_by_row, one row 2/5 of" + shape).c_str(), 1.6 * bytes_of(y), [&] { launch(repeated); });
+  const Tensor places = at::randperm(count, on(at::kLong)).narrow(0, 0, tokens).contiguous();
+  const Tensor source = at::empty({count}, on(at::kInt)), vision = randn({tokens, width});
+  launch(InvertIndex{call, places.const_data_ptr<int64_t>(), source.mutable_data_ptr<int32_t>(), tokens, count, 0});
+  for (const bool add : {false, true})
+    bench(((add ? "add_at_rows" : "replace_rows") + shape).c_str(), (add ? 2.4 : 2) * bytes_of(y), [&] {
+      launch(ScatterRows{call,
+                         add,
+                         data_of(y),
+                         data_of(vision),
+                         source.const_data_ptr<int32_t>(),
+                         mutable_data_of(out),
+                         count,
+                         width});
+    });
+  const Tensor positions = randn({2304, 1152}), patches = at::empty({4 * count, 1152}, on(at::kBFloat16));
+  const Tensor taps = at::randint(0, 2304, {4 * count, 4}, on(at::kLong)),
+               share = at::rand({4 * count, 4}, on(at::kFloat));
+  const auto [tap_key, tap_use] = at::sort(taps.view({-1}), true, 0, false);
+  const double numbers = bytes_of(taps) + bytes_of(share);
+  bench("interpolate_rows", bytes_of(patches) + numbers, [&] {
+    launch(InterpolateRowsForward{call,
+                                  data_of(positions),
+                                  taps.const_data_ptr<int64_t>(),
+                                  data_of(share),
+                                  mutable_data_of(patches),
+                                  4 * count,
+                                  4,
+                                  1152});
+  });
+  bench("interpolate_rows backward (4 reads of dy)", 4 * bytes_of(patches) + numbers, [&] {
+    launch(SumByRow{call,
+                    tap_key.const_data_ptr<int64_t>(),
+                    tap_use.const_data_ptr<int64_t>(),
+                    data_of(share),
+                    data_of(patches),
+                    mutable_data_of(positions),
+                    16 * count,
+                    4,
+                    2304,
+                    1152,
+                    0});
+  });
+}
+
+void vocabulary(const Bench& bench, int64_t count, int64_t columns) {
+  const Tensor z = randn({count, columns}), target = at::randint(0, columns, {count}, on(at::kLong));
+  const Tensor max = at::zeros({count}, on(at::kFloat)), sum = at::ones_like(max), logit = at::zeros_like(max);
+  const Tensor far = at::full({count}, 20.0, on(at::kFloat));
+  const CudaCall call = cuda_call(z, "bench");
+  const int64_t* targets = target.const_data_ptr<int64_t>();
+  const std::string shape = concat(" BFloat16 ", count, "x", columns);
+  bench(("vocab_softmax statistics" + shape).c_str(), bytes_of(z), [&] {
+    launch(VocabStatsUpdate{call,
+                            data_of(z),
+                            targets,
+                            mutable_data_of(max),
+                            mutable_data_of(sum),
+                            mutable_data_of(logit),
+                            count,
+                            columns,
+                            0});
+  });
+  bench(("vocab_softmax gradient" + shape).c_str(), 2 * bytes_of(z), [&] {
+    launch(VocabGradient{call, mutable_data_of(z), targets, data_of(far), data_of(sum), count, columns, 0});
+  });
+}
+
+void optimizer(const Bench& bench, int64_t count) {
+  const Tensor p = randn({count}, at::kFloat), m = randn({count}, at::kFloat) * 0.01,
+               v = at::rand({count}, on(at::kFloat));
+  const Tensor scale = at::full({}, 0.5, on(at::kFloat)), apply = at::ones({}, on(at::kBool));
+  const Tensor steps = at::full({}, 5, on(at::kLong)), rounded = at::empty({count}, on(at::kBFloat16));
+  const Tensor sum = at::empty({}, on(at::kDouble)), partial = at::empty({squared_norm_partials()}, on(at::kDouble));
+  std::vector<AdamWRun> runs;  // as a model has them: large matrices, and norms without decay between them
+  for (int64_t begin = 0; begin < count; begin += count / 64)
+    runs.push_back({begin, std::min(count - begin, count / 64), 1e-5, runs.size() % 2 ? 1e-6 : 0});
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const Tensor grad = randn({count}, dtype);
+    const double bytes = static_cast<double>(count) * (24 + 2) + bytes_of(grad);
+    bench(dtype == at::kFloat ? "adamw, f32 gradient" : "adamw, bf16 gradient", bytes, [&] {
+      launch(AdamWKernel{cuda_call(grad, "bench"),
+                         CudaType::kBf16,
+                         p.mutable_data_ptr<float>(),
+                         m.mutable_data_ptr<float>(),
+                         v.mutable_data_ptr<float>(),
+                         data_of(grad),
+                         mutable_data_of(rounded),
+                         scale.const_data_ptr<float>(),
+                         apply.const_data_ptr<bool>(),
+                         steps.const_data_ptr<int64_t>(),
+                         runs.data(),
+                         static_cast<int64_t>(runs.size()),
+                         0.9,
+                         0.999,
+                         1e-8});
+    });
+    const int64_t begin = 0;
+    bench(dtype == at::kFloat ? "squared_norm f32" : "squared_norm bf16", bytes_of(grad), [&] {
+      launch(SquaredNorm{cuda_call(grad, "bench"),
+                         data_of(grad),
+                         &begin,
+                         &count,
+                         1,
+                         partial.mutable_data_ptr<double>(),
+                         sum.mutable_data_ptr<double>()});
+    });
+  }
+}
+
+void run() {
+  Bench bench;
+  const Tensor from = randn({int64_t{1} << 29}), to = at::empty_like(from);
+  bench.copy_rate = 2 * bytes_of(from) / median_us([&] { to.copy_(from); }) * 1e6;
+  std::printf("device copy of 1 GiB: %.0f GB/s, read and written\n", bench.copy_rate / 1e9);
+  const Tensor small_from = randn({8192, 4096}), small_to = at::empty_like(small_from);
+  bench("device copy of 64 MiB", 2 * bytes_of(small_from), [&] { small_to.copy_(small_from); });
+  norms(bench, 8192, 4096, at::kBFloat16);
+  norms(bench, 32768, 4096, at::kBFloat16);
+  norms(bench, 32768, 2560, at::kBFloat16);
+  norms(bench, 65536, 1152, at::kBFloat16);
+  norms(bench, 16384, 4096, at::kFloat);
+  units(bench, 8192, 12288);
+  units(bench, 65536, 4304);
+  rope(bench, {32768, 32, 8, 128}, true, false);
+  rope(bench, {8192, 32, 8, 128}, true, false);
+  rope(bench, {32768, 16, 16, 72}, false, true);
+  rows(bench, 32768, 4096);
+  vocabulary(bench, 8192, 16384);
+  vocabulary(bench, 2048, 65536);
+  optimizer(bench, int64_t{1} << 28);
+}
+
+}  // namespace
+}  // namespace hanok
+
+int main() {
+  if (!at::hasCUDA()) {
+    std::fprintf(stderr, "kernel_bench: got no GPU, expected one\n");
+    return 1;
+  }
+  try {
+    hanok::run();
+  } catch (const hanok::Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}
