@@ -59,9 +59,11 @@ std::string read_text(const std::string& file) {
   HANOK_REQUIRE(in.is_open() && !is_folder, kConfig)
       << "config: got " << (is_folder ? "a folder" : std::generic_category().message(errno))
       << ", expected a YAML file; " << file << "; correct the path given to --config or base";
-  std::string text(kMaxFileBytes + 1, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(in.gcount()));
+  std::string text;
+  char piece[1 << 14];
+  while (text.size() <= kMaxFileBytes && (in.read(piece, sizeof piece), in.gcount() > 0)) {
+    text.append(piece, static_cast<size_t>(in.gcount()));
+  }
   HANOK_REQUIRE(text.size() <= kMaxFileBytes, kConfig)
       << "config: got more than " << kMaxFileBytes << " bytes, expected a short YAML file; " << file
       << "; correct the path given to --config or base";

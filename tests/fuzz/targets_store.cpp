@@ -223,11 +223,11 @@ void run_manifest(const std::string& input, Budget& budget) {
   store.verify();
 }
 
-// An index of shards beside one shard, {"w": F32 [2]}.
+// An index of shards beside one shard, {"w": F32 [2]}. Another file lies outside the folder: no index may reach it.
 
 std::vector<std::string> index_seeds() {
   return {R"({"metadata":{"total_size":8},"weight_map":{"w":"a.safetensors"}})",
-          R"({"weight_map":{"w":"a.safetensors","v":"b.safetensors"}})"};
+          R"({"weight_map":{"w":"a.safetensors","v":"../outside.safetensors"}})"};
 }
 
 /// Bound: 32 times the index.
@@ -235,6 +235,7 @@ void run_index(const std::string& input, Budget& budget) {
   static const bool made = [] {
     const bool fresh = std::filesystem::create_directories(work_folder() + "/weights");
     put_file("weights/a.safetensors", safetensors(R"({"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8));
+    put_file("outside.safetensors", safetensors(R"({"v":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1));
     return fresh;
   }();
   require(made, "index: no folder");
@@ -248,7 +249,7 @@ void run_index(const std::string& input, Budget& budget) {
 
 void mutate_index(std::string& input, const std::string& other, Random& random) {
   static const std::vector<std::string> kWords = {
-      "a.safetensors", "../weights/a.safetensors", "/dev/zero", "\"w\"", "./"};
+      "a.safetensors", "../outside.safetensors", "/dev/zero", "\"w\"", "./"};
   if (random.one_in(8)) return mutate_bytes(input, other, random);
   if (random.one_in(6)) return mutate_words(input, kWords, random);
   mutate_json(input, other, random);

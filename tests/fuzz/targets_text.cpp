@@ -390,8 +390,8 @@ void mutate_yaml(std::string& input, const std::string& other, Random& random) {
   mutate_lines(input, other, random);
 }
 
-/// Bound: 1024 times the text (yaml-cpp keeps 300 bytes a node, a node may be two bytes, and three of its lines become
-/// one line of a message), and 4 MiB of messages that name known keys.
+/// Bound: 1024 times the text (yaml-cpp keeps 300 bytes a node, and a node may be two bytes), and 32 MiB: the 100,000
+/// values that aliases may multiply to, and messages that name all known keys.
 void run_yaml(const std::string& input, Budget& budget) {
   std::vector<std::string> sets;
   std::string text = input;
@@ -402,7 +402,7 @@ void run_yaml(const std::string& input, Budget& budget) {
   }
   for (size_t at; (at = text.find("base")) != std::string::npos;) text[at] = '_';  // no file but this one is read
   put_file("fuzz.yaml", text);
-  budget.begin_phase("YAML", (size_t{4} << 20) + 1024 * input.size());
+  budget.begin_phase("YAML", (size_t{32} << 20) + 1024 * input.size());
   const RunConfig config = read_config(work_folder() + "/fuzz.yaml", sets);
   require(echo(parse_config(echo(config))) == echo(config), "YAML: the echo reads back as another config");
   check_config(config, 2);
