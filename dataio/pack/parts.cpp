@@ -46,12 +46,14 @@ std::vector<BadRecord> parse_bad_lines(const std::string& text) {
   std::vector<BadRecord> records;
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
-    const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object()) continue;  // a damaged block: merge() finds it by its checksum
-    records.push_back({.number = json.value("number", int64_t{0}),
-                       .id = json.value("id", ""),
-                       .reason = json.value("reason", ""),
-                       .detail = json.value("detail", "")});
+    try {
+      const auto json = nlohmann::json::parse(line);
+      records.push_back({.number = json.value("number", int64_t{0}),
+                         .id = json.value("id", ""),
+                         .reason = json.value("reason", ""),
+                         .detail = json.value("detail", "")});
+    } catch (const nlohmann::json::exception&) {  // a damaged block: merge() finds it by its checksum
+    }
   }
   return records;
 }
