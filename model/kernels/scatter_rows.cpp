@@ -93,7 +93,7 @@ struct Scatter : torch::autograd::Function<Scatter> {
     Tensor dx, drows;
     if (ctx->needs_input_grad(0))
       dx = ctx->saved_data["add"].toBool() ? dy : scattered(dy, index, Tensor(), first, false);
-    if (ctx->needs_input_grad(1)) drows = gathered(dy, index, first);
+    if (ctx->needs_input_grad(2)) drows = gathered(dy, index, first);
     return {dx, Tensor(), drows, Tensor(), Tensor()};
   }
 };
