@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -10,6 +11,9 @@
 namespace hanok {
 
 std::string read_file(const std::string& path);  // errors: kIo
+/// A JSON file of foreign origin. errors: kIo; kData naming file and byte if it is not one JSON value, nests deeper than
+/// 32 or has more than 65,536 values
+nlohmann::json foreign_json(const std::string& path);
 /// fsync of a file or a directory. errors: kIo
 void sync_path(const std::string& path);
 /// Writes a small file by write-temp + fsync + rename. errors: kIo

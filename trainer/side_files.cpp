@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "dataio/chat.h"
+#include "dataio/file_io.h"
 #include "dataio/tensor_store.h"
 #include "dataio/tokenizer.h"
 #include "model/hf/name_map.h"
@@ -112,12 +113,10 @@ void write_new_side_files(const std::string& folder,
 }  // namespace
 
 Json read_json_file(const std::string& file) {
-  const std::string text = read_file(file);
   try {
-    return Json::parse(text);
-  } catch (const Json::parse_error& error) {
-    HANOK_FAIL(kConfig) << "JSON: got an error at byte " << error.byte << " of " << text.size()
-                        << ", expected one complete value; " << file << "; fetch the file again";
+    return foreign_json(file);
+  } catch (const Error& error) {  // what a model folder says about itself is config
+    throw Error(error.kind() == ErrorKind::kData ? ErrorKind::kConfig : error.kind(), error.what());
   }
 }
 

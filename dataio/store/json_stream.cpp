@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "dataio/file_io.h"
 
 namespace hanok {
 namespace {
@@ -133,6 +134,10 @@ json read_json(std::string_view text, const std::string& where, const std::vecto
   Builder builder(where, streams);
   json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
+}
+
+json foreign_json(const std::string& path) {
+  return read_json(read_file(path), path);
 }
 
 }  // namespace hanok
