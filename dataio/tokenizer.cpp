@@ -109,7 +109,15 @@ struct Tokenizer::State {
       const bool rewritten = token.normalized && spec.nfc && unicode::normalize_nfc(token.content, normal, map);
       const std::string& pattern = rewritten ? normal : token.content;
       (token.normalized ? normalized_tokens : exact_tokens).add(token, pattern, spec.where);
-      set(token.id, pattern, token.special);
+      if (bytes.knows(token.id)) {
+        const auto place = spec.vocabulary.find(token.content);
+        HANOK_REQUIRE(place && spec.ids[*place] == token.id, kData)
+            << "added token " << shown(token.content) << ": got id " << token.id << ", which another token has; "
+            << spec.where << "; give it an id of its own";
+        bytes.entries[token.id].special = token.special;
+      } else {
+        set(token.id, pattern, token.special);
+      }
     }
     spec.merges = {};
   }

@@ -298,6 +298,7 @@ TEST(Tokenizer, RefusesWhatItDoesNotUnderstandByName) {
   refused("/model/end_of_word_suffix", "</w>", "model.end_of_word_suffix");
   refused("/model/vocab", json::object(), "model.vocab");
   refused("/model/vocab/ab", 97, "which another token has");
+  refused("/model/vocab/ab", 259, "got id 259, which another token has");
   refused("/model/vocab/ab", -1, "id '-1'");
   refused("/model/vocab/ab", 2000000000, "expected below");
   refused("/model/merges/0", "a z z", "merge 1");
