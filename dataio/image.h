@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "base/tensor.h"
 
@@ -30,5 +31,8 @@ ImageInfo inspect_image(std::span<const uint8_t> bytes, const ImageLimits& limit
 /// encoded bytes), whatever the bytes claim. May be called from several threads at once.
 /// errors: kData for damaged or truncated data, and as inspect_image
 Tensor decode_image(std::span<const uint8_t> bytes, const ImageLimits& limits);
+
+/// uint8 [3, H, W] RGB -> a JPEG file of this quality (1 to 100). errors: kShape; kData beyond 65500 pixels a side
+std::vector<uint8_t> encode_jpeg(const Tensor& rgb_CHW, int quality);
 
 }  // namespace hanok

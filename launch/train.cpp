@@ -8,10 +8,11 @@ namespace hanok {
 int train(const Arguments& arguments) {
   const RunConfig config = load_run_config(arguments, world_size());
   Bootstrap bootstrap(config);
-  const RunResult result = run_stages(config,
-                                      bootstrap.world(),
-                                      bootstrap.device(),
-                                      {.resume = arguments.resume, .stop_requested = Bootstrap::stop_requested});
+  const RunResult result =
+      run_stages(config,
+                 bootstrap.world(),
+                 bootstrap.device(),
+                 {.resume = arguments.resume, .stop_requested = Bootstrap::stop_requested, .versions = version_text()});
   if (result.end == StageEnd::kStopRequested) {
     HANOK_LOG_RANK0(INFO) << "stopped" << (Bootstrap::stop_reason().empty() ? "" : " by " + Bootstrap::stop_reason())
                           << "; saved " << result.last_checkpoint << "; the same command goes on from there";

@@ -1,15 +1,14 @@
 #include "trainer/metrics.h"
 
 #include <cmath>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "base/log.h"
-#include "dataio/file_io.h"
-#include "trainer/plot.h"
+#include "base/error.h"
+#include "trainer/append_file.h"
+#include "trainer/event_file.h"
 #include "trainer/progress.h"
 
 namespace hanok {
@@ -25,25 +24,39 @@ std::optional<json> parsed(const std::string& line) {
   return value;
 }
 
-/// Bytes of the file that a run resumed after step `step` of `stage` keeps: through the last line that is not beyond
-/// it; when the stage has not begun, up to its first line.
-int64_t kept_bytes(const std::string& path, const std::string& stage, int64_t step) {
+bool is_beyond(const json& line, const ResumePoint& from) {
+  const bool is_evaluation = line.contains("kind") && line["kind"] == "evaluation";
+  return line["step"].get<double>() > static_cast<double>(is_evaluation ? from.evaluated_step : from.step);
+}
+
+/// Bytes of the file that a resumed run keeps: up to the first line of its stage that is beyond the point where it goes
+/// on; when the stage has not begun, up to its first line. Lines that are none say nothing.
+int64_t kept_bytes(const std::string& path, const ResumePoint& from) {
   std::ifstream file(path);
   int64_t position = 0, kept = 0;
   bool stage_seen = false;
   for (std::string line; std::getline(file, line) && !file.eof();) {  // eof: the last line was torn
     position += static_cast<int64_t>(line.size()) + 1;
     const std::optional<json> value = parsed(line);
-    if (!value) break;
-    if ((*value)["stage"] == stage) {
-      stage_seen = true;
-      if ((*value)["step"].get<double>() > static_cast<double>(step)) break;
-      kept = position;
-    } else if (!stage_seen) {
-      kept = position;
-    }
+    if (!value) continue;
+    const bool is_stage = (*value)["stage"] == from.stage;
+    stage_seen |= is_stage;
+    if (is_stage ? is_beyond(*value, from) : stage_seen) break;
+    kept = position;
   }
   return kept;
+}
+
+/// What a run that goes on starts from: the file, cut; its lines are added to `history`.
+void take_up(const std::string& path, const ResumePoint& from, RunHistory& history) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return;
+  std::filesystem::resize_file(path, static_cast<uintmax_t>(kept_bytes(path, from)), error);
+  HANOK_REQUIRE(!error, kIo) << path << ": got '" << error.message()
+                             << "', expected a file that can be cut to where the run goes on; check its rights";
+  std::ifstream earlier(path);
+  for (std::string line; std::getline(earlier, line);)
+    if (const std::optional<json> value = parsed(line)) history.add(*value);
 }
 
 json json_of(const StepMetrics& s) {
@@ -62,56 +75,65 @@ json json_of(const StepMetrics& s) {
           {"tokens_per_s", s.tokens_per_s},
           {"model_flops_per_s", s.model_flops_per_s},
           {"memory_gib", s.memory_gib},
+          {"memory_peak_gib", s.memory_peak_gib},
           {"fill", s.fill},
           {"applied", s.applied}};
 }
 
-/// Adds the point of one line; a stage begins where the one before it ended.
-void add_point(LossPlot& plot, const json& line) {
-  const std::string stage = line["stage"];
-  if (plot.stages.empty() || plot.stages.back().name != stage) {
-    const double begin = plot.stages.empty() ? 0 : plot.stages.back().end;
-    plot.stages.push_back({stage, begin, begin});
-  }
-  const double x = plot.stages.back().begin + line["step"].get<double>();
-  plot.stages.back().end = std::max(plot.stages.back().end, x);
-  if (!line.contains("loss") || !line["loss"].is_number()) return;
-  const bool is_evaluation = line.value("kind", "") == "evaluation";
-  (is_evaluation ? plot.held_out : plot.loss).push_back({x, line["loss"].get<double>()});
+EventFile::Scalars scalars_of(const StepMetrics& s) {
+  return {{"train/loss", s.loss},
+          {"train/grad_norm", s.grad_norm},
+          {"train/lr", s.lr},
+          {"speed/step_s", s.step_s},
+          {"speed/data_wait_s", s.data_wait_s},
+          {"speed/tokens_per_s", s.tokens_per_s},
+          {"speed/model_flops_per_s", s.model_flops_per_s},
+          {"memory/gib", s.memory_gib},
+          {"memory/peak_gib", s.memory_peak_gib}};
+}
+
+EventFile::Scalars scalars_of(const json& evaluation) {
+  EventFile::Scalars out;
+  for (const char* key : {"loss", "accuracy", "expected_calibration_error"})
+    if (evaluation.contains(key) && evaluation[key].is_number())
+      out.emplace_back(std::string("held_out/") + key, evaluation[key].get<double>());
+  return out;
 }
 
 }  // namespace
 
-std::string readable_line(const StepMetrics& s, double eta_s) {
+std::string readable_line(const StepMetrics& s, double eta_s, int columns) {
   std::string text = concat(s.stage, " ", s.step, "/", s.num_steps);
-  text += printed("  loss %.4f", s.loss) + printed("  norm %.3g", s.grad_norm) + printed("  lr %.2e", s.lr);
-  text += "  " + short_number(s.tokens_per_s) + " tok/s" + "  " + short_number(s.model_flops_per_s, "FLOP/s");
-  text +=
-      printed("  wait %.0f%%", s.step_s > 0 ? 100 * s.data_wait_s / s.step_s : 0) + printed("  %.2f GiB", s.memory_gib);
-  if (s.step < s.num_steps) text += "  eta " + duration_text(eta_s);
-  return s.applied ? text : text + "  SKIPPED: not finite";
+  if (!s.applied) text += "  SKIPPED: not finite";
+  const auto add = [&](const std::string& field) {
+    if (columns <= 0 || text.size() + 2 + field.size() <= static_cast<size_t>(columns)) text += "  " + field;
+  };
+  add(printed("loss %.4f", s.loss));
+  add(printed("norm %.3g", s.grad_norm));
+  add(printed("lr %.2e", s.lr));
+  add(short_number(s.tokens_per_s) + " tok/s");
+  add(short_number(s.model_flops_per_s, "FLOP/s"));
+  add(printed("wait %.0f%%", s.step_s > 0 ? 100 * s.data_wait_s / s.step_s : 0));
+  add(printed("%.2f/", s.memory_gib) + printed("%.2f GiB", s.memory_peak_gib));
+  if (s.step < s.num_steps && eta_s >= 0) add("eta " + duration_text(eta_s));
+  return text;
 }
 
 struct Metrics::State {
-  std::string folder, path, stage;
+  std::string stage;
   int64_t log_every = 1;
-  bool is_terminal = false, warned = false;
+  bool is_terminal = false;
   double mean_step_s = 0;
-  std::FILE* file = nullptr;
+  std::unique_ptr<AppendFile> lines;
+  std::unique_ptr<EventFile> events;
   std::unique_ptr<Progress> bar;
-  LossPlot plot{.title = "Training loss"};
+  RunHistory history;
 
-  ~State() {
-    if (file) std::fclose(file);
-  }
-
-  void append(const json& value) {
-    add_point(plot, value);
-    const std::string line = value.dump() + "\n";
-    if (std::fwrite(line.data(), 1, line.size(), file) == line.size() && std::fflush(file) == 0) return;
-    if (!warned)
-      HANOK_LOG(WARNING) << "metrics: got a write error, expected room; " << path << "; lines are being lost";
-    warned = true;
+  void append(const json& line, const EventFile::Scalars& scalars) {
+    history.add(line);
+    lines->append(line.dump(-1, ' ', false, json::error_handler_t::replace) + "\n");
+    const double x = history.begin_of(line["stage"]) + line["step"].get<double>();
+    if (!scalars.empty()) events->add(static_cast<int64_t>(x), scalars);
   }
 
   /// Mean over about the last twenty steps; the first of a process is slower and soon forgotten.
@@ -121,33 +143,25 @@ struct Metrics::State {
   }
 };
 
-Metrics::Metrics(
-    const std::string& folder, const std::string& resume_stage, int64_t resume_step, bool writes, int64_t log_every)
+Metrics::Metrics(const std::string& folder, const ResumePoint& from, bool writes, int64_t log_every)
     : state_(std::make_unique<State>()) {
   if (!writes) return;
   State& s = *state_;
-  s.folder = folder;
-  s.path = folder + "/metrics.jsonl";
   s.log_every = log_every;
   s.is_terminal = on_terminal();
-  std::error_code error;
-  if (std::filesystem::exists(s.path, error))
-    std::filesystem::resize_file(s.path, static_cast<uintmax_t>(kept_bytes(s.path, resume_stage, resume_step)), error);
-  HANOK_REQUIRE(!error, kIo) << "metrics: got " << error.message() << ", expected a file that can be cut; " << s.path;
-  std::ifstream earlier(s.path);
-  for (std::string line; std::getline(earlier, line);)
-    if (const std::optional<json> value = parsed(line)) add_point(s.plot, *value);
-  s.file = std::fopen(s.path.c_str(), "ab");
-  HANOK_REQUIRE(s.file, kIo) << "metrics: got a file that cannot be opened, expected a writable folder; " << s.path
-                             << "; check rights and free space";
+  const std::string path = folder + "/metrics.jsonl";
+  take_up(path, from, s.history);
+  s.lines = std::make_unique<AppendFile>(path);
+  const double first_step = s.history.begin_of(from.stage) + static_cast<double>(from.step) + 1;
+  s.events = std::make_unique<EventFile>(folder, static_cast<int64_t>(first_step));
 }
 
 Metrics::~Metrics() = default;
 
 void Metrics::record(const StepMetrics& step) {
   State& s = *state_;
-  if (!s.file) return;
-  s.append(json_of(step));
+  if (!s.lines) return;
+  s.append(json_of(step), scalars_of(step));
   if (s.stage != step.stage) {
     s.stage = step.stage;
     s.mean_step_s = 0;
@@ -155,27 +169,26 @@ void Metrics::record(const StepMetrics& step) {
   }
   const double eta_s = s.eta_s(step);
   const bool is_last = step.step == step.num_steps;
-  if (step.step % s.log_every == 0 || step.step == 1 || is_last || !step.applied)
-    print_line(readable_line(step, eta_s));
+  const Tone tone = step.applied ? Tone::kPlain : Tone::kWarning;
+  if (s.is_terminal) {
+    print_line(readable_line(step, -1, terminal_columns()), tone);  // the bar says how long it takes
+  } else if (step.step % s.log_every == 0 || step.step == 1 || is_last || !step.applied) {
+    print_line(readable_line(step, eta_s, 0), tone);
+  }
   if (!s.bar) return;
   s.bar->update(step.step, printed("loss %.4f", step.loss), eta_s);
   if (is_last) s.bar.reset();
 }
 
 void Metrics::record_evaluation(const std::string& stage, int64_t step, const std::string& text) {
-  if (!state_->file) return;
+  if (!state_->lines) return;
   json line = {{"kind", "evaluation"}, {"stage", stage}, {"step", step}};
   line.update(json::parse(text));
-  state_->append(line);
+  state_->append(line, scalars_of(line));
 }
 
-void Metrics::draw_loss() const {
-  if (!state_->file || state_->plot.loss.empty()) return;
-  try {
-    write_file_atomically(state_->folder + "/loss.svg", loss_svg(state_->plot));
-  } catch (const Error& error) {  // a picture is not worth a run
-    HANOK_LOG(WARNING) << error.what();
-  }
+const RunHistory& Metrics::history() const {
+  return state_->history;
 }
 
 }  // namespace hanok

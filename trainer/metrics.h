@@ -1,8 +1,10 @@
-// One JSON line a step for machines (metrics.jsonl), one readable line for people, and the loss picture.
+// One JSON line a step for machines (metrics.jsonl), the same for TensorBoard, and one readable line for people.
 #pragma once
 
 #include <memory>
 #include <string>
+
+#include "trainer/history.h"
 
 namespace hanok {
 
@@ -15,24 +17,34 @@ struct StepMetrics {
   double loss = 0, grad_norm = 0, lr = 0;
   double step_s = 0, data_wait_s = 0, checkpoint_stall_s = 0;
   double tokens_per_s = 0, model_flops_per_s = 0;  // over all ranks
-  double memory_gib = 0;                           // largest peak of a rank: device memory, or resident host memory
+  double memory_gib = 0, memory_peak_gib = 0;      // largest of a rank: device memory, or resident host memory
   double fill = 0;                                 // real tokens / row capacity
   bool applied = true;                             // false: skipped as non-finite
 };
 
-/// "sft 12/100  loss 2.3456  norm 0.712  lr 1.00e-04  12.3k tok/s  4.56 TFLOP/s  wait 0%  1.20 GiB  eta 3:12"
-std::string readable_line(const StepMetrics& step, double eta_s);
+/// "sft 12/100  loss 2.3456  norm 0.712  lr 1.00e-04  12.3k tok/s  4.56 TFLOP/s  wait 0%  1.20/1.35 GiB  eta 3:12": the
+/// most important first; what does not fit into `columns` (0: no limit) is left out. `eta_s` < 0: not said.
+std::string readable_line(const StepMetrics& step, double eta_s, int columns);
+
+/// Where a run goes on: what lies beyond was lost with the checkpoint that never came to be.
+struct ResumePoint {
+  std::string stage;
+  int64_t step = 0;
+  int64_t evaluated_step = -1;  // newest one that the resumed state knows to be judged
+};
 
 class Metrics {
  public:
-  /// Writes only where `writes` (world rank 0). Lines of FOLDER/metrics.jsonl that lie beyond step `resume_step` of
-  /// `resume_stage` (a crash lost their checkpoint), and a torn last line, are cut off.
-  Metrics(
-      const std::string& folder, const std::string& resume_stage, int64_t resume_step, bool writes, int64_t log_every);
+  /// Writes only where `writes` (world rank 0). Lines of FOLDER/metrics.jsonl beyond `from`, and a torn last line, are
+  /// cut off; FOLDER gets a TensorBoard event file that replaces the same steps there. `log_every`: steps between
+  /// readable lines; on a terminal there is one for every step. errors: kIo if the files cannot be opened
+  Metrics(const std::string& folder, const ResumePoint& from, bool writes, int64_t log_every);
   ~Metrics();
   void record(const StepMetrics& step);
+  /// `json`: a summary of trainer/evaluate.h's to_json.
   void record_evaluation(const std::string& stage, int64_t step, const std::string& json);
-  void draw_loss() const;  // FOLDER/loss.svg of all lines
+  /// Everything in metrics.jsonl, earlier starts included; empty where nothing is written.
+  const RunHistory& history() const;
 
  private:
   struct State;

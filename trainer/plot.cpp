@@ -1,14 +1,14 @@
 #include "trainer/plot.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "base/error.h"
 #include "trainer/progress.h"
 
 namespace hanok {
 namespace {
 
-constexpr double kWidth = 900, kHeight = 460, kLeft = 68, kRight = 24, kTop = 66, kBottom = 52;
+constexpr double kLeft = 62, kRight = 20, kTop = 58, kBottom = 46;
 
 struct Range {
   double low = 0, high = 1;
@@ -18,31 +18,15 @@ struct Range {
 /// Data coordinates -> pixels.
 struct Frame {
   Range x, y;
-  double px(double value) const { return kLeft + x.share(value) * (kWidth - kLeft - kRight); }
-  double py(double value) const {
-    return kTop + (1 - std::clamp(y.share(value), 0.0, 1.0)) * (kHeight - kTop - kBottom);
-  }
+  double width, height;
+  double right() const { return width - kRight; }
+  double bottom() const { return height - kBottom; }
+  double px(double value) const { return kLeft + x.share(value) * (right() - kLeft); }
+  double py(double value) const { return kTop + (1 - std::clamp(y.share(value), 0.0, 1.0)) * (bottom() - kTop); }
 };
 
 std::string number(double value) {
   return printed("%.1f", value);
-}
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&')
-      out += "&amp;";
-    else if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '"')
-      out += "&quot;";
-    else
-      out += c;
-  }
-  return out;
 }
 
 std::vector<PlotPoint> finite(const std::vector<PlotPoint>& points) {
@@ -68,10 +52,13 @@ std::vector<PlotPoint> thinned(const std::vector<PlotPoint>& points, size_t buck
 }
 
 /// Mean over the points around each one, stage by stage: where a stage changes the loss jumps, and the mean with it.
-std::vector<PlotPoint> smoothed(const std::vector<PlotPoint>& points, const std::vector<PlotStage>& stages) {
+/// A spike counts as no more than what is shown of it; one of 1e30 would leave nothing of the other values in a sum.
+std::vector<PlotPoint> running_mean(const std::vector<PlotPoint>& points,
+                                    const std::vector<PlotStage>& stages,
+                                    const Range& shown) {
   const auto reach = static_cast<int64_t>(points.size() / 80);
   std::vector<double> sums = {0};
-  for (const PlotPoint& p : points) sums.push_back(sums.back() + p.y);
+  for (const PlotPoint& p : points) sums.push_back(sums.back() + std::clamp(p.y, shown.low, shown.high));
   std::vector<PlotPoint> out;
   int64_t begin = 0;
   const auto add_until = [&](int64_t end) {
@@ -89,25 +76,29 @@ std::vector<PlotPoint> smoothed(const std::vector<PlotPoint>& points, const std:
   return out;
 }
 
-/// All of the running mean and of the marks, and of the raw curve all but the highest two per cent: spikes are cut.
-Range y_range(const std::vector<PlotPoint>& raw,
-              const std::vector<PlotPoint>& mean,
-              const std::vector<PlotPoint>& marks) {
+/// All of the marks, and of the curve all but the highest two per cent: spikes are cut.
+Range y_range(const Chart& chart, const std::vector<PlotPoint>& curve) {
   std::vector<double> values;
-  for (const PlotPoint& p : raw) values.push_back(p.y);
+  for (const PlotPoint& p : curve) values.push_back(p.y);
   std::sort(values.begin(), values.end());
   values.resize(values.size() - values.size() / 50);
-  for (const auto* points : {&mean, &marks})
-    for (const PlotPoint& p : *points) values.push_back(p.y);
+  for (const PlotMark& mark : chart.marks)
+    for (const double y : {mark.y, mark.low, mark.high})
+      if (std::isfinite(y)) values.push_back(y);
+  if (std::isfinite(chart.level)) values.push_back(chart.level);
   if (values.empty()) return {};
   const auto [low, high] = std::minmax_element(values.begin(), values.end());
   const double air = std::max((*high - *low) * 0.06, std::abs(*high) * 1e-3 + 1e-9);
-  return {*low >= 0 ? std::max(0.0, *low - air) : *low - air, *high + air};
+  Range range{*low >= 0 ? std::max(0.0, *low - air) : *low - air, *high + air};
+  if (std::isfinite(chart.floor)) range.low = std::max(range.low, chart.floor);
+  if (std::isfinite(chart.ceiling)) range.high = std::min(range.high, chart.ceiling);
+  if (range.high <= range.low) range.low = range.high - air;
+  return range;
 }
 
-Range x_range(const LossPlot& plot, const std::vector<PlotPoint>& raw) {
-  Range range{raw.empty() ? 0 : raw.front().x, raw.empty() ? 1 : raw.back().x};
-  for (const PlotStage& stage : plot.stages) {
+Range x_range(const Chart& chart, const std::vector<PlotPoint>& curve) {
+  Range range{curve.empty() ? 0 : curve.front().x, curve.empty() ? 1 : curve.back().x};
+  for (const PlotStage& stage : chart.stages) {
     range.low = std::min(range.low, stage.begin);
     range.high = std::max(range.high, stage.end);
   }
@@ -119,68 +110,106 @@ std::string text_at(double x, double y, const std::string& attributes, const std
   return "<text x=\"" + number(x) + "\" y=\"" + number(y) + "\" " + attributes + ">" + escaped(text) + "</text>\n";
 }
 
-std::string line_at(double x1, double y1, double x2, double y2, const std::string& color) {
-  return "<line x1=\"" + number(x1) + "\" y1=\"" + number(y1) + "\" x2=\"" + number(x2) + "\" y2=\"" + number(y2) +
-         "\" stroke=\"" + color + "\"/>\n";
+std::string line_at(double x1, double y1, double x2, double y2, const std::string& name) {
+  return "<line class=\"" + name + "\" x1=\"" + number(x1) + "\" y1=\"" + number(y1) + "\" x2=\"" + number(x2) +
+         "\" y2=\"" + number(y2) + "\"/>\n";
 }
 
-std::string path_of(const Frame& frame, const std::vector<PlotPoint>& points, const std::string& style) {
+std::string dot_at(double x, double y, const std::string& name, const std::string& note) {
+  return "<circle class=\"" + name + "\" cx=\"" + number(x) + "\" cy=\"" + number(y) + "\" r=\"3.5\"" +
+         (note.empty() ? "/>\n" : "><title>" + escaped(note) + "</title></circle>\n");
+}
+
+std::string path_of(const Frame& frame, const std::vector<PlotPoint>& points, const std::string& name) {
   if (points.empty()) return "";
+  if (points.size() == 1) return dot_at(frame.px(points[0].x), frame.py(points[0].y), name + "-dot", "");
   std::string d;
   for (const PlotPoint& p : points) d += (d.empty() ? "M" : "L") + number(frame.px(p.x)) + " " + number(frame.py(p.y));
-  return "<path d=\"" + d + "\" fill=\"none\" stroke-linejoin=\"round\" " + style + "/>\n";
+  return "<path class=\"" + name + "\" d=\"" + d + "\"/>\n";
 }
 
 std::string stage_bands(const Frame& frame, const std::vector<PlotStage>& stages) {
   std::string out;
   for (size_t i = 0; i < stages.size(); ++i) {
     const double left = frame.px(stages[i].begin), right = frame.px(stages[i].end);
-    out += "<rect x=\"" + number(left) + "\" y=\"" + number(kTop) + "\" width=\"" + number(right - left) +
-           "\" height=\"" + number(kHeight - kTop - kBottom) + "\" fill=\"" + (i % 2 ? "#ffffff" : "#f4f6fa") +
-           "\"/>\n";
+    out += "<rect class=\"band" + std::to_string(i % 2) + "\" x=\"" + number(left) + "\" y=\"" + number(kTop) +
+           "\" width=\"" + number(right - left) + "\" height=\"" + number(frame.bottom() - kTop) + "\"><title>stage " +
+           escaped(stages[i].name) + "</title></rect>\n";
     const auto fits = static_cast<size_t>(std::max(0.0, (right - left - 8) / 7));
-    if (fits >= 3) out += text_at(left + 2, kTop - 5, "fill=\"#7a8499\"", stages[i].name.substr(0, fits));
+    if (stages.size() > 1 && fits >= 3)
+      out += text_at(left + 2, kTop - 5, "class=\"faint\"", stages[i].name.substr(0, fits));
   }
   return out;
 }
 
-std::string axes(const Frame& frame) {
+/// Digits by the distance of the ticks; thousands and beyond with a letter, small ones with an exponent.
+std::string tick_text(double value, double step) {
+  if (std::abs(value) >= 1000) return short_number(value);
+  if (step < 1e-4) return printed("%.3g", value);
+  const int decimals = std::clamp(static_cast<int>(-std::floor(std::log10(step) + 1e-9)), 0, 8);
+  return printed(("%." + std::to_string(decimals) + "f").c_str(), value);
+}
+
+std::string axes(const Frame& frame, const std::string& unit) {
   std::string out;
-  const std::vector<double> y_ticks = round_ticks(frame.y.low, frame.y.high, 6);
+  const std::vector<double> y_ticks = round_ticks(frame.y.low, frame.y.high, static_cast<int>(frame.height / 75));
   const double step = y_ticks.size() > 1 ? y_ticks[1] - y_ticks[0] : 1;
-  const std::string format =
-      "%." + std::to_string(std::clamp(static_cast<int>(-std::floor(std::log10(step) + 1e-9)), 0, 8)) + "f";
   for (const double y : y_ticks) {
-    out += line_at(kLeft, frame.py(y), kWidth - kRight, frame.py(y), "#dfe3ea");
-    out += text_at(kLeft - 8, frame.py(y) + 4, "text-anchor=\"end\"", printed(format.c_str(), y));
+    out += line_at(kLeft, frame.py(y), frame.right(), frame.py(y), "grid");
+    out += text_at(kLeft - 7, frame.py(y) + 4, "text-anchor=\"end\"", tick_text(y, step));
   }
-  for (const double x : round_ticks(frame.x.low, frame.x.high, 8)) {
-    out += line_at(frame.px(x), kHeight - kBottom, frame.px(x), kHeight - kBottom + 5, "#8a93a6");
-    out += text_at(frame.px(x), kHeight - kBottom + 19, "text-anchor=\"middle\"", printed("%.10g", x));
+  for (const double x : round_ticks(frame.x.low, frame.x.high, static_cast<int>(frame.width / 110))) {
+    out += line_at(frame.px(x), frame.bottom(), frame.px(x), frame.bottom() + 5, "axis");
+    out += text_at(
+        frame.px(x), frame.bottom() + 18, "text-anchor=\"middle\"", x >= 1e5 ? short_number(x) : printed("%.10g", x));
   }
-  out += line_at(kLeft, kHeight - kBottom, kWidth - kRight, kHeight - kBottom, "#8a93a6");
-  out += text_at((kLeft + kWidth - kRight) / 2, kHeight - 12, "text-anchor=\"middle\"", "optimizer step");
-  const std::string turn = "text-anchor=\"middle\" transform=\"rotate(-90 16 " + number(kHeight / 2) + ")\"";
-  return out + text_at(16, kHeight / 2, turn, "loss");
+  out += line_at(kLeft, frame.bottom(), frame.right(), frame.bottom(), "axis");
+  out += text_at(
+      (kLeft + frame.right()) / 2, frame.height - 9, "class=\"faint\" text-anchor=\"middle\"", "optimizer step");
+  const double middle = (kTop + frame.bottom()) / 2;
+  const std::string turn = "class=\"faint\" text-anchor=\"middle\" transform=\"rotate(-90 14 " + number(middle) + ")\"";
+  return out + text_at(14, middle, turn, unit);
 }
 
-std::string legend(bool has_marks) {
-  double x = kWidth - kRight - (has_marks ? 262 : 176);
-  const double y = 30;
+std::string legend(const Frame& frame, const Chart& chart, bool has_marks) {
+  struct Entry {
+    std::string name, mark;
+  };
+  std::vector<Entry> entries;
+  const double y = 26;
+  const auto stroke = [&](const std::string& name) {
+    return "<path class=\"" + name + "\" d=\"M0 " + number(y) + "h18\"/>\n";
+  };
+  if (!chart.curve.empty() && chart.smoothed) {
+    entries.push_back({chart.curve_name, stroke("curve")});
+    entries.push_back({"running mean", stroke("mean")});
+  }
+  if (has_marks && !chart.curve.empty()) entries.push_back({chart.marks_name, dot_at(9, y, "mark", "")});
+  if (std::isfinite(chart.level)) entries.push_back({chart.level_name, stroke("level")});
+  double width = 0;
+  const auto width_of = [](const Entry& entry) { return 24 + 6.4 * static_cast<double>(entry.name.size()) + 12; };
+  for (const Entry& entry : entries) width += width_of(entry);
+  double x = frame.right() - width + 12;
   std::string out;
-  const auto entry = [&](const std::string& mark, const std::string& name, double width) {
-    out += mark + text_at(x + 24, y + 4, "", name);
-    x += width;
-  };
-  const auto stroke = [&](const std::string& style) {
-    return "<path d=\"M" + number(x) + " " + number(y) + "h18\" " + style + "/>\n";
-  };
-  entry(stroke("stroke=\"#9db4e0\""), "a step", 76);
-  entry(stroke("stroke=\"#1f4fb4\" stroke-width=\"2\""), "running mean", 118);
-  if (has_marks)
-    entry(
-        "<circle cx=\"" + number(x + 9) + "\" cy=\"" + number(y) + "\" r=\"3.5\" fill=\"#d1495b\"/>\n", "held out", 0);
+  for (const Entry& entry : entries) {
+    out +=
+        "<g transform=\"translate(" + number(x) + " 0)\">" + entry.mark + text_at(23, y + 4, "", entry.name) + "</g>\n";
+    x += width_of(entry);
+  }
   return out;
+}
+
+std::string marks_of(const Frame& frame, const Chart& chart) {
+  std::string out, d;
+  for (const PlotMark& mark : chart.marks) {
+    if (!std::isfinite(mark.y)) continue;
+    const double x = frame.px(mark.x), y = frame.py(mark.y);
+    if (chart.curve.empty()) d += (d.empty() ? "M" : "L") + number(x) + " " + number(y);
+    if (std::isfinite(mark.low) && std::isfinite(mark.high))
+      out += line_at(x, frame.py(mark.low), x, frame.py(mark.high), "whisker");
+    out += dot_at(x, y, "mark", mark.note);
+  }
+  return d.empty() ? out : "<path class=\"marks\" d=\"" + d + "\"/>\n" + out;
 }
 
 }  // namespace
@@ -200,23 +229,75 @@ std::vector<double> round_ticks(double low, double high, int wanted) {
   return ticks;
 }
 
-std::string loss_svg(const LossPlot& plot) {
-  const std::vector<PlotPoint> raw = finite(plot.loss), marks = finite(plot.held_out);
-  const std::vector<PlotPoint> mean = smoothed(raw, plot.stages);
-  const Frame frame{x_range(plot, raw), y_range(raw, mean, marks)};
-  const auto buckets = static_cast<size_t>(kWidth - kLeft - kRight);
-  std::string svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 " + printed("%.0f", kWidth) + " " +
-                    printed("%.0f", kHeight) + "\" width=\"" + printed("%.0f", kWidth) + "\" height=\"" +
-                    printed("%.0f", kHeight) + "\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#3a4252\">\n" +
-                    "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n";
-  svg += stage_bands(frame, plot.stages) + axes(frame);
-  svg += text_at(kLeft, 34, "font-size=\"15\" font-weight=\"bold\"", plot.title) + legend(!marks.empty());
-  svg += path_of(frame, thinned(raw, buckets), "stroke=\"#9db4e0\" stroke-width=\"1\"");
-  svg += path_of(frame, thinned(mean, buckets), "stroke=\"#1f4fb4\" stroke-width=\"2\"");
-  for (const PlotPoint& p : marks)
-    svg += "<circle cx=\"" + number(frame.px(p.x)) + "\" cy=\"" + number(frame.py(p.y)) +
-           "\" r=\"3.5\" fill=\"#d1495b\"/>\n";
-  return svg + "</svg>\n";
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '&')
+      out += "&amp;";
+    else if (c == '<')
+      out += "&lt;";
+    else if (c == '>')
+      out += "&gt;";
+    else if (c == '"')
+      out += "&quot;";
+    else if (c == '\'')
+      out += "&#39;";
+    else if (static_cast<unsigned char>(c) < 32 && c != '\n' && c != '\t')
+      out += ' ';
+    else
+      out += c;
+  }
+  return out;
+}
+
+std::string chart_svg(const Chart& chart) {
+  const std::vector<PlotPoint> curve = finite(chart.curve);
+  const Frame frame{x_range(chart, curve), y_range(chart, curve), chart.width, chart.height};
+  const auto buckets = static_cast<size_t>(frame.right() - kLeft);
+  const bool has_marks =
+      std::any_of(chart.marks.begin(), chart.marks.end(), [](const PlotMark& m) { return std::isfinite(m.y); });
+  std::string svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" role=\"img\" aria-label=\"" +
+                    escaped(chart.title) + "\" viewBox=\"0 0 " + printed("%.0f", chart.width) + " " +
+                    printed("%.0f", chart.height) + "\">\n";
+  svg += stage_bands(frame, chart.stages) + axes(frame, chart.unit);
+  svg += text_at(kLeft - 48, 30, "class=\"title\"", chart.title) + legend(frame, chart, has_marks);
+  svg += path_of(frame, thinned(curve, buckets), chart.smoothed ? "curve" : "mean");
+  if (chart.smoothed) svg += path_of(frame, thinned(running_mean(curve, chart.stages, frame.y), buckets), "mean");
+  if (std::isfinite(chart.level))
+    svg += line_at(kLeft, frame.py(chart.level), frame.right(), frame.py(chart.level), "level");
+  return svg + marks_of(frame, chart) + "</svg>\n";
+}
+
+std::string chart_style(bool is_dark) {
+  struct Colours {
+    const char *ink, *faint, *grid, *band0, *band1, *curve, *mean, *mark, *level;
+  };
+  const Colours c =
+      is_dark
+          ? Colours{"#c9d1e0", "#8b96ab", "#2c3443", "#1b212c", "#171c25", "#4a6394", "#7fa6f8", "#ff8b94", "#8b96ab"}
+          : Colours{"#3a4252", "#6a7488", "#e1e5ec", "#f5f7fb", "#ffffff", "#a9bde4", "#2255bb", "#d1495b", "#6a7488"};
+  const auto rule = [](const char* selector, const char* property, const char* colour) {
+    return concat(".chart ", selector, "{", property, ":", colour, "}\n");
+  };
+  return concat(".chart text{font:12px system-ui,sans-serif;fill:",
+                c.ink,
+                "}\n.chart .title{font-size:15px;font-weight:600}\n") +
+         rule(".faint", "fill", c.faint) + rule(".grid", "stroke", c.grid) + rule(".axis", "stroke", c.faint) +
+         rule(".band0", "fill", c.band0) + rule(".band1", "fill", c.band1) +
+         ".chart path{fill:none;stroke-linejoin:round}\n" + rule(".curve", "stroke", c.curve) +
+         rule(".mean", "stroke", c.mean) + ".chart .mean{stroke-width:2}\n" + rule(".curve-dot", "fill", c.mean) +
+         rule(".mean-dot", "fill", c.mean) + rule(".mark", "fill", c.mark) + rule(".marks", "stroke", c.mark) +
+         ".chart .marks{stroke-width:1.5}\n" + rule(".whisker", "stroke", c.mark) +
+         ".chart .whisker{opacity:.45;stroke-width:5;stroke-linecap:round}\n" + rule(".level", "stroke", c.level) +
+         ".chart .level{stroke-dasharray:5 4}\n";
+}
+
+std::string chart_file(const Chart& chart) {
+  const std::string svg = chart_svg(chart);
+  const size_t open = svg.find(">\n");
+  const std::string size = concat(" width=\"", chart.width, "\" height=\"", chart.height, "\">\n");
+  return svg.substr(0, open) + size + "<style>\n" + chart_style(false) +
+         "</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n" + svg.substr(open + 2);
 }
 
 }  // namespace hanok

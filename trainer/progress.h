@@ -23,10 +23,30 @@ class Progress {
   bool is_terminal_, shown_ = false;
 };
 
-/// Prints a line without breaking a bar.
-void print_line(const std::string& text);
-/// Whether people read standard output on a terminal as it appears.
+/// What the program was told of the terminal it may have; said once at the start, by launch/.
+struct TerminalUse {
+  bool bar = true;  // false: one that only takes plain lines (TERM=dumb)
+  bool colour = false;
+};
+void use_terminal(TerminalUse use);
+
+/// Whether people read standard output on a terminal that takes a bar, directly or through mpirun.
 bool on_terminal();
+/// Columns of that terminal now; 120 where it does not say.
+int terminal_columns();
+enum class Tone { kPlain, kGood, kWarning };
+/// Prints a line without breaking a bar; coloured on a terminal that is used so.
+void print_line(const std::string& text, Tone tone = Tone::kPlain);
+
+/// "align [====    ] 3/10 steps, 0:05 left, loss 4.1" in at most `columns`: the bar takes what the text leaves, and
+/// where there is little the note goes first, then the bar. `total` 0: no bar; `left_s` < 0: no time.
+struct BarText {
+  std::string what, unit, note;
+  int64_t done = 0, total = 0;
+  double left_s = -1;
+};
+std::string bar_line(const BarText& text, int columns);
+
 double now_s();  // monotonic
 /// "0:07", "12:34", "3:04:05", "2d 03:04".
 std::string duration_text(double seconds);

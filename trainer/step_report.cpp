@@ -2,8 +2,10 @@
 
 #include <c10/core/CachingDeviceAllocator.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 
 namespace hanok {
 
@@ -15,6 +17,7 @@ StepReport share_report(const StepReport& own, const Groups& groups) {
                                        own.step_s,
                                        own.data_wait_s,
                                        own.memory_gib,
+                                       own.memory_peak_gib,
                                        speaks * w.tokens,
                                        speaks * w.labels,
                                        speaks * w.token_pairs,
@@ -29,10 +32,11 @@ StepReport share_report(const StepReport& own, const Groups& groups) {
   const auto* m = most.const_data_ptr<double>();
   const auto* s = sum.const_data_ptr<double>();
   return {.stop_requested = m[0] > 0,
-          .work = {.tokens = s[4], .labels = s[5], .token_pairs = s[6], .patches = s[7], .patch_pairs = s[8]},
+          .work = {.tokens = s[5], .labels = s[6], .token_pairs = s[7], .patches = s[8], .patch_pairs = s[9]},
           .step_s = m[1],
           .data_wait_s = m[2],
-          .memory_gib = m[3]};
+          .memory_gib = m[3],
+          .memory_peak_gib = m[4]};
 }
 
 Work work_of(const std::vector<Batch>& batches) {
@@ -54,15 +58,19 @@ Work work_of(const std::vector<Batch>& batches) {
   return work;
 }
 
-double peak_memory_gib(at::Device device) {
+Memory memory_in_use(at::Device device) {
   constexpr double kGib = 1 << 30;
   if (device.is_cpu()) {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
-    return static_cast<double>(usage.ru_maxrss) * 1024 / kGib;
+    const double peak = static_cast<double>(usage.ru_maxrss) * 1024 / kGib;
+    double pages = 0, resident = 0;
+    if (!(std::ifstream("/proc/self/statm") >> pages >> resident)) return {peak, peak};
+    const double now = resident * static_cast<double>(sysconf(_SC_PAGESIZE)) / kGib;
+    return {now, std::max(now, peak)};
   }
-  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
-  return static_cast<double>(stats.allocated_bytes[0].peak) / kGib;
+  const auto allocated = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index()).allocated_bytes[0];
+  return {static_cast<double>(allocated.current) / kGib, static_cast<double>(allocated.peak) / kGib};
 }
 
 }  // namespace hanok

@@ -1,12 +1,15 @@
 #include "trainer/metrics.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <cmath>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "trainer/event_file.h"
 #include "trainer/plot.h"
 #include "trainer/progress.h"
 
@@ -26,10 +29,9 @@ class MetricsFile : public testing::Test {
 
   void record(
       const std::string& resume_stage, int64_t resume_step, const std::string& stage, int64_t from, int64_t to) {
-    Metrics metrics(folder_, resume_stage, resume_step, true, 1000);
+    Metrics metrics(folder_, {resume_stage, resume_step, resume_step}, true, 1000);
     for (int64_t step = from; step <= to; ++step)
       metrics.record({.stage = stage, .step = step, .num_steps = 100, .loss = 5.0 - 0.01 * static_cast<double>(step)});
-    metrics.draw_loss();
   }
   std::vector<nlohmann::json> lines() const {
     std::vector<nlohmann::json> out;
@@ -72,7 +74,7 @@ TEST_F(MetricsFile, ATornLastLineIsCut) {
 }
 
 TEST_F(MetricsFile, ValuesThatAreNotFiniteAreNull) {
-  Metrics metrics(folder_, "a", 0, true, 1000);
+  Metrics metrics(folder_, {"a"}, true, 1000);
   metrics.record({.stage = "a", .step = 1, .num_steps = 1, .loss = NAN, .grad_norm = INFINITY, .applied = false});
   EXPECT_TRUE(lines()[0]["loss"].is_null());
   EXPECT_TRUE(lines()[0]["grad_norm"].is_null());
@@ -80,7 +82,7 @@ TEST_F(MetricsFile, ValuesThatAreNotFiniteAreNull) {
 }
 
 TEST_F(MetricsFile, EvaluationsAreLinesOfTheirOwn) {
-  Metrics metrics(folder_, "a", 0, true, 1000);
+  Metrics metrics(folder_, {"a"}, true, 1000);
   metrics.record_evaluation("a", 7, R"({"loss": 2.5, "accuracy": 0.75})");
   EXPECT_EQ(lines()[0]["kind"], "evaluation");
   EXPECT_EQ(lines()[0]["step"], 7);
@@ -88,23 +90,84 @@ TEST_F(MetricsFile, EvaluationsAreLinesOfTheirOwn) {
 }
 
 TEST_F(MetricsFile, OtherRanksWriteNothing) {
-  Metrics metrics(folder_, "a", 0, false, 1);
+  Metrics metrics(folder_, {"a"}, false, 1);
   metrics.record({.stage = "a", .step = 1, .num_steps = 1});
   metrics.record_evaluation("a", 1, "{}");
-  metrics.draw_loss();
   EXPECT_TRUE(fs::is_empty(folder_));
 }
 
-TEST_F(MetricsFile, ThePictureIsOneCompleteSvg) {
-  record("align", 0, "align", 1, 60);
-  record("all", 0, "all", 1, 100);
-  std::ifstream file(folder_ + "/loss.svg");
-  const std::string svg((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+TEST_F(MetricsFile, AnEvaluationThatTheResumedStateDoesNotKnowIsCut) {
+  {
+    Metrics metrics(folder_, {"a"}, true, 1000);
+    metrics.record({.stage = "a", .step = 1, .num_steps = 9});
+    metrics.record_evaluation("a", 1, R"({"loss": 2.5})");
+  }
+  { const Metrics knows(folder_, {"a", 1, 1}, true, 1000); }
+  EXPECT_EQ(places(), "a1 a1 ");
+  { const Metrics does_not(folder_, {"a", 1, -1}, true, 1000); }
+  EXPECT_EQ(places(), "a1 ");
+}
+
+TEST_F(MetricsFile, ALineThatIsNoneDoesNotCostTheOnesBehindIt) {
+  record("a", 0, "a", 1, 2);
+  std::ofstream(folder_ + "/metrics.jsonl", std::ios::app) << "what is this\n";
+  std::ofstream(folder_ + "/metrics.jsonl", std::ios::app) << R"({"kind":"step","stage":"a","step":3})"
+                                                           << "\n";
+  Metrics metrics(folder_, {"a", 3, 3}, true, 1000);
+  EXPECT_EQ(metrics.history().steps.size(), 3u);
+}
+
+TEST_F(MetricsFile, WhatAFullDiskRefusesIsWrittenWhenThereIsRoomAgain) {
+  Metrics metrics(folder_, {"a"}, true, 1000);
+  metrics.record({.stage = "a", .step = 1, .num_steps = 9});
+  rlimit was{};
+  getrlimit(RLIMIT_FSIZE, &was);
+  const rlimit full{fs::file_size(folder_ + "/metrics.jsonl") + 10, was.rlim_max};  // room for a part of a line
+  signal(SIGXFSZ, SIG_IGN);
+  setrlimit(RLIMIT_FSIZE, &full);
+  testing::internal::CaptureStderr();
+  metrics.record({.stage = "a", .step = 2, .num_steps = 9});
+  metrics.record({.stage = "a", .step = 3, .num_steps = 9});
+  const std::string said = testing::internal::GetCapturedStderr();
+  setrlimit(RLIMIT_FSIZE, &was);
+  EXPECT_EQ(places(), "a1 ") << "no part of a line";
+  EXPECT_NE(said.find("metrics.jsonl"), std::string::npos);
+  EXPECT_EQ(said.find("metrics.jsonl"), said.rfind("metrics.jsonl")) << "said once";
+  metrics.record({.stage = "a", .step = 4, .num_steps = 9});
+  EXPECT_EQ(places(), "a1 a2 a3 a4 ");
+}
+
+TEST_F(MetricsFile, EveryStepIsWithTheSystemBeforeTheNextBegins) {
+  Metrics metrics(folder_, {"a"}, true, 1000);
+  metrics.record({.stage = "a", .step = 1, .num_steps = 9});
+  EXPECT_EQ(places(), "a1 ");
+}
+
+TEST(Crc32c, AgreesWithItsStandard) {
+  EXPECT_EQ(crc32c("123456789"),
+            0xe3069283u);  // RFC 3720, appendix B.4 has the polynomial; the check value is CRC-32C's
+  EXPECT_EQ(crc32c(std::string(32, '\0')), 0x8a9136aau);
+}
+
+TEST(Plot, IsOneCompletePictureWithStagesEndToEnd) {
+  const std::string svg = chart_file({.title = "Loss",
+                                      .curve = {{1, 5}, {60, 4}, {160, 3}},
+                                      .marks = {{.x = 160, .y = 3.5, .low = 3, .high = 4, .note = "held <out>"}},
+                                      .stages = {{"align", 0, 60}, {"all", 60, 160}}});
   EXPECT_TRUE(svg.starts_with("<svg"));
   EXPECT_TRUE(svg.ends_with("</svg>\n"));
   EXPECT_NE(svg.find(">align<"), std::string::npos);
   EXPECT_NE(svg.find(">all<"), std::string::npos);
-  EXPECT_NE(svg.find(">160<"), std::string::npos);  // stages lie end to end on the x axis
+  EXPECT_NE(svg.find("held &lt;out&gt;"), std::string::npos);
+  EXPECT_NE(svg.find("whisker"), std::string::npos);
+}
+
+TEST(Plot, ASpikeSpoilsNeitherTheRangeNorTheMean) {
+  Chart chart{.title = "spike"};
+  for (int i = 0; i < 400; ++i) chart.curve.push_back({double(i), i == 200 ? 1e30 : 2 + 0.01 * (i % 7)});
+  const std::string svg = chart_svg(chart);
+  EXPECT_EQ(svg.find("e+"), std::string::npos);
+  EXPECT_NE(svg.find(">2.00<"), std::string::npos) << "ticks around 2";
 }
 
 TEST(Plot, TicksAreRoundAndCoverTheRange) {
@@ -115,21 +178,22 @@ TEST(Plot, TicksAreRoundAndCoverTheRange) {
 }
 
 TEST(Plot, NamesAreEscapedAndValuesThatAreNotFiniteLeftOut) {
-  const std::string svg = loss_svg({.title = "a <b> & c", .loss = {{1, 2}, {2, NAN}, {3, INFINITY}, {4, 1}}});
+  const std::string svg = chart_file({.title = "a <b> & c", .curve = {{1, 2}, {2, NAN}, {3, INFINITY}, {4, 1}}});
   EXPECT_NE(svg.find("a &lt;b&gt; &amp; c"), std::string::npos);
   EXPECT_EQ(svg.find("nan"), std::string::npos);
   EXPECT_EQ(svg.find("inf"), std::string::npos);
 }
 
 TEST(Plot, LongRunsAreThinned) {
-  LossPlot plot{.title = "long"};
-  for (int i = 0; i < 200'000; ++i) plot.loss.push_back({static_cast<double>(i), std::sin(i * 1e-4)});
-  EXPECT_LT(loss_svg(plot).size(), 100'000u);
+  Chart chart{.title = "long"};
+  for (int i = 0; i < 200'000; ++i) chart.curve.push_back({static_cast<double>(i), std::sin(i * 1e-4)});
+  EXPECT_LT(chart_svg(chart).size(), 100'000u);
 }
 
 TEST(Plot, EmptyAndFlatCurvesAreDrawn) {
-  EXPECT_TRUE(loss_svg({.title = "none"}).ends_with("</svg>\n"));
-  EXPECT_EQ(loss_svg({.title = "flat", .loss = {{1, 0}, {2, 0}}}).find("nan"), std::string::npos);
+  EXPECT_TRUE(chart_svg({.title = "none"}).ends_with("</svg>\n"));
+  EXPECT_EQ(chart_svg({.title = "flat", .curve = {{1, 0}, {2, 0}}}).find("nan"), std::string::npos);
+  EXPECT_NE(chart_svg({.title = "one step", .curve = {{1, 3}}}).find("mean-dot"), std::string::npos);
 }
 
 TEST(Numbers, AreShortForPeople) {
@@ -155,12 +219,16 @@ TEST(ReadableLine, SaysWhatIsAskedFor) {
                          .data_wait_s = 0.1,
                          .tokens_per_s = 12'345,
                          .model_flops_per_s = 4.56e12,
-                         .memory_gib = 1.2};
-  EXPECT_EQ(readable_line(step, 192),
-            "sft 12/100  loss 2.3457  norm 0.712  lr 1.00e-04  12.3k tok/s  4.56 TFLOP/s  wait 5%  1.20 GiB  eta 3:12");
+                         .memory_gib = 1.2,
+                         .memory_peak_gib = 1.5};
+  const std::string whole = readable_line(step, 192, 0);
+  EXPECT_EQ(whole,
+            "sft 12/100  loss 2.3457  norm 0.712  lr 1.00e-04  12.3k tok/s  4.56 TFLOP/s  wait 5%  1.20/1.50 GiB  "
+            "eta 3:12");
+  EXPECT_EQ(readable_line(step, -1, 40), "sft 12/100  loss 2.3457  norm 0.712");
   StepMetrics bad = step;
   bad.applied = false;
-  EXPECT_NE(readable_line(bad, 1).find("SKIPPED"), std::string::npos);
+  EXPECT_NE(readable_line(bad, 1, 20).find("SKIPPED"), std::string::npos);
 }
 
 }  // namespace
