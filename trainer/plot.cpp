@@ -56,7 +56,7 @@ std::vector<PlotPoint> thinned(const std::vector<PlotPoint>& points, size_t buck
 std::vector<PlotPoint> running_mean(const std::vector<PlotPoint>& points,
                                     const std::vector<PlotStage>& stages,
                                     const Range& shown) {
-  const auto reach = static_cast<int64_t>(points.size() / 80);
+  const auto reach = static_cast<int64_t>(std::max(points.size() / 80, std::min<size_t>(points.size() / 10, 2)));
   std::vector<double> sums = {0};
   for (const PlotPoint& p : points) sums.push_back(sums.back() + std::clamp(p.y, shown.low, shown.high));
   std::vector<PlotPoint> out;
@@ -152,13 +152,13 @@ std::string tick_text(double value, double step) {
 
 std::string axes(const Frame& frame, const std::string& unit) {
   std::string out;
-  const std::vector<double> y_ticks = round_ticks(frame.y.low, frame.y.high, static_cast<int>(frame.height / 75));
+  const std::vector<double> y_ticks = round_ticks(frame.y.low, frame.y.high, static_cast<int>(frame.height / 55));
   const double step = y_ticks.size() > 1 ? y_ticks[1] - y_ticks[0] : 1;
   for (const double y : y_ticks) {
     out += line_at(kLeft, frame.py(y), frame.right(), frame.py(y), "grid");
     out += text_at(kLeft - 7, frame.py(y) + 4, "text-anchor=\"end\"", tick_text(y, step));
   }
-  for (const double x : round_ticks(frame.x.low, frame.x.high, static_cast<int>(frame.width / 110))) {
+  for (const double x : round_ticks(frame.x.low, frame.x.high, static_cast<int>(frame.width / 100))) {
     out += line_at(frame.px(x), frame.bottom(), frame.px(x), frame.bottom() + 5, "axis");
     out += text_at(
         frame.px(x), frame.bottom() + 18, "text-anchor=\"middle\"", x >= 1e5 ? short_number(x) : printed("%.10g", x));

@@ -35,9 +35,9 @@ struct Chart {
   double width = 900, height = 460;
 };
 
-/// Axes with round ticks; the running mean is over about a fortieth of the run, stage by stage; the y range leaves out
-/// the outermost spikes. More points than pixels are thinned to their bucket's extremes. Texts and lines have classes,
-/// coloured by chart_style().
+/// Axes with round ticks; the running mean is over about a fortieth of the run (in short runs five steps), stage by
+/// stage; the y range leaves out the outermost spikes. More points than pixels are thinned to their bucket's extremes.
+/// Texts and lines have classes, coloured by chart_style().
 std::string chart_svg(const Chart& chart);
 /// The same as a file of its own, on white.
 std::string chart_file(const Chart& chart);

@@ -70,7 +70,7 @@ std::string tiles(const RunHistory& history) {
     if (std::isfinite(last.accuracy))
       out += tile(percent(last.accuracy),
                   "held-out accuracy",
-                  printed("%.1f to ", 100 * last.accuracy_low) + percent(last.accuracy_high) + " with 95 %");
+                  printed("%.1f to ", 100 * last.accuracy_low) + printed("%.1f", 100 * last.accuracy_high) + " (95 %)");
     if (std::isfinite(last.loss)) {
       double best = last.loss;
       for (const auto& e : history.evaluations)
@@ -94,8 +94,8 @@ std::string tiles(const RunHistory& history) {
         short_number(t.tokens / t.seconds) + "/s", "tokens, all ranks", short_number(t.flops / t.seconds, "FLOP/s"));
   if (t.memory_gib > 0)
     out += tile(printed("%.2f GiB", t.memory_gib),
-                "peak memory of a rank",
-                t.seconds > 0 ? percent(t.wait_s / t.seconds) + " waiting for data" : "");
+                "peak memory",
+                t.seconds > 0 ? percent(t.wait_s / t.seconds) + " data wait" : "");
   return out + "</div>\n";
 }
 
@@ -111,9 +111,10 @@ std::string charts(const RunHistory& history) {
   const bool has_accuracy = !accuracy.marks.empty();
   add(loss_chart(history), has_accuracy ? "panel" : "panel wide", has_accuracy ? 520 : 1060, has_accuracy ? 290 : 340);
   if (has_accuracy) add(std::move(accuracy), "panel", 520, 290);
-  add(throughput_chart(history), "panel", 520, 240);
-  add(grad_norm_chart(history), "panel", 520, 240);
-  add(rate_chart(history), "panel", 520, 240);
+  out += "</div>\n<div class=\"charts small\">\n";
+  add(throughput_chart(history), "panel", 400, 230);
+  add(grad_norm_chart(history), "panel", 400, 230);
+  add(rate_chart(history), "panel", 400, 230);
   return out + "</div>\n";
 }
 
@@ -171,7 +172,8 @@ std::string held_out(const RunHistory& history) {
 std::string stages_table(const RunConfig& config, const RunHistory& history) {
   std::string out =
       "<h2>Stages</h2>\n<div class=\"panel\"><table><tr><th>stage</th><th>steps</th><th>tokens</th><th>time</th>"
-      "<th>last loss</th><th>rate</th><th>rows &times; tokens</th><th>trains</th><th>learns from</th></tr>\n";
+      "<th>last loss</th><th>rate</th><th>rows &times; tokens</th><th class=\"text\">trains</th><th "
+      "class=\"text\">learns from</th></tr>\n";
   for (const StageConfig& stage : config.stages) {
     const auto found = std::find_if(
         history.stages.begin(), history.stages.end(), [&](const auto& done) { return done.name == stage.name; });
@@ -196,6 +198,7 @@ std::string stages_table(const RunConfig& config, const RunHistory& history) {
 std::string commands(const RunConfig& config, int num_ranks) {
   const std::string yaml = quoted_for_shell(config.out + "/config.yaml"), out = quoted_for_shell(config.out);
   const std::string run = concat("mpirun -np ", num_ranks, " trainer");
+  const std::string last = config.stages.empty() ? "0" : config.stages.back().name;
   std::string set;
   if (config.eval.set.empty() && !config.data.sets.empty())
     set = " --set " + quoted_for_shell("eval.set=" + config.data.sets.begin()->first);
@@ -207,6 +210,8 @@ std::string commands(const RunConfig& config, int num_ranks) {
              "From the folder in which the run was started, after <code>. launch/env.sh</code>. Go on from the newest "
              "checkpoint, on any number of ranks:",
              run + " --config " + yaml) +
+         block("Train the last stage longer:",
+               run + " --config " + yaml + " --set " + quoted_for_shell("stages." + last + ".steps=N")) +
          block("Measure it, with one JSON line a sample and an answer file:",
                run + " evaluate --config " + yaml + set + " \\\n  --set " +
                    quoted_for_shell("eval.dump=" + config.out + "/samples.jsonl") + " --set " +

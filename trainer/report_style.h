@@ -24,14 +24,15 @@ p{margin:4px 0 12px}
 vertical-align:4px;margin-left:8px}
 .badge.good{color:var(--good);background:var(--good-bg);border-color:transparent}
 .badge.bad{color:var(--bad);background:var(--bad-bg);border-color:transparent}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:20px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(132px,1fr));gap:12px;margin-top:20px}
 .tile,.card,.panel{background:var(--card);border:1px solid var(--line);border-radius:10px}
-.tile{padding:12px 14px}
-.tile b{display:block;font-size:24px;line-height:1.25;font-weight:650;font-variant-numeric:tabular-nums}
+.tile{padding:12px 12px}
+.tile b{display:block;font-size:22px;line-height:1.25;font-weight:650;font-variant-numeric:tabular-nums}
 .tile span{display:block;font-size:13px;color:var(--soft)}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:12px}
 .charts .panel{padding:6px 8px}
 .charts .wide{grid-column:1/-1}
+.charts.small{grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));margin-top:12px}
 .chart{display:block;width:100%;height:auto}
 .panel{padding:14px 16px;overflow-x:auto}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:12px;align-items:start}
@@ -39,7 +40,8 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
 th,td{padding:4px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{font-weight:500}
 th:first-child,td:first-child{text-align:left;padding-left:0}
-td.text{white-space:normal;text-align:left;overflow-wrap:anywhere}
+.text{text-align:left}
+td.text{white-space:normal;overflow-wrap:anywhere}
 tr:last-child td{border-bottom:0}
 .heat td{min-width:54px;text-align:center;border:2px solid var(--card);border-radius:6px;
 background:rgba(var(--heat),calc(var(--share)*.55))}
