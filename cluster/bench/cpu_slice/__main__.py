@@ -1,6 +1,6 @@
 """The whole table of cluster/bench/cpu_slice.md:   python3 cluster/bench/cpu_slice > cluster/bench/cpu_slice.md
 
-Ours beside the peer, in turn on the same cores. --lock FILE is held (as flock(1) holds it) while a round is measured."""
+Ours beside the peer, in turn on the same cores. --lock FILE is held (as flock(1) holds it) while a case is measured, minutes at a time."""
 import argparse
 import datetime
 import importlib.metadata
@@ -50,7 +50,7 @@ def main():
     parser.add_argument("--cases", nargs="*", help="of the steps part")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--peer-steps", type=int, default=3)
+    parser.add_argument("--peer-steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lock")
     options = parser.parse_args()

@@ -26,9 +26,8 @@ def in_turn(options, ours, theirs):
     """Medians of both, measured in turn."""
     a, b = [], []
     for _ in range(options.rounds):
-        with locked(options.lock):
-            a.append(ours())
-            b.append(theirs())
+        a.append(ours())
+        b.append(theirs())
     return median(a), median(b)
 
 
@@ -147,6 +146,6 @@ def part(folder, options):
     yield "| what | threads | ours | peer | ratio | unit |"
     yield "|---|---|---|---|---|---|"
     processor = processor_folder(folder)
-    yield from tokenizer_rows(folder, options)
-    yield from picture_rows(folder, processor, options)
-    yield from packing_rows(folder, processor, options)
+    for rows in (tokenizer_rows(folder, options), picture_rows(folder, processor, options), packing_rows(folder, processor, options)):
+        with locked(options.lock):
+            yield from rows

@@ -73,8 +73,8 @@ def start_part(folder, options):
     yield "|---|---|---|---|"
     whole, bare, peer = {}, {}, []
     ways = {"`trainer`": 0, "`mpirun -np 1 trainer`": 1, "`mpirun -np 2 trainer`": 2}
-    for _ in range(options.rounds):
-        with locked(options.lock):
+    with locked(options.lock):
+        for _ in range(options.rounds):
             for name, ranks in ways.items():
                 whole.setdefault(name, []).append(first_step_s(config, ranks))
                 bare.setdefault(name, []).append(bare_s(ranks))
@@ -83,17 +83,31 @@ def start_part(folder, options):
         yield f"| {name} | **{median(whole[name]):.2f}** | {median(bare[name]):.2f} | {median(peer):.2f} |"
 
 
-def cost_of_saving(lines, every):
-    """(stall, extra of the steps beside which it was written, step) in seconds, medians over saves; the second half of an interval is the
-    measure of an undisturbed step."""
-    lines = lines[every // 2:]  # the first steps warm up
-    quiet = median([m["step_s"] for m in lines if (m["step"] - 1) % every >= every // 2])
-    stalls, extras = [], []
-    for begin in range(every, lines[-1]["step"], every):
-        after = [m for m in lines if begin < m["step"] <= begin + every // 2]
-        stalls.append(after[0]["checkpoint_stall_s"])
-        extras.append(sum(m["step_s"] for m in after) - quiet * len(after))
-    return stalls, extras, quiet
+def arrivals(config):
+    """The lines of a run and when each was written: between two of them lies all that a step costs, whatever counts it."""
+    out = pathlib.Path(json.loads(pathlib.Path(config).read_text())["out"])
+    shutil.rmtree(out, ignore_errors=True)
+    process = subprocess.Popen(command(1, "--config", config), env=ENV, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path, text, times = out / "metrics.jsonl", b"", []
+    while process.poll() is None:
+        if path.exists():
+            text = path.read_bytes()
+            times += [time.monotonic()] * (text.count(b"\n") - len(times))
+        time.sleep(0.01)
+    if process.returncode != 0:
+        raise SystemExit(f"trainer: exit {process.returncode}; {config}")
+    return [json.loads(line) for line in path.read_text().splitlines()][: len(times)], times
+
+
+def cost_of_saving(lines, times, every):
+    """Of each save: the stall before the next step, and all the time that the interval took beyond undisturbed steps, seconds; and an
+    undisturbed step: those of the second half of an interval."""
+    gaps = {line["step"]: after - before for line, before, after in zip(lines[1:], times, times[1:])}
+    quiet = median([gap for step, gap in gaps.items() if step > every // 2 and (step - 1) % every >= every // 2])
+    saves = range(every, lines[-1]["step"] - every // 2, every)
+    stalls = [next(line["checkpoint_stall_s"] for line in lines if line["step"] == save + 1) for save in saves]
+    costs = [sum(gaps[save + i] - quiet for i in range(1, every // 2 + 1)) for save in saves]
+    return stalls, costs, quiet
 
 
 def checkpoint_part(folder, options):
@@ -102,19 +116,19 @@ def checkpoint_part(folder, options):
         "demonstration": (DEMO, {"seq_len": 1024, "rows_per_step": 4, "rows_per_micro_batch": 2, "steps": 81}, 20),
         "hidden 512, 8 layers": (LARGE, {"seq_len": 1024, "rows_per_step": 1, "steps": 81}, 20),
     }
-    yield f"Saves in the background while training goes on, 1 rank, {options.threads} threads; medians over the saves of one run after the first save,"
-    yield f"which allocates its host copy. Share: what a save costs, stall and slower steps together, of the default interval of {DEFAULT_SAVE_EVERY} steps."
+    yield f"Saves in the background while training goes on, 1 rank, {options.threads} threads; medians over the saves of one run after the first,"
+    yield "which allocates its host copy. Whole cost: what the steps of an interval take beyond undisturbed ones, by the clock: stall, report, and"
+    yield f"steps beside the writer. Share: of the default interval of {DEFAULT_SAVE_EVERY} steps."
     yield ""
-    yield "| model | bytes of a checkpoint | step, ms | stall, ms (first save) | steps beside the writer, ms more | share of the interval |"
+    yield "| model | bytes of a checkpoint | step, ms | stall, ms (first save) | whole cost, ms (first save) | share of the interval |"
     yield "|---|---|---|---|---|---|"
     for number, (name, (model, stage, every)) in enumerate(shapes.items()):
         config = write_config(folder, f"save{number}", model, stage, data, threads=options.threads, save__every=every, save__keep=1)
         out = folder / f"run-save{number}"
         with locked(options.lock):
-            lines, _ = run(config)
+            lines, times = arrivals(config)
         size = sum(f.stat().st_size for f in next((out / "checkpoints/all").iterdir()).iterdir())
         shutil.rmtree(out)
-        stalls, extras, quiet = cost_of_saving(lines, every)
-        cost = median(stalls[1:]) + median(extras[1:])
+        stalls, costs, quiet = cost_of_saving(lines, times, every)
         yield (f"| {name} | {size / 1e6:,.0f} MB | {1e3 * quiet:.0f} | {1e3 * median(stalls[1:]):.0f} ({1e3 * stalls[0]:.0f}) | "
-               f"{1e3 * median(extras[1:]):.0f} | **{100 * cost / (DEFAULT_SAVE_EVERY * quiet):.2f} %** |")
+               f"{1e3 * median(costs[1:]):.0f} ({1e3 * costs[0]:.0f}) | **{100 * median(costs[1:]) / (DEFAULT_SAVE_EVERY * quiet):.2f} %** |")

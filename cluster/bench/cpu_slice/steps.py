@@ -142,8 +142,8 @@ def measure(folder, name, case, options):
     config = write_config(folder, name, model, stage, data, threads=options.threads)
     worker = Worker(weights, data, str(options.threads))
     ours, peers, steps = [], {mode: [] for mode in PEER_MODES}, []
-    for _ in range(options.rounds):
-        with locked(options.lock):
+    with locked(options.lock):
+        for _ in range(options.rounds):
             steps, _ = run(config)
             ours += [s["step_s"] for s in steps[2:]]
             for mode in PEER_MODES:
