@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "base/cuda/launch.h"
 #include "base/error.h"
@@ -66,13 +67,47 @@ struct alignas(sizeof(T) * N) Pack {
 template <class T>
 constexpr int kPackOf = 16 / sizeof(T);
 
+/// One register or vector of registers of that many bytes.
+template <int kBytes>
+struct Raw;
+template <>
+struct Raw<2> {
+  using type = unsigned short;
+};
+template <>
+struct Raw<4> {
+  using type = unsigned;
+};
+template <>
+struct Raw<8> {
+  using type = uint2;
+};
+template <>
+struct Raw<16> {
+  using type = uint4;
+};
+template <>
+struct Raw<32> {
+  struct type {
+    uint4 first, second;
+  };
+};
+
+// Through Raw: a plain copy of the struct is sometimes split into narrow accesses.
 template <int N, class T>
 __device__ inline Pack<T, N> load(const T* from) {
-  return *reinterpret_cast<const Pack<T, N>*>(from);
+  using Word = typename Raw<sizeof(Pack<T, N>)>::type;
+  const Word word = *reinterpret_cast<const Word*>(from);
+  Pack<T, N> pack;
+  memcpy(&pack, &word, sizeof word);
+  return pack;
 }
 template <int N, class T>
 __device__ inline void store(T* to, const Pack<T, N>& pack) {
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
+  using Word = typename Raw<sizeof(Pack<T, N>)>::type;
+  Word word;
+  memcpy(&word, &pack, sizeof word);
+  *reinterpret_cast<Word*>(to) = word;
 }
 
 inline bool is_aligned(const void* data, size_t bytes = 16) {

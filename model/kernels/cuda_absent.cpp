@@ -71,5 +71,8 @@ int64_t norm_partials(CudaType, int64_t, int64_t) {
 int64_t qk_rope_partials(int64_t) {
   return 0;
 }
+int64_t sum_by_row_partials(int64_t) {
+  return 0;
+}
 
 }  // namespace hanok

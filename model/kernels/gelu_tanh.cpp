@@ -33,9 +33,11 @@ struct Backward {
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
       const A v = static_cast<A>(x[i]);
-      const A s = A(1) / (A(1) + simd::exp(-A(kSlope) * (v + A(kCubic) * v * v * v)));
+      const A u = A(kSlope) * (v + A(kCubic) * v * v * v);
+      // The smaller of s = sigmoid(u) and 1 - s: as a difference from 1 it would have lost its digits.
+      const A small = A(1) / (A(1) + simd::exp(u < A(0) ? -u : u)), s = u < A(0) ? small : A(1) - small;
       const A slope = A(kSlope) * (A(1) + A(3) * A(kCubic) * v * v);
-      dx[i] = static_cast<T>(static_cast<A>(dy[i]) * (s + v * s * (A(1) - s) * slope));
+      dx[i] = static_cast<T>(static_cast<A>(dy[i]) * (s + v * small * (A(1) - small) * slope));
     }
   }
 };

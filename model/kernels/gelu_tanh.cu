@@ -15,8 +15,9 @@ __device__ A value_at(A x) {
 
 template <class A>
 __device__ A slope_at(A x) {
-  const A s = sigmoid(A(kSlope) * (x + A(kCubic) * x * x * x));
-  return s + x * s * (1 - s) * (A(kSlope) * (1 + 3 * A(kCubic) * x * x));
+  // The smaller of s = sigmoid(u) and 1 - s: as a difference from 1 it would have lost its digits.
+  const A u = A(kSlope) * (x + A(kCubic) * x * x * x), small = sigmoid(u < 0 ? u : -u);
+  return (u < 0 ? small : 1 - small) + x * small * (1 - small) * (A(kSlope) * (1 + 3 * A(kCubic) * x * x));
 }
 
 // The values behind the last whole pack are the last thread's.

@@ -57,12 +57,15 @@ struct Backward {
 Tensor cuda_backward(const Tensor& dy, const Tensor& index, const Tensor& weight, int64_t rows) {
   Tensor dtable = at::zeros({rows, dy.size(1)}, dy.options());
   const auto [key, use] = at::sort(index.view({-1}), /*stable=*/true, 0, /*descending=*/false);
+  const Tensor partial = at::empty({sum_by_row_partials(index.numel()), dy.size(1)},
+                                   dy.options().dtype(accumulate_type(dy.scalar_type())));
   launch(SumByRow{.call = cuda_call(dy, "interpolate_rows"),
                   .key = key.const_data_ptr<int64_t>(),
                   .use = use.const_data_ptr<int64_t>(),
                   .weight = data_of(weight),
                   .dy = data_of(dy),
                   .out = mutable_data_of(dtable),
+                  .partial = mutable_data_of(partial),
                   .uses = index.numel(),
                   .taps = index.size(1),
                   .rows = rows,

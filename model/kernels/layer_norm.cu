@@ -6,7 +6,7 @@ namespace hanok {
 namespace cuda {
 namespace {
 
-template <class T, int N, int kPacks>
+template <class T, int N>
 __global__ void __launch_bounds__(512) forward_held(const T* x,
                                                     const T* weight,
                                                     const T* bias,
@@ -19,45 +19,46 @@ __global__ void __launch_bounds__(512) forward_held(const T* x,
   using A = Wide<T>;
   __shared__ A slots[2][kMaxWarps];
   const int64_t dim = int64_t{packs} * N;
-  Pack<T, N> w[kPacks], b[kPacks], v[kPacks];
-#pragma unroll
-  for (int p = 0; p < kPacks; ++p) {
-    const int at = threadIdx.x + p * blockDim.x;
-    if (at >= packs) continue;
-    w[p] = load<N>(weight + at * N);
-    b[p] = load<N>(bias + at * N);
-  }
-  for (int64_t row = blockIdx.x * int64_t{blockDim.y} + threadIdx.y; row < rows;
-       row += gridDim.x * int64_t{blockDim.y}) {
+  const A per_value = A(1) / static_cast<A>(dim);
+  uint4 w[kPacks] = {}, b[kPacks] = {}, v[kPacks], next_v[kPacks] = {};
+  load_row(w, weight, packs);
+  load_row(b, bias, packs);
+  const Walk walk;
+  if (walk.first < rows) load_row(next_v, x + walk.first * dim, packs);
+  for (int64_t row = walk.first; row < rows; row += walk.step) {
     A sum = 0, squares = 0;
 #pragma unroll
+    for (int p = 0; p < kPacks; ++p) v[p] = next_v[p];
+    if (row + walk.step < rows) load_row(next_v, x + (row + walk.step) * dim, packs);
+#pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      const int at = threadIdx.x + p * blockDim.x;
-      if (at < packs) v[p] = load<N>(x + row * dim + at * N);
+      const Pack<T, N> values = unpacked<T>(v[p]);
+      for (int i = 0; i < N; ++i) sum += widen(values.v[i]);
     }
+    const A mean = block_sum(sum, slots[0]) * per_value;
+    forget_unpacked(v);
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       if (threadIdx.x + p * blockDim.x >= packs) continue;
-      for (int i = 0; i < N; ++i) sum += widen(v[p].v[i]);
+      const Pack<T, N> values = unpacked<T>(v[p]);
+      for (int i = 0; i < N; ++i) squares += (widen(values.v[i]) - mean) * (widen(values.v[i]) - mean);
     }
-    const A mean = block_sum(sum, slots[0]) / static_cast<A>(dim);
-#pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-      if (threadIdx.x + p * blockDim.x >= packs) continue;
-      for (int i = 0; i < N; ++i) squares += (widen(v[p].v[i]) - mean) * (widen(v[p].v[i]) - mean);
-    }
-    const A scale = reciprocal_root(block_sum(squares, slots[1]) / static_cast<A>(dim) + eps);
+    const A scale = reciprocal_root(block_sum(squares, slots[1]) * per_value + eps);
     if (threadIdx.x == 0) {
       means[row] = mean;
       rstds[row] = scale;
     }
+    forget_unpacked(v);
+    forget_unpacked(w);
+    forget_unpacked(b);
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int at = threadIdx.x + p * blockDim.x;
       if (at >= packs) continue;
+      const Pack<T, N> values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]), biases = unpacked<T>(b[p]);
       Pack<T, N> out;
       for (int i = 0; i < N; ++i)
-        out.v[i] = narrow<T>((widen(v[p].v[i]) - mean) * scale * widen(w[p].v[i]) + widen(b[p].v[i]));
+        out.v[i] = narrow<T>((widen(values.v[i]) - mean) * scale * widen(weights.v[i]) + widen(biases.v[i]));
       store<N>(y + row * dim + at * N, out);
     }
   }
@@ -76,13 +77,14 @@ __global__ void forward_any(const T* x,
                             Wide<T> eps) {
   using A = Wide<T>;
   __shared__ A slots[2][kMaxWarps];
+  const A per_value = A(1) / static_cast<A>(dim);
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* v = x + row * dim;
     A sum = 0, squares = 0;
     for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) sum += widen(v[i]);
-    const A mean = block_sum(sum, slots[0]) / static_cast<A>(dim);
+    const A mean = block_sum(sum, slots[0]) * per_value;
     for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) squares += (widen(v[i]) - mean) * (widen(v[i]) - mean);
-    const A scale = reciprocal_root(block_sum(squares, slots[1]) / static_cast<A>(dim) + eps);
+    const A scale = reciprocal_root(block_sum(squares, slots[1]) * per_value + eps);
     if (threadIdx.x == 0) {
       means[row] = mean;
       rstds[row] = scale;
@@ -94,7 +96,7 @@ __global__ void forward_any(const T* x,
 
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * weight; sums over rows: dweight of dy * xhat, dbias
 // of dy.
-template <class T, int N, int kPacks>
+template <class T, int N>
 __global__ void __launch_bounds__(512) backward_held(const T* dy,
                                                      const T* x,
                                                      const T* weight,
@@ -107,47 +109,55 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
   using A = Wide<T>;
   __shared__ A slots[2][kMaxWarps];
   const int64_t dim = int64_t{packs} * N;
-  const int64_t first = blockIdx.x * int64_t{blockDim.y} + threadIdx.y;
-  Pack<T, N> w[kPacks], g[kPacks], v[kPacks];
+  const A per_value = A(1) / static_cast<A>(dim);
+  const Walk walk;
+  uint4 w[kPacks] = {}, g[kPacks], v[kPacks], next_g[kPacks] = {}, next_v[kPacks] = {};
+  A next_scale = 0, next_mean = 0;
+  const auto load_next = [&](int64_t row) {
+    load_row(next_g, dy + row * dim, packs);
+    load_row(next_v, x + row * dim, packs);
+    next_scale = rstds[row];
+    next_mean = means[row];
+  };
   A dweight[kPacks][N] = {}, dbias[kPacks][N] = {};
-#pragma unroll
-  for (int p = 0; p < kPacks; ++p) {
-    const int at = threadIdx.x + p * blockDim.x;
-    if (at < packs) w[p] = load<N>(weight + at * N);
-  }
-  for (int64_t row = first; row < rows; row += gridDim.x * int64_t{blockDim.y}) {
+  load_row(w, weight, packs);
+  if (walk.first < rows) load_next(walk.first);
+  for (int64_t row = walk.first; row < rows; row += walk.step) {
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      const int at = threadIdx.x + p * blockDim.x;
-      if (at >= packs) continue;
-      g[p] = load<N>(dy + row * dim + at * N);
-      v[p] = load<N>(x + row * dim + at * N);
+      g[p] = next_g[p];
+      v[p] = next_v[p];
     }
-    const A scale = rstds[row], mean = means[row];
+    const A scale = next_scale, mean = next_mean;
+    if (row + walk.step < rows) load_next(row + walk.step);
     A dot = 0, sum = 0;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      if (threadIdx.x + p * blockDim.x >= packs) continue;
+      const Pack<T, N> grads = unpacked<T>(g[p]), values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const A d = widen(g[p].v[i]), product = d * ((widen(v[p].v[i]) - mean) * scale);
-        dot += product * widen(w[p].v[i]);
-        sum += d * widen(w[p].v[i]);
+        const A d = widen(grads.v[i]), product = d * ((widen(values.v[i]) - mean) * scale);
+        dot += product * widen(weights.v[i]);
+        sum += d * widen(weights.v[i]);
         dweight[p][i] += product;
         dbias[p][i] += d;
       }
     }
-    dot = block_sum(dot, slots[0]) / static_cast<A>(dim);
-    sum = block_sum(sum, slots[1]) / static_cast<A>(dim);
+    dot = block_sum(dot, slots[0]) * per_value;
+    sum = block_sum(sum, slots[1]) * per_value;
+    forget_unpacked(g);
+    forget_unpacked(v);
+    forget_unpacked(w);
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int at = threadIdx.x + p * blockDim.x;
       if (at >= packs) continue;
+      const Pack<T, N> grads = unpacked<T>(g[p]), values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
       Pack<T, N> out;
 #pragma unroll
       for (int i = 0; i < N; ++i)
-        out.v[i] =
-            narrow<T>(scale * (widen(g[p].v[i]) * widen(w[p].v[i]) - sum - (widen(v[p].v[i]) - mean) * scale * dot));
+        out.v[i] = narrow<T>(
+            scale * (widen(grads.v[i]) * widen(weights.v[i]) - sum - (widen(values.v[i]) - mean) * scale * dot));
       store<N>(dx + row * dim + at * N, out);
     }
   }
@@ -157,8 +167,8 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
     if (at >= packs) continue;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      partial[first * 2 * dim + at * N + i] = dweight[p][i];
-      partial[(first * 2 + 1) * dim + at * N + i] = dbias[p][i];
+      partial[walk.first * 2 * dim + at * N + i] = dweight[p][i];
+      partial[(walk.first * 2 + 1) * dim + at * N + i] = dbias[p][i];
     }
   }
 }
@@ -174,6 +184,7 @@ __global__ void backward_any(const T* dy,
                              int64_t dim) {
   using A = Wide<T>;
   __shared__ A slots[2][kMaxWarps];
+  const A per_value = A(1) / static_cast<A>(dim);
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T *g = dy + row * dim, *v = x + row * dim;
     const A scale = rstds[row], mean = means[row];
@@ -183,8 +194,8 @@ __global__ void backward_any(const T* dy,
       dot += d * ((widen(v[i]) - mean) * scale);
       sum += d;
     }
-    dot = block_sum(dot, slots[0]) / static_cast<A>(dim);
-    sum = block_sum(sum, slots[1]) / static_cast<A>(dim);
+    dot = block_sum(dot, slots[0]) * per_value;
+    sum = block_sum(sum, slots[1]) * per_value;
     for (int64_t i = threadIdx.x; i < dim; i += blockDim.x)
       dx[row * dim + i] =
           narrow<T>(scale * (widen(g[i]) * widen(weight[i]) - sum - (widen(v[i]) - mean) * scale * dot));
@@ -207,10 +218,10 @@ __global__ void backward_params_any(
   partial[(blockIdx.y * int64_t{2} + 1) * dim + i] = dbias;
 }
 
-template <class T, int kPacks>
+template <class T>
 void forward_held_on(const LayerNormForward& a, const NormRows& shape) {
   constexpr int N = kPackOf<T>;
-  auto* kernel = forward_held<T, N, kPacks>;
+  auto* kernel = forward_held<T, N>;
   const int64_t blocks =
       std::min<int64_t>(resident_blocks(kernel, shape.threads()), divide_up(a.rows, shape.rows_per_block));
   kernel<<<static_cast<unsigned>(blocks), shape.block(), 0, a.call.stream>>>(static_cast<const T*>(a.x),
@@ -229,8 +240,7 @@ void forward(const LayerNormForward& a) {
   constexpr int N = kPackOf<T>;
   const NormRows shape = norm_rows(a.dim / N);
   if constexpr (sizeof(T) < 8) {  // f64 is for tests
-    if (shape.packs_per_thread > 0 && fits_packs<N, T>(a.dim, a.x, a.weight, a.bias, a.y))
-      return shape.packs_per_thread == 2 ? forward_held_on<T, 2>(a, shape) : forward_held_on<T, 4>(a, shape);
+    if (shape.held && fits_packs<N, T>(a.dim, a.x, a.weight, a.bias, a.y)) return forward_held_on<T>(a, shape);
   }
   const int64_t blocks = std::min<int64_t>(a.rows, resident_blocks(forward_any<T>, 256));
   forward_any<T><<<static_cast<unsigned>(blocks), 256, 0, a.call.stream>>>(static_cast<const T*>(a.x),
@@ -244,20 +254,19 @@ void forward(const LayerNormForward& a) {
                                                                            static_cast<Wide<T>>(a.eps));
 }
 
-template <class T, int kPacks>
+template <class T>
 void backward_held_on(const LayerNormBackward& a, const NormRows& shape, int64_t partials) {
   constexpr int N = kPackOf<T>;
-  backward_held<T, N, kPacks>
-      <<<static_cast<unsigned>(partials / shape.rows_per_block), shape.block(), 0, a.call.stream>>>(
-          static_cast<const T*>(a.dy),
-          static_cast<const T*>(a.x),
-          static_cast<const T*>(a.weight),
-          static_cast<const Wide<T>*>(a.mean),
-          static_cast<const Wide<T>*>(a.rstd),
-          static_cast<T*>(a.dx),
-          static_cast<Wide<T>*>(a.partial),
-          a.rows,
-          static_cast<int>(a.dim / N));
+  backward_held<T, N><<<static_cast<unsigned>(partials / shape.rows_per_block), shape.block(), 0, a.call.stream>>>(
+      static_cast<const T*>(a.dy),
+      static_cast<const T*>(a.x),
+      static_cast<const T*>(a.weight),
+      static_cast<const Wide<T>*>(a.mean),
+      static_cast<const Wide<T>*>(a.rstd),
+      static_cast<T*>(a.dx),
+      static_cast<Wide<T>*>(a.partial),
+      a.rows,
+      static_cast<int>(a.dim / N));
 }
 
 template <class T>
@@ -278,11 +287,10 @@ void backward(const LayerNormBackward& a) {
   constexpr int N = kPackOf<T>;
   const NormRows shape = norm_rows(a.dim / N);
   const int64_t partials = norm_partials<T>(a.rows, a.dim);
-  const bool held = sizeof(T) < 8 && shape.packs_per_thread > 0 && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dx);
+  const bool held = sizeof(T) < 8 && shape.held && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dx);
   if (!held) backward_any_on<T>(a, partials);
   if constexpr (sizeof(T) < 8) {
-    if (held && shape.packs_per_thread == 2) backward_held_on<T, 2>(a, shape, partials);
-    if (held && shape.packs_per_thread == 4) backward_held_on<T, 4>(a, shape, partials);
+    if (held) backward_held_on<T>(a, shape, partials);
   }
   check_launch("layer_norm backward");
   sum_columns<T>(a.partial, a.dparams, partials, 2 * a.dim, a.call.stream);

@@ -51,11 +51,14 @@ Tensor cuda_forward(const Tensor& table, const Tensor& index, int64_t first) {
 Tensor cuda_backward(const Tensor& dy, const Tensor& table, const Tensor& index, int64_t first) {
   Tensor dtable = at::zeros_like(table);
   const auto [key, use] = at::sort(index, /*stable=*/true, 0, /*descending=*/false);
+  const Tensor partial = at::empty({sum_by_row_partials(index.size(0)), table.size(1)},
+                                   dy.options().dtype(accumulate_type(dy.scalar_type())));
   launch(SumByRow{.call = cuda_call(dy, "lookup_rows"),
                   .key = key.const_data_ptr<int64_t>(),
                   .use = use.const_data_ptr<int64_t>(),
                   .dy = data_of(dy),
                   .out = mutable_data_of(dtable),
+                  .partial = mutable_data_of(partial),
                   .uses = index.size(0),
                   .taps = 1,
                   .rows = table.size(0),

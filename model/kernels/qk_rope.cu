@@ -60,7 +60,11 @@ __global__ void __launch_bounds__(256) forward(const T* x,
   const Place place = place_of(blockIdx.x * blockDim.x + threadIdx.x, layout);
   const int half = layout.width / 2;
   const int64_t first = (place.row * layout.all() + place.head) * layout.width;
-  Pack<T, N> a[kItems], b[kItems];
+  const bool turns = place.inside && place.head < layout.turned();
+  const T* weight = place.head < layout.heads ? q_weight : k_weight;
+  // All loads come before the sum: afterwards they would wait a second time.
+  Pack<T, N> a[kItems], b[kItems], wa[kNorm ? kItems : 1], wb[kNorm ? kItems : 1];
+  Pack<C, N> c[kItems], s[kItems];
   A squares = 0;
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
@@ -68,6 +72,14 @@ __global__ void __launch_bounds__(256) forward(const T* x,
     if (!place.inside || j >= layout.packs) continue;
     a[item] = load<N>(x + first + j * N);
     b[item] = load<N>(x + first + half + j * N);
+    if (turns) {
+      c[item] = load<N>(cos + place.row * half + j * N);
+      s[item] = load<N>(sin + place.row * half + j * N);
+      if constexpr (kNorm) {
+        wa[item] = load<N>(weight + j * N);
+        wb[item] = load<N>(weight + half + j * N);
+      }
+    }
     if constexpr (kNorm) {
       for (int i = 0; i < N; ++i)
         squares += widen(a[item].v[i]) * widen(a[item].v[i]) + widen(b[item].v[i]) * widen(b[item].v[i]);
@@ -76,14 +88,12 @@ __global__ void __launch_bounds__(256) forward(const T* x,
   A scale = 1;
   if constexpr (kNorm) scale = reciprocal_root(lane_sum(squares, layout.lanes) / static_cast<A>(layout.width) + eps);
   if (!place.inside) return;
-  const bool turns = place.head < layout.turned();
   if (kNorm && turns && place.lane == 0) rstd[place.row * layout.turned() + place.head] = scale;
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
     const int j = place.lane + item * layout.lanes;
     if (j >= layout.packs) continue;
     if (turns) {
-      const Turn<T, C, N> turn(cos + place.row * half, sin + place.row * half, j * N);
       A p[N], q[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
@@ -91,19 +101,17 @@ __global__ void __launch_bounds__(256) forward(const T* x,
         q[i] = widen(b[item].v[i]);
       }
       if constexpr (kNorm) {
-        const T* weight = place.head < layout.heads ? q_weight : k_weight;
-        const Pack<T, N> wa = load<N>(weight + j * N), wb = load<N>(weight + half + j * N);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          p[i] = rounded<T>(rounded<T>(p[i] * scale) * widen(wa.v[i]));
-          q[i] = rounded<T>(rounded<T>(q[i] * scale) * widen(wb.v[i]));
+          p[i] = rounded<T>(rounded<T>(p[i] * scale) * widen(wa[item].v[i]));
+          q[i] = rounded<T>(rounded<T>(q[i] * scale) * widen(wb[item].v[i]));
         }
       }
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const A c = turn.cos[i], s = turn.sin[i];
-        a[item].v[i] = narrow<T>(widen(narrow<C>(p[i] * c)) - widen(narrow<C>(q[i] * s)));
-        b[item].v[i] = narrow<T>(widen(narrow<C>(q[i] * c)) + widen(narrow<C>(p[i] * s)));
+        const A cosine = widen(c[item].v[i]), sine = widen(s[item].v[i]);
+        a[item].v[i] = narrow<T>(rounded<C>(p[i] * cosine) - rounded<C>(q[i] * sine));
+        b[item].v[i] = narrow<T>(rounded<C>(q[i] * cosine) + rounded<C>(p[i] * sine));
       }
     }
     store<N>(y + first + j * N, a[item]);

@@ -8,51 +8,58 @@ namespace {
 
 // kPacks of N values a thread; a block (or, where it is one warp wide, each of its rows of threads) takes a row at a
 // time.
-template <class T, int N, int kPacks, bool kAdd>
+template <class T, int N, bool kAdd>
 __global__ void __launch_bounds__(512) forward_held(
     const T* x, const T* added, const T* weight, T* sum, T* y, Wide<T>* rstd, int64_t rows, int packs, Wide<T> eps) {
   using A = Wide<T>;
   __shared__ A slots[2][kMaxWarps];
   const int64_t dim = int64_t{packs} * N;
-  Pack<T, N> w[kPacks], v[kPacks];
-#pragma unroll
-  for (int p = 0; p < kPacks; ++p) {
-    const int at = threadIdx.x + p * blockDim.x;
-    if (at < packs) w[p] = load<N>(weight + at * N);
-  }
+  const A per_value = A(1) / static_cast<A>(dim);
+  uint4 w[kPacks] = {}, v[kPacks] = {}, next_v[kPacks] = {}, next_other[kPacks] = {};
+  load_row(w, weight, packs);
   int turn = 0;
-  for (int64_t row = blockIdx.x * int64_t{blockDim.y} + threadIdx.y; row < rows;
-       row += gridDim.x * int64_t{blockDim.y}) {
+  const Walk walk;
+  if (walk.first < rows) {
+    load_row(next_v, x + walk.first * dim, packs);
+    if constexpr (kAdd) load_row(next_other, added + walk.first * dim, packs);
+  }
+  for (int64_t row = walk.first; row < rows; row += walk.step) {
     A squares = 0;
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-      const int at = threadIdx.x + p * blockDim.x;
-      if (at < packs) v[p] = load<N>(x + row * dim + at * N);
-    }
+    for (int p = 0; p < kPacks; ++p) v[p] = next_v[p];
     if constexpr (kAdd) {
 #pragma unroll
       for (int p = 0; p < kPacks; ++p) {
         const int at = threadIdx.x + p * blockDim.x;
         if (at >= packs) continue;
-        const Pack<T, N> other = load<N>(added + row * dim + at * N);
-        for (int i = 0; i < N; ++i) v[p].v[i] = narrow<T>(widen(v[p].v[i]) + widen(other.v[i]));
-        store<N>(sum + row * dim + at * N, v[p]);
+        Pack<T, N> both = unpacked<T>(v[p]);
+        const Pack<T, N> other = unpacked<T>(next_other[p]);
+        for (int i = 0; i < N; ++i) both.v[i] = narrow<T>(widen(both.v[i]) + widen(other.v[i]));
+        store<N>(sum + row * dim + at * N, both);
+        memcpy(&v[p], &both, sizeof both);
       }
+    }
+    if (row + walk.step < rows) {
+      load_row(next_v, x + (row + walk.step) * dim, packs);
+      if constexpr (kAdd) load_row(next_other, added + (row + walk.step) * dim, packs);
     }
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      if (threadIdx.x + p * blockDim.x >= packs) continue;
-      for (int i = 0; i < N; ++i) squares += widen(v[p].v[i]) * widen(v[p].v[i]);
+      const Pack<T, N> values = unpacked<T>(v[p]);
+      for (int i = 0; i < N; ++i) squares += widen(values.v[i]) * widen(values.v[i]);
     }
-    const A scale = reciprocal_root(block_sum(squares, slots[turn]) / static_cast<A>(dim) + eps);
+    const A scale = reciprocal_root(block_sum(squares, slots[turn]) * per_value + eps);
     turn ^= 1;
+    forget_unpacked(v);
+    forget_unpacked(w);
     if (threadIdx.x == 0) rstd[row] = scale;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int at = threadIdx.x + p * blockDim.x;
       if (at >= packs) continue;
+      const Pack<T, N> values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
       Pack<T, N> out;
-      for (int i = 0; i < N; ++i) out.v[i] = narrow<T>(rounded<T>(widen(v[p].v[i]) * scale) * widen(w[p].v[i]));
+      for (int i = 0; i < N; ++i) out.v[i] = narrow<T>(rounded<T>(widen(values.v[i]) * scale) * widen(weights.v[i]));
       store<N>(y + row * dim + at * N, out);
     }
   }
@@ -64,6 +71,7 @@ __global__ void forward_any(
     const T* x, const T* added, const T* weight, T* sum, T* y, Wide<T>* rstd, int64_t rows, int64_t dim, Wide<T> eps) {
   using A = Wide<T>;
   __shared__ A slots[2][kMaxWarps];
+  const A per_value = A(1) / static_cast<A>(dim);
   int turn = 0;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* source = x + row * dim;
@@ -74,7 +82,7 @@ __global__ void forward_any(
       squares += widen(value) * widen(value);
     }
     if (added) source = sum + row * dim;  // a thread reads what it wrote itself
-    const A scale = reciprocal_root(block_sum(squares, slots[turn]) / static_cast<A>(dim) + eps);
+    const A scale = reciprocal_root(block_sum(squares, slots[turn]) * per_value + eps);
     turn ^= 1;
     if (threadIdx.x == 0) rstd[row] = scale;
     for (int64_t i = threadIdx.x; i < dim; i += blockDim.x)
@@ -83,7 +91,7 @@ __global__ void forward_any(
 }
 
 // dx = rstd * (g - xhat * mean(g * xhat)) with g = dy * weight, xhat = x * rstd; dweight = sum over rows of dy * xhat.
-template <class T, int N, int kPacks, bool kAdd>
+template <class T, int N, bool kAdd>
 __global__ void __launch_bounds__(512) backward_held(const T* dy,
                                                      const T* x,
                                                      const T* weight,
@@ -96,47 +104,58 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
   using A = Wide<T>;
   __shared__ A slots[2][kMaxWarps];
   const int64_t dim = int64_t{packs} * N;
-  const int64_t first = blockIdx.x * int64_t{blockDim.y} + threadIdx.y;
-  Pack<T, N> w[kPacks], g[kPacks], v[kPacks], other[kAdd ? kPacks : 1];
+  const A per_value = A(1) / static_cast<A>(dim);
+  const Walk walk;
+  uint4 w[kPacks] = {}, g[kPacks], v[kPacks], other[kPacks] = {};
+  uint4 next_g[kPacks] = {}, next_v[kPacks] = {}, next_other[kPacks] = {};
+  A next_scale = 0;
+  const auto load_next = [&](int64_t row) {
+    load_row(next_g, dy + row * dim, packs);
+    load_row(next_v, x + row * dim, packs);
+    if constexpr (kAdd) load_row(next_other, dsum + row * dim, packs);
+    next_scale = rstd[row];
+  };
   A dweight[kPacks][N] = {};
-#pragma unroll
-  for (int p = 0; p < kPacks; ++p) {
-    const int at = threadIdx.x + p * blockDim.x;
-    if (at < packs) w[p] = load<N>(weight + at * N);
-  }
+  load_row(w, weight, packs);
   int turn = 0;
-  for (int64_t row = first; row < rows; row += gridDim.x * int64_t{blockDim.y}) {
+  if (walk.first < rows) load_next(walk.first);
+  for (int64_t row = walk.first; row < rows; row += walk.step) {
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      const int at = threadIdx.x + p * blockDim.x;
-      if (at >= packs) continue;
-      g[p] = load<N>(dy + row * dim + at * N);
-      v[p] = load<N>(x + row * dim + at * N);
-      if constexpr (kAdd) other[p] = load<N>(dsum + row * dim + at * N);
+      g[p] = next_g[p];
+      v[p] = next_v[p];
+      if constexpr (kAdd) other[p] = next_other[p];
     }
-    const A scale = rstd[row];
+    const A scale = next_scale;
+    if (row + walk.step < rows) load_next(row + walk.step);
     A dot = 0;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      if (threadIdx.x + p * blockDim.x >= packs) continue;
+      const Pack<T, N> grads = unpacked<T>(g[p]), values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const A product = widen(g[p].v[i]) * (widen(v[p].v[i]) * scale);
-        dot += product * widen(w[p].v[i]);
+        const A product = widen(grads.v[i]) * (widen(values.v[i]) * scale);
+        dot += product * widen(weights.v[i]);
         dweight[p][i] += product;
       }
     }
-    const A mean = block_sum(dot, slots[turn]) / static_cast<A>(dim);
+    const A mean = block_sum(dot, slots[turn]) * per_value;
     turn ^= 1;
+    forget_unpacked(g);
+    forget_unpacked(v);
+    forget_unpacked(w);
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const int at = threadIdx.x + p * blockDim.x;
       if (at >= packs) continue;
+      const Pack<T, N> grads = unpacked<T>(g[p]), values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
+      const Pack<T, N> more = unpacked<T>(other[p]);
+      const A shrink = scale * mean;
       Pack<T, N> out;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        A d = scale * (widen(g[p].v[i]) * widen(w[p].v[i]) - widen(v[p].v[i]) * scale * mean);
-        if constexpr (kAdd) d += widen(other[p].v[i]);
+        A d = scale * (widen(grads.v[i]) * widen(weights.v[i]) - widen(values.v[i]) * shrink);
+        if constexpr (kAdd) d += widen(more.v[i]);
         out.v[i] = narrow<T>(d);
       }
       store<N>(dx + row * dim + at * N, out);
@@ -147,7 +166,7 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
     const int at = threadIdx.x + p * blockDim.x;
     if (at >= packs) continue;
 #pragma unroll
-    for (int i = 0; i < N; ++i) partial[first * dim + at * N + i] = dweight[p][i];
+    for (int i = 0; i < N; ++i) partial[walk.first * dim + at * N + i] = dweight[p][i];
   }
 }
 
@@ -156,6 +175,7 @@ __global__ void backward_any(
     const T* dy, const T* x, const T* weight, const T* dsum, const Wide<T>* rstd, T* dx, int64_t rows, int64_t dim) {
   using A = Wide<T>;
   __shared__ A slots[2][kMaxWarps];
+  const A per_value = A(1) / static_cast<A>(dim);
   int turn = 0;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T *g = dy + row * dim, *v = x + row * dim;
@@ -163,7 +183,7 @@ __global__ void backward_any(
     A dot = 0;
     for (int64_t i = threadIdx.x; i < dim; i += blockDim.x)
       dot += widen(g[i]) * (widen(v[i]) * scale) * widen(weight[i]);
-    const A mean = block_sum(dot, slots[turn]) / static_cast<A>(dim);
+    const A mean = block_sum(dot, slots[turn]) * per_value;
     turn ^= 1;
     for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) {
       A d = scale * (widen(g[i]) * widen(weight[i]) - widen(v[i]) * scale * mean);
@@ -185,10 +205,10 @@ __global__ void backward_weight_any(
   partial[blockIdx.y * dim + i] = sum;
 }
 
-template <class T, int kPacks, bool kAdd>
+template <class T, bool kAdd>
 void forward_held_on(const RmsNormForward& a, const NormRows& shape) {
   constexpr int N = kPackOf<T>;
-  auto* kernel = forward_held<T, N, kPacks, kAdd>;
+  auto* kernel = forward_held<T, N, kAdd>;
   const int64_t blocks =
       std::min<int64_t>(resident_blocks(kernel, shape.threads()), divide_up(a.rows, shape.rows_per_block));
   kernel<<<static_cast<unsigned>(blocks), shape.block(), 0, a.call.stream>>>(static_cast<const T*>(a.x),
@@ -207,10 +227,8 @@ void forward(const RmsNormForward& a) {
   constexpr int N = kPackOf<T>;
   const NormRows shape = norm_rows(a.dim / N);
   if constexpr (sizeof(T) < 8) {  // f64 is for tests
-    if (shape.packs_per_thread > 0 && fits_packs<N, T>(a.dim, a.x, a.added, a.weight, a.sum, a.y)) {
-      if (shape.packs_per_thread == 2)
-        return a.added ? forward_held_on<T, 2, true>(a, shape) : forward_held_on<T, 2, false>(a, shape);
-      return a.added ? forward_held_on<T, 4, true>(a, shape) : forward_held_on<T, 4, false>(a, shape);
+    if (shape.held && fits_packs<N, T>(a.dim, a.x, a.added, a.weight, a.sum, a.y)) {
+      return a.added ? forward_held_on<T, true>(a, shape) : forward_held_on<T, false>(a, shape);
     }
   }
   const int64_t blocks = std::min<int64_t>(a.rows, resident_blocks(forward_any<T>, 256));
@@ -225,10 +243,10 @@ void forward(const RmsNormForward& a) {
                                                                            static_cast<Wide<T>>(a.eps));
 }
 
-template <class T, int kPacks, bool kAdd>
+template <class T, bool kAdd>
 void backward_held_on(const RmsNormBackward& a, const NormRows& shape, int64_t partials) {
   constexpr int N = kPackOf<T>;
-  backward_held<T, N, kPacks, kAdd>
+  backward_held<T, N, kAdd>
       <<<static_cast<unsigned>(partials / shape.rows_per_block), shape.block(), 0, a.call.stream>>>(
           static_cast<const T*>(a.dy),
           static_cast<const T*>(a.x),
@@ -264,14 +282,10 @@ void backward(const RmsNormBackward& a) {
   constexpr int N = kPackOf<T>;
   const NormRows shape = norm_rows(a.dim / N);
   const int64_t partials = norm_partials<T>(a.rows, a.dim);
-  const bool held =
-      sizeof(T) < 8 && shape.packs_per_thread > 0 && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dsum, a.dx);
+  const bool held = sizeof(T) < 8 && shape.held && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dsum, a.dx);
   if (!held) backward_any_on<T>(a, partials);
   if constexpr (sizeof(T) < 8) {
-    if (held && shape.packs_per_thread == 2)
-      a.dsum ? backward_held_on<T, 2, true>(a, shape, partials) : backward_held_on<T, 2, false>(a, shape, partials);
-    if (held && shape.packs_per_thread == 4)
-      a.dsum ? backward_held_on<T, 4, true>(a, shape, partials) : backward_held_on<T, 4, false>(a, shape, partials);
+    if (held) a.dsum ? backward_held_on<T, true>(a, shape, partials) : backward_held_on<T, false>(a, shape, partials);
   }
   check_launch("rms_norm backward");
   if (!a.dweight) return;

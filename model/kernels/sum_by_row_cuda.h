@@ -13,8 +13,10 @@ struct SumByRow {
   const void* weight;  // wide [uses], by use; null: ones
   const void* dy;      // [uses / taps, width]
   void* out;           // [rows, width]: of keys first to first + rows - 1, other keys are another rank's
+  void* partial;       // wide [sum_by_row_partials(uses), width]
   int64_t uses, taps, rows, width, first;
 };
 void launch(const SumByRow& args);
+int64_t sum_by_row_partials(int64_t uses);
 
 }  // namespace hanok

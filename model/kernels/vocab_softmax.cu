@@ -33,16 +33,29 @@ __device__ inline Running<A> joined(const Running<A>& a, const Running<A>& b) {
           a.sum * (a.max == max ? A(1) : exp_of(a.max - max)) + b.sum * (b.max == max ? A(1) : exp_of(b.max - max))};
 }
 
-template <class T, int kCount>
-__device__ inline void take(Running<Wide<T>>& running, const T (&z)[kCount]) {
+// One look for a new maximum for all of them: the old sum is rescaled once.
+template <class T, int N, int kPacks>
+__device__ inline void take(Running<Wide<T>>& running, const Pack<T, N> (&z)[kPacks]) {
   using A = Wide<T>;
-  A max = running.max;
+  A max = running.max, sums[kPacks] = {};
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) max = widen(z[i]) > max ? widen(z[i]) : max;
-  A sum = running.sum * (running.max == max ? A(1) : exp_of(running.max - max));
+  for (int p = 0; p < kPacks; ++p)
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) sum += exp_below<T>(widen(z[i]) - max);
+    for (int i = 0; i < N; ++i) max = widen(z[p].v[i]) > max ? widen(z[p].v[i]) : max;
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p)
+#pragma unroll
+    for (int i = 0; i < N; ++i) sums[p] += exp_below<T>(widen(z[p].v[i]) - max);
+  A sum = running.max == max ? running.sum : running.sum * exp_of(running.max - max);
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p) sum += sums[p];
   running = {max, sum};
+}
+
+template <class T>
+__device__ inline void take_one(Running<Wide<T>>& running, T z) {
+  const Pack<T, 1> one[1] = {{{z}}};
+  take(running, one);
 }
 
 /// Values before the first one that lies on 16 bytes.
@@ -74,15 +87,14 @@ __global__ void __launch_bounds__(kThreads) update_stats(const T* z,
     Pack<T, N> v[kPacksAtOnce];
 #pragma unroll
     for (int p = 0; p < kPacksAtOnce; ++p) v[p] = load<N>(logits + head + (pack + p * kThreads) * N);
-#pragma unroll
-    for (int p = 0; p < kPacksAtOnce; ++p) take<T>(running, v[p].v);
+    take(running, v);
   }
   for (; pack < packs; pack += kThreads) {
-    const Pack<T, N> v = load<N>(logits + head + pack * N);
-    take<T>(running, v.v);
+    const Pack<T, N> v[1] = {load<N>(logits + head + pack * N)};
+    take(running, v);
   }
-  for (int64_t i = threadIdx.x; i < head; i += kThreads) take<T>(running, {logits[i]});
-  for (int64_t i = tail + threadIdx.x; i < columns; i += kThreads) take<T>(running, {logits[i]});
+  for (int64_t i = threadIdx.x; i < head; i += kThreads) take_one(running, logits[i]);
+  for (int64_t i = tail + threadIdx.x; i < columns; i += kThreads) take_one(running, logits[i]);
   for (int step = 16; step > 0; step /= 2)
     running = joined(running, {__shfl_xor_sync(~0u, running.max, step), __shfl_xor_sync(~0u, running.sum, step)});
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = running;

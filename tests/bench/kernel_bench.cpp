@@ -182,6 +182,7 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
   const Tensor table = randn({vocab, width}), y = randn({count, width}), dtable = at::empty_like(table);
   const Tensor index = at::randint(0, vocab, {count}, on(at::kLong)), out = at::empty_like(y);
   const auto [key, use] = at::sort(index, true, 0, false);
+  const Tensor partial = at::empty({sum_by_row_partials(count), width}, on(at::kFloat));
   const CudaCall call = cuda_call(y, "bench");
   const std::string shape = concat(" BFloat16 ", count, "x", width);
   bench(("lookup_rows" + shape).c_str(), 2 * bytes_of(y), [&] {
@@ -194,6 +195,7 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
                       nullptr,
                       data_of(y),
                       mutable_data_of(dtable),
+                      mutable_data_of(partial),
                       count,
                       1,
                       vocab,
@@ -225,6 +227,7 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
   const Tensor taps = at::randint(0, 2304, {4 * count, 4}, on(at::kLong)),
                share = at::rand({4 * count, 4}, on(at::kFloat));
   const auto [tap_key, tap_use] = at::sort(taps.view({-1}), true, 0, false);
+  const Tensor tap_partial = at::empty({sum_by_row_partials(taps.numel()), 1152}, on(at::kFloat));
   const double numbers = bytes_of(taps) + bytes_of(share);
   bench("interpolate_rows", bytes_of(patches) + numbers, [&] {
     launch(InterpolateRowsForward{call,
@@ -243,6 +246,7 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
                     data_of(share),
                     data_of(patches),
                     mutable_data_of(positions),
+                    mutable_data_of(tap_partial),
                     16 * count,
                     4,
                     2304,
@@ -317,6 +321,8 @@ void optimizer(const Bench& bench, int64_t count) {
 }
 
 void run() {
+  const Tensor factor = randn({8192, 8192});
+  for (int i = 0; i < 400; ++i) at::mm(factor, factor);  // half a second: an idle GPU has slow clocks
   Bench bench;
   const Tensor from = randn({int64_t{1} << 29}), to = at::empty_like(from);
   bench.copy_rate = 2 * bytes_of(from) / median_us([&] { to.copy_(from); }) * 1e6;
