@@ -21,10 +21,6 @@ AdamWState random_state(int64_t n) {
   return {at::randn({n}), at::randn({n}) * 0.1, at::rand({n}) * 0.01};
 }
 
-AdamWState copy_of(const AdamWState& s) {
-  return {s.values.clone(), s.m.clone(), s.v.clone()};
-}
-
 /// The operations of torch.optim.AdamW one by one, in f64.
 void adamw_reference(AdamWState& state,
                      const Tensor& grad,
