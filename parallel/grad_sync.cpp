@@ -1,9 +1,7 @@
 #include "parallel/grad_sync.h"
 
-#include <torch/csrc/autograd/function_hook.h>
-#include <torch/csrc/autograd/variable.h>
-
 #include "base/error.h"
+#include "parallel/grad_buffer.h"
 #include "parallel/squared_norm.h"
 
 namespace hanok {
@@ -80,20 +78,6 @@ std::vector<Stretch> counted_stretches(const ParamSpec& spec, const Groups& grou
   return stretches;
 }
 
-/// Moves what autograd left in .grad into the accumulation buffer.
-class AddToBuffer final : public torch::autograd::PostAccumulateGradHook {
- public:
-  explicit AddToBuffer(Tensor buffer) : buffer_(std::move(buffer)) {}
-  void operator()(const Tensor& value) override {
-    const at::NoGradGuard no_grad;
-    buffer_.add_(value.grad());
-    value.mutable_grad().reset();
-  }
-
- private:
-  Tensor buffer_;
-};
-
 /// The weights that share one group of ranks: dense ones over grad, experts over expert_grad.
 struct Flat {
   bool experts = false;
@@ -148,8 +132,7 @@ struct GradSync::State {
   void move_weights(Flat& flat);
   void find_tp_sums(const ParamTable& params);
   void find_counted(const ParamTable& params);
-  void attach_in_place();
-  void attach_hooks();
+  void attach();
   void sum_over_tp();
   Tensor shard_of(const Flat& flat) const { return shard.narrow(0, flat.shard_begin, flat.shard_size); }
 };
@@ -258,18 +241,9 @@ void GradSync::State::find_counted(const ParamTable& params) {
   }
 }
 
-void GradSync::State::attach_in_place() {
+void GradSync::State::attach() {
   for (size_t i = 0; i < values.size(); ++i) {
-    // Autograd adds to a .grad that is there already.
-    if (values[i].defined() && values[i].scalar_type() == grads[i].scalar_type()) values[i].mutable_grad() = grads[i];
-  }
-}
-
-void GradSync::State::attach_hooks() {
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (!values[i].defined() || values[i].scalar_type() == grads[i].scalar_type()) continue;
-    values[i].mutable_grad().reset();
-    torch::autograd::impl::set_post_acc_grad_hooks(values[i], std::make_unique<AddToBuffer>(grads[i]));
+    if (values[i].defined()) attach_grad_buffer(values[i], grads[i]);
   }
 }
 
@@ -305,22 +279,19 @@ GradSync::GradSync(ParamTable& params, const Groups& groups, at::ScalarType accu
   state_->allocate(params, accumulate);
   state_->find_tp_sums(params);
   state_->find_counted(params);
-  state_->attach_in_place();
-  state_->attach_hooks();
+  state_->attach();
 }
 
 GradSync::~GradSync() {
   for (Tensor& value : state_->values) {
-    if (!value.defined()) continue;
-    torch::autograd::impl::set_post_acc_grad_hooks(value, nullptr);
-    value.mutable_grad().reset();
+    if (value.defined()) detach_grad_buffer(value);
   }
 }
 
 void GradSync::start() {
   const at::NoGradGuard no_grad;
   for (Flat& flat : state_->flats) flat.buffer.zero_();
-  state_->attach_in_place();  // whoever cleared .grad in between would silently lose gradients
+  state_->attach();  // whoever cleared .grad in between would silently lose gradients
 }
 
 void GradSync::finish() {

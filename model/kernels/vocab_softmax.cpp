@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/cuda/call.h"
+#include "model/kernels/add_product.h"
 #include "model/kernels/dispatch.h"
 #include "model/kernels/simd.h"
 #include "model/kernels/vocab_softmax_cuda.h"
@@ -164,11 +165,13 @@ VocabGrads vocab_grads(const Tensor& y_ND,
                        const Tensor& target_N,
                        const Tensor& log_sum_N,
                        const Tensor& g_N,
-                       bool needs_dweight) {
+                       bool needs_dweight,
+                       Tensor add_to_VD) {
   const auto dtype = y_ND.scalar_type();
   Tensor dy = at::zeros(y_ND.sizes(), y_ND.options().dtype(accumulate_type(dtype)));
   VocabGrads grads;
-  if (needs_dweight) grads.dweight_VD = y_ND.size(0) ? at::empty_like(weight_VD) : at::zeros_like(weight_VD);
+  const bool adds = add_to_VD.defined();
+  if (needs_dweight && !adds) grads.dweight_VD = y_ND.size(0) ? at::empty_like(weight_VD) : at::zeros_like(weight_VD);
   if (y_ND.size(0) > 0) {
     const Tensor target = target_N.contiguous(), log_sum = log_sum_N.contiguous(), g = g_N.contiguous();
     for_each_block(y_ND, weight_VD, [&](int64_t first, int64_t columns, Tensor z) {
@@ -179,8 +182,11 @@ VocabGrads vocab_grads(const Tensor& y_ND,
       else
         dy.add_(at::mm(dz, weight));
       if (!needs_dweight) return;
-      Tensor rows = grads.dweight_VD.narrow(0, first, columns);
-      at::mm_out(rows, dz.t(), y_ND);
+      Tensor rows = (adds ? add_to_VD : grads.dweight_VD).narrow(0, first, columns);
+      if (adds)
+        add_product(rows, dz.t(), y_ND);
+      else
+        at::mm_out(rows, dz.t(), y_ND);
     });
   }
   grads.dy_ND = dy.to(dtype);

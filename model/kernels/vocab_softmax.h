@@ -18,16 +18,17 @@ VocabStats vocab_stats(const Tensor& y_ND, const Tensor& weight_VD, const Tensor
 
 struct VocabGrads {
   Tensor dy_ND;       // of this shard alone: the sum over shards is the gradient
-  Tensor dweight_VD;  // undefined unless asked for
+  Tensor dweight_VD;  // undefined unless asked for, and where it was added to `add_to_VD`
 };
 
 /// Gradient of sum_n g_n (log_sum_n - logit_n[target]): dz = g (softmax - onehot), logits recomputed block by block.
-/// shapes: log_sum_N (over the whole vocabulary) and g_N as in VocabStats
+/// shapes: log_sum_N (over the whole vocabulary) and g_N as in VocabStats; add_to_VD like weight_VD, or undefined
 VocabGrads vocab_grads(const Tensor& y_ND,
                        const Tensor& weight_VD,
                        const Tensor& target_N,
                        const Tensor& log_sum_N,
                        const Tensor& g_N,
-                       bool needs_dweight);
+                       bool needs_dweight,
+                       Tensor add_to_VD = {});
 
 }  // namespace hanok

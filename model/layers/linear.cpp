@@ -1,8 +1,44 @@
 #include "model/layers/linear.h"
 
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "model/kernels/add_product.h"
+#include "parallel/grad_buffer.h"
 #include "parallel/redistribute.h"
 
 namespace hanok {
+namespace {
+
+/// y = x w^T + b, whose weight gradient is added straight to the buffer of the step where the weight has one.
+struct Matmul : torch::autograd::Function<Matmul> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx,
+                        const Tensor& x,
+                        const Tensor& weight,
+                        const std::optional<Tensor>& bias) {
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["bias"] = bias.has_value();
+    return at::linear(x, weight, bias);
+  }
+
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
+                                               torch::autograd::tensor_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &dy = grads[0];
+    Tensor dx, dweight, dbias;
+    if (ctx->needs_input_grad(0)) dx = at::mm(dy, weight);
+    if (ctx->needs_input_grad(1)) {
+      Tensor buffer = grad_buffer(weight);
+      if (buffer.defined())
+        add_product(buffer, dy.t(), x);
+      else
+        dweight = at::mm(dy.t(), x);
+    }
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) dbias = dy.sum(0);
+    return {dx, dweight, dbias};
+  }
+};
+
+}  // namespace
 
 Linear::Linear(const BuildContext& ctx, const LinearShape& shape) : rule_(ctx.rule()), groups_(&ctx.groups()) {
   weight_ = ctx.param("weight", {.shape = {shape.out, shape.in}, .segments = shape.segments, .init = ctx.random()});
@@ -15,7 +51,7 @@ Linear::Linear(const BuildContext& ctx, const LinearShape& shape) : rule_(ctx.ru
 Tensor Linear::forward(const Tensor& x) const {
   const bool column = rule_.cut == Cut::kColumn, row = rule_.cut == Cut::kRow && groups_->tp->size() > 1;
   const Tensor in = column ? redistribute(x, rule_.in, Layout::kFull, *groups_) : x;
-  const Tensor y = at::linear(in, weight_, row ? Tensor() : bias_);
+  const Tensor y = Matmul::apply(in, weight_, row || !bias_.defined() ? std::nullopt : std::optional<Tensor>(bias_));
   if (!row) return y;
   const Tensor sum = redistribute(y, Layout::kPartial, rule_.out, *groups_);
   return bias_.defined() ? sum + bias_ : sum;  // once, after the sum

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "model/kernels/vocab_softmax.h"
+#include "parallel/grad_buffer.h"
 #include "parallel/redistribute.h"
 
 namespace hanok {
@@ -36,7 +37,12 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
                                                torch::autograd::tensor_list grads) {
     const auto saved = ctx->get_saved_variables();
-    VocabGrads result = vocab_grads(saved[0], saved[1], saved[2], saved[3], grads[0], ctx->needs_input_grad(1));
+    // A table of gradients that autograd would add to is added to here: on a large vocabulary, making another one and
+    // adding it up costs a small model more than its layers.
+    const Tensor& weight = saved[1];
+    const bool wanted = ctx->needs_input_grad(1);
+    VocabGrads result =
+        vocab_grads(saved[0], weight, saved[2], saved[3], grads[0], wanted, wanted ? grad_buffer(weight) : Tensor());
     return {result.dy_ND, result.dweight_VD, Tensor(), Tensor()};
   }
 };

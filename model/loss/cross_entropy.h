@@ -18,9 +18,9 @@ struct VocabShard {
 ///         rows of V; targets_T int64 over all T rows (on the host or the device), -100 = no label -> nll_N f32 over
 ///         the labelled tokens, in order, equal on every rank of tp
 /// errors: kShape if a target is outside the vocabulary
-/// grads:  y_TD, head.weight_VD. Memory: O(chunk x V / tp), never T x V; the backward recomputes the logits of each
-/// chunk source: Megatron-LM's vocabulary-parallel cross-entropy (max and sum all-reduced); arXiv 2411.09009 for the
-/// fusion
+/// grads:  y_TD, head.weight_VD (added straight to a dense .grad that is there). Memory: O(chunk x V / tp), never T x
+/// V; the backward recomputes the logits of each chunk source: Megatron-LM's vocabulary-parallel cross-entropy (max and
+/// sum all-reduced); arXiv 2411.09009 for the fusion
 Tensor linear_cross_entropy(const Tensor& y_TD, const VocabShard& head, const Tensor& targets_T, const Groups& groups);
 
 /// Log-probabilities of `candidates_C` (token ids) at the given rows, without gradients: f32 [rows, C], equal on every

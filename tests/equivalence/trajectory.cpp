@@ -50,7 +50,7 @@ Trajectory train(const TrainingCase& what, const Groups& groups, at::Device devi
   const StageConfig stage = stage_of(what);
   const std::vector<Sample> samples = real_samples();
   const Sampler sampler = sampler_of(samples);
-  Vlm model(small_model(what.tied), groups, at::kFloat, device);
+  Vlm model(small_model(what.tied), groups, what.dtype, device);
   initialise(model, /*seed=*/11);
   freeze(model.params(), stage);
   if (fault.forget_replicated_sums)

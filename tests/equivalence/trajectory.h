@@ -16,6 +16,7 @@ struct TrainingCase {
   std::vector<std::string> trainable = {"**"};
   std::vector<ParamGroupConfig> groups;
   double clip_norm = 0.5;  // below the norms that occur
+  at::ScalarType dtype = at::kFloat;
 };
 /// All train with a tied head; and the tower frozen, the head its own, the connector at three times the rate.
 std::vector<TrainingCase> training_cases();
