@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <cstdlib>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "configs/schema/read.h"
 #include "launch/command.h"
 #include "launch/device.h"
+#include "trainer/progress.h"
 
 namespace hanok {
 namespace {
@@ -70,6 +72,10 @@ Bootstrap::Bootstrap(const RunConfig& config) {
   MPI_Comm_size(node, &local_size_);
   MPI_Comm_free(&node);
   start_logging("trainer", world_rank(), world_size(), "", static_cast<int>(config.log.verbosity));
+  const char* terminal = std::getenv("TERM");
+  const bool takes_codes = terminal && std::string_view(terminal) != "dumb";
+  const char* no_colour = std::getenv("NO_COLOR");  // no-color.org: whatever its value, unless it is empty
+  use_terminal({.bar = takes_codes, .colour = takes_codes && !(no_colour && *no_colour)});
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   at::set_num_threads(config.threads > 0 ? static_cast<int>(config.threads) : std::max(1, cores / local_size_));
   device_ = bind_device(config.device, local_rank_, local_size_);

@@ -41,6 +41,7 @@ double write_speed(const std::string& path) {
 }  // namespace
 
 int print_version() {
+  if (world_rank() != 0) return 0;
   std::cout << version_text();
   return 0;
 }

@@ -12,6 +12,16 @@
 
 namespace hanok {
 
+/// What is known of one sample after its forwards.
+struct JudgedSample {
+  double weighted_nll = 0, weight = 0;
+  int answer = -1;                    // original choice; -1: not given
+  std::vector<double> probabilities;  // by original choice; empty: not multiple choice
+  std::vector<int64_t> label_ids;     // kept for dumps only
+  std::vector<double> label_logprobs;
+  int64_t num_labels = 0;
+};
+
 struct EvalResult {
   int64_t num_samples = 0, num_choice_samples = 0, num_answered = 0, num_correct = 0;
   int64_t num_labels = 0;                                    // 0: `loss` says nothing
@@ -24,6 +34,7 @@ struct EvalResult {
   };
   std::vector<Bin> reliability;  // ten bins of the chosen probability
   double expected_calibration_error = 0;
+  std::vector<JudgedSample> samples;  // in the order of the dataset, on every rank
   double seconds = 0;
   bool complete = true;  // false: a rank was asked to stop; nothing else of the result holds
 };
@@ -47,15 +58,6 @@ struct EvalOptions {
 /// that cannot be read, kIo for the files
 EvalResult evaluate(const Vlm& model, const Dataset& dataset, const SampleEncoder& encoder, const EvalOptions& options);
 
-/// What is known of one sample after its forwards.
-struct JudgedSample {
-  double weighted_nll = 0, weight = 0;
-  int answer = -1;                    // original choice; -1: not given
-  std::vector<double> probabilities;  // by original choice; empty: not multiple choice
-  std::vector<int64_t> label_ids;     // kept for dumps only
-  std::vector<double> label_logprobs;
-  int64_t num_labels = 0;
-};
 /// Pure: statistics over samples in order.
 EvalResult summarise(const std::vector<JudgedSample>& samples);
 /// Score interval of a share. source: Wilson, JASA 22 (1927)

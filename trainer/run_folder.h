@@ -1,10 +1,11 @@
 // The folder of a run: who owns it, and where things lie in it.
 //   config.yaml                        resolved config of the newest start
-//   metrics.jsonl                      one line a step
+//   report.html loss.svg               for people; metrics.jsonl, events.out.tfevents.* the same for machines
+//   evaluation.json                    the newest one
 //   checkpoints/STAGE/step_00000100/   a TensorStore
 //   checkpoints/STAGE/best             name of the best one of the stage
-//   checkpoints/STAGE/step_*.aside     checkpoints of a course that was left: damaged, or newer than where a run went
-//   on model/                             exported Hugging Face folder loss.svg, evaluation.json, skipped/*.txt, logs/
+//   checkpoints/STAGE/step_*.aside     of a course that was left: damaged, or newer than where a run went on
+//   model/                             exported Hugging Face folder
 #pragma once
 
 #include <cstdint>

@@ -34,6 +34,7 @@ struct Run {
   SampleEncoder encoder;
   Datasets datasets;
   std::unique_ptr<Metrics> metrics;
+  std::unique_ptr<Report> report;
   std::vector<std::string> differences;  // of the config since the checkpoint that the run goes on from
   RunResult result;
 
@@ -157,12 +158,20 @@ void log_start(const Run& run, const Trainer& t) {
                         << config_hash(run.config);
 }
 
+const char* text_of(StageEnd end) {
+  switch (end) {
+    case StageEnd::kFinished: return "finished";
+    case StageEnd::kEarlyStop: return "ended early, without gain on held-out data";
+    case StageEnd::kStopRequested: return "stopped on request";
+  }
+  return "";
+}
+
 void log_end(const Run& run, const Trainer& t, double seconds) {
-  const char* how[] = {"finished", "ended early, without gain on held-out data", "stopped on request"};
   std::string text = concat("stage ",
                             t.learner.stage.name,
                             " ",
-                            how[static_cast<int>(run.result.end)],
+                            text_of(run.result.end),
                             " at step ",
                             t.state.step,
                             " of ",
@@ -218,7 +227,8 @@ void run_stage(Run& run, int index, const CheckpointPath& from) {
       data.datasets, data.sampler, data.options, {run.groups.dp->rank(), run.groups.dp->size()}, state.cursor);
   Checkpointer checkpoint(config, run.folder, run.groups);
   if (!run.metrics)
-    run.metrics = std::make_unique<Metrics>(config.out, stage.name, state.step, run.is_first_rank(), config.log.every);
+    run.metrics = std::make_unique<Metrics>(
+        config.out, ResumePoint{stage.name, state.step, state.evaluated_step}, run.is_first_rank(), config.log.every);
 
   Trainer t{.config = config,
             .folder = run.folder,
@@ -226,6 +236,7 @@ void run_stage(Run& run, int index, const CheckpointPath& from) {
             .loader = loader,
             .checkpoint = checkpoint,
             .metrics = *run.metrics,
+            .report = *run.report,
             .encoder = run.encoder,
             .held_out = config.eval.set.empty() ? nullptr : run.datasets.at(config.eval.set).get(),
             .evaluation = evaluation_options(config, stage, run.encoder, run.groups),
@@ -250,11 +261,17 @@ RunResult run_stages(const RunConfig& given, World& world, at::Device device, co
   CheckpointPath from = take_up(run);
   run.encoder = make_encoder(config);
   run.datasets = open_datasets(config, run.encoder, run.groups);
+  run.report = std::make_unique<Report>(
+      ReportFacts{.config = config, .num_ranks = world.size(), .device = device.str(), .versions = options.versions},
+      run.is_first_rank());
   for (int stage = from.directory.empty() ? 0 : from.stage; stage < static_cast<int>(config.stages.size()); ++stage) {
     run_stage(run, stage, from);
     if (run.result.end == StageEnd::kStopRequested) break;
     from = {.stage = stage, .directory = run.result.last_checkpoint};
   }
+  const bool is_stopped = run.result.end == StageEnd::kStopRequested;
+  run.report->set_status(is_stopped ? "stopped on request; the same command goes on" : "finished");
+  run.report->write(run.metrics->history());
   return run.result;
 }
 

@@ -14,6 +14,7 @@ namespace hanok {
 struct RunOptions {
   std::string resume = "auto";  // auto, never, or the path of a checkpoint
   std::function<bool()> stop_requested = [] { return false; };
+  std::string versions = {};  // of the program and its libraries, for the report
 };
 struct RunResult {
   StageEnd end = StageEnd::kFinished;

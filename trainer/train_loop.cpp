@@ -58,10 +58,11 @@ bool is_better(const Trainer& t, double value) {
 
 void publish_evaluation(Trainer& t, const EvalResult& result) {
   if (groups_of(t).rank != 0) return;
-  const std::string json = to_json(result);
-  print_line(
-      concat(t.learner.stage.name, " ", t.state.step, "/", t.state.num_steps, "  held out: ", short_text(result)));
-  t.metrics.record_evaluation(t.learner.stage.name, t.state.step, json);
+  const std::string json = to_json(result), &stage = t.learner.stage.name;
+  print_line(concat(stage, " ", t.state.step, "/", t.state.num_steps, "  held out: ", short_text(result)), Tone::kGood);
+  t.metrics.record_evaluation(stage, t.state.step, json);
+  t.report.show_examples(stage, t.state.step, result, *t.held_out, t.encoder);
+  t.report.write(t.metrics.history());
   try {
     write_file_atomically(t.folder.file("evaluation.json"), json + "\n");
   } catch (const Error& error) {  // a summary is not worth a run
@@ -94,7 +95,7 @@ void save(Trainer& t, bool is_best) {
   if (is_best) t.checkpoint.mark_best(t.state.step);
   t.saved_step = t.state.step;
   t.save_stall_s += now_s() - began;
-  t.metrics.draw_loss();
+  t.report.refresh(t.metrics.history());
 }
 
 /// The scalars that people see: the only place of a step where the host waits for the device.
@@ -122,6 +123,8 @@ void advance(Trainer& t, const StepReport& report, bool applied) {
 void refuse_bad_steps(Trainer& t, const Logged& logged) {
   if (t.state.skipped_in_a_row <= t.learner.stage.optimizer.max_bad_steps) return;
   t.checkpoint.finish();
+  t.report.set_status("failed: steps in a row were not finite");
+  t.report.write(t.metrics.history());
   HANOK_FAIL(kNumeric) << "step " << t.state.step << ": got loss " << logged.loss << " and gradient norm "
                        << logged.grad_norm << ", expected finite values; " << t.state.skipped_in_a_row
                        << " steps in a row were skipped in stage " << t.learner.stage.name
@@ -138,11 +141,13 @@ void train_step(Trainer& t) {
   const Logged logged = read_scalars(run_step(learner, batches, lr));
   t.checkpoint.poll();
 
+  const Memory memory = memory_in_use(device_of(learner.model));
   const StepReport report = share_report({.stop_requested = t.stop_requested && t.stop_requested(),
                                           .work = work_of(batches),
                                           .step_s = now_s() - began,
                                           .data_wait_s = t.loader.waited_s(),
-                                          .memory_gib = peak_memory_gib(device_of(learner.model))},
+                                          .memory_gib = memory.now_gib,
+                                          .memory_peak_gib = memory.peak_gib},
                                          groups_of(t));
   advance(t, report, logged.applied);
   t.last_loss = logged.loss;
@@ -161,6 +166,7 @@ void train_step(Trainer& t) {
                     .tokens_per_s = report.work.tokens / report.step_s,
                     .model_flops_per_s = flops / report.step_s,
                     .memory_gib = report.memory_gib,
+                    .memory_peak_gib = report.memory_peak_gib,
                     .fill = report.work.tokens / tokens_per_step(learner.stage),
                     .applied = logged.applied});
   t.save_stall_s = 0;
@@ -171,7 +177,7 @@ void train_step(Trainer& t) {
 /// The state a stage ends in must be on disk: the next stage, or the next start, begins there.
 void save_last(Trainer& t) {
   if (t.saved_step != t.state.step) save(t, false);
-  t.metrics.draw_loss();
+  t.report.write(t.metrics.history());
   t.checkpoint.finish();
   HANOK_REQUIRE(!t.checkpoint.failed(), kIo)
       << "checkpoint: got an error while saving step " << t.state.step << " of stage " << t.learner.stage.name

@@ -6,6 +6,7 @@
 #include "trainer/checkpoint.h"
 #include "trainer/evaluate.h"
 #include "trainer/metrics.h"
+#include "trainer/report.h"
 #include "trainer/step.h"
 
 namespace hanok {
@@ -20,6 +21,7 @@ struct Trainer {
   Loader& loader;
   Checkpointer& checkpoint;
   Metrics& metrics;
+  Report& report;
   const SampleEncoder& encoder;
   const Dataset* held_out = nullptr;  // null: no evaluation
   EvalOptions evaluation;
