@@ -37,6 +37,10 @@ std::string quoted_for_shell(const std::string& word) {
   return out + "'";
 }
 
+std::string interval(const RunHistory::Evaluation& e) {
+  return printed("%.1f to ", 100 * e.accuracy_low) + printed("%.1f", 100 * e.accuracy_high);
+}
+
 /// Sums over the whole run.
 struct Totals {
   double steps = 0, tokens = 0, seconds = 0, wait_s = 0, flops = 0, memory_gib = 0;
@@ -70,7 +74,7 @@ std::string tiles(const RunHistory& history) {
     if (std::isfinite(last.accuracy))
       out += tile(percent(last.accuracy),
                   "held-out accuracy",
-                  printed("%.1f to ", 100 * last.accuracy_low) + printed("%.1f", 100 * last.accuracy_high) + " (95 %)");
+                  std::isfinite(last.accuracy_low) ? interval(last) + " (95 %)" : "");
     if (std::isfinite(last.loss)) {
       double best = last.loss;
       for (const auto& e : history.evaluations)
@@ -146,8 +150,7 @@ std::string evaluations_table(const RunHistory& history) {
   for (size_t i = all.size(); i-- > 0 && all.size() - i <= kNewest;) {
     const auto& e = all[i];
     out += "<tr>" + tag("td", escaped(concat(e.stage, " ", e.step))) + cell(e.loss, printed("%.4f", e.loss)) +
-           cell(e.accuracy, percent(e.accuracy)) +
-           cell(e.accuracy, printed("%.1f to ", 100 * e.accuracy_low) + printed("%.1f", 100 * e.accuracy_high)) +
+           cell(e.accuracy, percent(e.accuracy)) + cell(e.accuracy_low, interval(e)) +
            cell(e.accuracy, concat(e.num_correct, " / ", e.num_answered)) + "</tr>\n";
   }
   out += "</table>\n";

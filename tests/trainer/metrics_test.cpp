@@ -168,6 +168,9 @@ TEST(Plot, ASpikeSpoilsNeitherTheRangeNorTheMean) {
   const std::string svg = chart_svg(chart);
   EXPECT_EQ(svg.find("e+"), std::string::npos);
   EXPECT_NE(svg.find(">2.00<"), std::string::npos) << "ticks around 2";
+  const size_t path = svg.rfind("<path class=\"mean\" d=\""), end = svg.find("\"/>", path);
+  const double last_y = std::stod(svg.substr(svg.rfind(' ', end) + 1));
+  EXPECT_NEAR(last_y, 58 + (460 - 46 - 58) / 2.0, 100) << "the mean behind the spike is not in the middle";
 }
 
 TEST(Plot, TicksAreRoundAndCoverTheRange) {
