@@ -15,7 +15,8 @@ struct Matmul : torch::autograd::Function<Matmul> {
                         const Tensor& x,
                         const Tensor& weight,
                         const std::optional<Tensor>& bias) {
-    ctx->save_for_backward({x, weight});
+    // x is for the gradient of the weight only: below frozen layers it need not stay.
+    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight});
     ctx->saved_data["bias"] = bias.has_value();
     return at::linear(x, weight, bias);
   }
