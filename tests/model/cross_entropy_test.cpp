@@ -56,6 +56,20 @@ TEST(LinearCrossEntropy, MatchesTheDenseLossAndGradientsAcrossBlocksOfTheVocabul
   }
 }
 
+TEST(LinearCrossEntropy, AddsTheGradientOfTheHeadToOneThatIsThere) {
+  const Groups alone = make_single_groups();
+  constexpr int64_t kVocab = 700, kWidth = 6;
+  Problem p = problem(2600, kWidth, kVocab, 0.97, at::kDouble);
+  p.weight.set_requires_grad(true);
+  const auto loss = [&] { return linear_cross_entropy(p.y, {p.weight, 0, kVocab}, p.targets, alone).sum(); };
+  const Tensor gradient = torch::autograd::grad({loss()}, {p.weight})[0];
+  const Tensor before = random_f64({kVocab, kWidth}), buffer = before.clone();
+  p.weight.mutable_grad() = buffer;
+  loss().backward();
+  EXPECT_EQ(p.weight.grad().const_data_ptr(), buffer.const_data_ptr());
+  EXPECT_CLOSE(buffer - before, gradient, 2600);
+}
+
 TEST(LinearCrossEntropy, GradientsEqualFiniteDifferences) {
   const Groups alone = make_single_groups();
   const Problem p = problem(9, 5, 11, 0.7, at::kDouble);
