@@ -16,9 +16,9 @@ namespace {
 
 TEST(BarLine, FillsWhatTheTextLeaves) {
   const BarText half{.what = "sft", .unit = "steps", .note = "loss 2.5", .done = 5, .total = 10, .left_s = 65};
-  EXPECT_EQ(bar_line(half, 64), "sft [============             ] 5/10 steps, 1:05 left, loss 2.5");
+  EXPECT_EQ(bar_line(half, 64), "sft [=============             ] 5/10 steps, 1:05 left, loss 2.5");
   EXPECT_EQ(bar_line(half, 40).size(), 40u);
-  EXPECT_EQ(bar_line(half, 40), "sft [====    ] 5/10 steps, 1:05 left");
+  EXPECT_EQ(bar_line(half, 40), "sft [======      ] 5/10 steps, 1:05 left");
   EXPECT_EQ(bar_line(half, 30), "sft 5/10 steps, 1:05 left");
   EXPECT_EQ(bar_line(half, 0), "sft 5/10 steps, 1:05 left, loss 2.5");
   EXPECT_EQ(bar_line({.what = "packing", .unit = "samples", .done = 7}, 64), "packing 7 samples");
