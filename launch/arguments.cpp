@@ -14,7 +14,10 @@ DEFINE_string(resume, "auto", "auto: go on from the newest checkpoint; never; or
 DEFINE_string(checkpoint, "", "evaluate, export: folder of a checkpoint instead of the newest one");
 DEFINE_string(output, "", "export: folder to write");
 DEFINE_string(mesh, "", "plan: layout to plan for, for example tp2,dp4");
-DEFINE_string(gpu, "", "plan: GPU whose memory is compared with (t4, a100-40, a100, h100, h200)");
+DEFINE_string(gpu, "", "plan: GPU to fit, a name of configs/gpu (h200), or all");
+DEFINE_double(pictures, -1, "plan: share of the tokens that come from pictures; -1: half where there is a tower");
+DEFINE_int32(patches, 0, "plan: patches of a picture; 0: 1,024, or what data.max_pixels allows");
+DEFINE_bool(json, false, "plan: JSON for programs instead of text");
 
 namespace hanok {
 namespace {
@@ -41,7 +44,7 @@ const std::vector<Command>& commands() {
       {"pack", pack, "turn the datasets of a config into packed HDF5 files"},
       {"evaluate", evaluate_command, "measure the held-out set: loss, accuracy, per-sample dump, submission"},
       {"export", export_command, "write a Hugging Face folder from a checkpoint"},
-      {"plan", plan, "print parameters, cuts, memory and FLOPs for any layout; needs no data"},
+      {"plan", plan, "print parameters, cuts, memory, FLOPs and time for any layout and GPU; needs no data"},
       {"doctor", doctor, "print versions and devices, and the first thing that would fail"},
   };
   return table;
@@ -92,11 +95,16 @@ Arguments parse_arguments(int argc, char** argv) {
                         << "; see trainer --help";
   }
   out.config = FLAGS_config;
+  HANOK_REQUIRE(!FLAGS_resume.empty(), kConfig)
+      << "--resume: got nothing, expected auto, never, or the folder of a checkpoint or run; see trainer --help";
   out.resume = FLAGS_resume;
   out.checkpoint = FLAGS_checkpoint;
   out.output = FLAGS_output;
   out.mesh = FLAGS_mesh;
   out.gpu = FLAGS_gpu;
+  out.pictures = FLAGS_pictures;
+  out.patches = FLAGS_patches;
+  out.json = FLAGS_json;
   return out;
 }
 
@@ -114,7 +122,8 @@ int print_help() {
          "  --resume HOW       auto (default): go on from the newest checkpoint; never; or a checkpoint's folder\n"
          "  --checkpoint DIR   evaluate, export: this checkpoint instead of the newest\n"
          "  --output DIR       export: where to write\n"
-         "  --mesh tp2,dp4     plan: the layout   --gpu h200: the GPU to fit\n"
+         "  --mesh tp2,dp4     plan: the layout   --gpu h200|all: the GPU to fit   --json: for programs\n"
+         "  --pictures 0.5     plan: share of the tokens from pictures, of --patches 1024 each\n"
          "  --version, --help\n\n"
          "exit codes: 0 done or stopped by a signal after saving; 2 config, 3 data, 4 shape, 5 checkpoint, 6 file "
          "system,\n"

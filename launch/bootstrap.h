@@ -44,5 +44,7 @@ RunConfig load_run_config(const struct Arguments& arguments, int world_size);
 
 /// Version texts: program, git commit, torch, MPI, NCCL, CUDA, HDF5.
 std::string version_text();
+std::string mpi_version();
+std::string hdf5_version();
 
 }  // namespace hanok

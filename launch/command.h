@@ -17,6 +17,9 @@ struct Arguments {
   std::string checkpoint;         // --checkpoint (evaluate, export)
   bool help = false, version = false;
   std::string gpu, mesh;  // --gpu, --mesh (plan)
+  double pictures = -1;   // --pictures (plan)
+  int64_t patches = 0;    // --patches (plan)
+  bool json = false;      // --json (plan)
 };
 
 /// argv -> Arguments; flags are gflags' (glog's own included), --set may be repeated.

@@ -14,6 +14,10 @@ struct DeviceInfo {
   int major = 0, minor = 0;  // compute capability
 };
 std::vector<DeviceInfo> visible_gpus();
+/// Whether GPU `from` reads the memory of GPU `to` without the host.
+bool reads_peer(int from, int to);
+/// ("CUDA", "13.0, driver for 13.1"): what the accelerator's libraries say of themselves.
+std::vector<std::pair<std::string, std::string>> accelerator_versions();
 
 /// auto: the GPU numbered `local_rank` when there is one for every rank of the node, else the CPU when there are no
 /// GPUs. errors: kDevice when there are GPUs but fewer than ranks, or `cuda` is asked for and there are none

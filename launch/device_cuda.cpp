@@ -1,6 +1,9 @@
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <cuda_runtime_api.h>
 #include <nccl.h>
+
+#include <fstream>
 
 #include "base/error.h"
 #include "launch/device.h"
@@ -8,10 +11,52 @@
 
 namespace hanok {
 
+namespace {
+
+/// The kernel module's own text: "NVRM version: ... 580.95.05 ...".
+std::string driver_version() {
+  std::ifstream file("/proc/driver/nvidia/version");
+  std::string word;
+  while (file >> word)
+    if (word.size() > 4 && std::isdigit(static_cast<unsigned char>(word[0])) && word.find('.') != std::string::npos)
+      return word;
+  return "none";
+}
+
+std::string cuda_text(int version) {
+  return concat(version / 1000, ".", version % 1000 / 10);
+}
+
+}  // namespace
+
 std::string nccl_version() {
   int version = 0;
   if (ncclGetVersion(&version) != ncclSuccess) return "does not answer";
   return concat(version / 10000, ".", version / 100 % 100, ".", version % 100);
+}
+
+bool reads_peer(int from, int to) {
+  int can = 0;
+  return cudaDeviceCanAccessPeer(&can, from, to) == cudaSuccess && can != 0;
+}
+
+std::vector<std::pair<std::string, std::string>> accelerator_versions() {
+  int runtime = 0, driver = 0;
+  cudaRuntimeGetVersion(&runtime);
+  cudaDriverGetVersion(&driver);  // 0 without one
+  cudaGetLastError();
+  const auto& hooks = at::detail::getCUDAHooks();
+  const long cudnn = hooks.hasCuDNN() ? hooks.versionRuntimeCuDNN() : 0;
+  return {{"CUDA",
+           concat("compiled ",
+                  cuda_text(CUDART_VERSION),
+                  ", loaded ",
+                  cuda_text(runtime),
+                  ", the driver allows ",
+                  driver ? cuda_text(driver) : "none: there is no driver")},
+          {"driver", driver_version()},
+          {"cuDNN", cudnn ? concat(cudnn / 10000, ".", cudnn / 100 % 100, ".", cudnn % 100) : "absent"},
+          {"NCCL", concat("compiled ", NCCL_MAJOR, ".", NCCL_MINOR, ".", NCCL_PATCH, ", loaded ", nccl_version())}};
 }
 
 std::vector<DeviceInfo> visible_gpus() {

@@ -1,5 +1,3 @@
-#include <algorithm>
-#include <cstdio>
 #include <iostream>
 #include <regex>
 
@@ -8,130 +6,123 @@
 #include "configs/schema/read.h"
 #include "launch/bootstrap.h"
 #include "launch/command.h"
-#include "model/vlm.h"
-#include "trainer/optimizer.h"
+#include "launch/device.h"
+#include "launch/installed.h"
+#include "launch/plan_report.h"
 #include "trainer/weights.h"
 
 namespace hanok {
 namespace {
 
-/// "tp2,dp4" -> layout.
+/// "tp2,dp4" -> layout; axes that are not named have size 1.
 ParallelConfig parse_mesh(const std::string& text, ParallelConfig layout) {
-  static const std::regex axis("(tp|dp|pp|cp|ep)([0-9]{1,5})");
-  for (auto it = std::sregex_iterator(text.begin(), text.end(), axis); it != std::sregex_iterator(); ++it) {
-    const int64_t size = std::stoll((*it)[2]);
-    const std::string name = (*it)[1];
-    (name == "tp"   ? layout.tp
-     : name == "dp" ? layout.dp
-     : name == "pp" ? layout.pp
-     : name == "cp" ? layout.cp
-                    : layout.ep) = size;
+  layout.tp = layout.pp = layout.cp = layout.ep = layout.dp = 1;
+  static const std::regex axis("([a-z]+)([0-9]{1,5})");
+  const std::pair<const char*, int64_t*> axes[] = {
+      {"tp", &layout.tp}, {"dp", &layout.dp}, {"pp", &layout.pp}, {"cp", &layout.cp}, {"ep", &layout.ep}};
+  std::string seen;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const std::string word = text.substr(begin, end - begin);
+    std::smatch match;
+    const bool is_axis = std::regex_match(word, match, axis);
+    int64_t* size = nullptr;
+    for (const auto& [name, member] : axes)
+      if (is_axis && match[1] == name) size = member;
+    HANOK_REQUIRE(size != nullptr && std::stoll(match[2]) > 0, kConfig)
+        << "--mesh: got \"" << word << "\" in " << text << ", expected axes of tp, dp, pp, cp, ep with a size above 0, "
+        << "for example tp2,dp4";
+    HANOK_REQUIRE(seen.find(concat(match[1].str(), ",")) == std::string::npos, kConfig)
+        << "--mesh: got " << match[1].str() << " twice in " << text << ", expected every axis once; leave one out";
+    seen += match[1].str() + ",";
+    *size = std::stoll(match[2]);
+    begin = end + 1;
   }
-  HANOK_REQUIRE(std::regex_match(text, std::regex("((tp|dp|pp|cp|ep)[0-9]{1,5})(,(tp|dp|pp|cp|ep)[0-9]{1,5})*")), kConfig)
-      << "--mesh: got " << text << ", expected axes like tp2,dp4";
   return layout;
 }
 
-std::string human_bytes(double bytes) {
-  const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  int unit = 0;
-  while (bytes >= 1024 && unit < 4) bytes /= 1024, ++unit;
-  char text[32];
-  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.2f %s", bytes, units[unit]);
-  return text;
+Supposed supposed_of(const RunConfig& config, const Arguments& arguments) {
+  Supposed supposed = supposed_by_default(config);
+  if (config.model.tower.type == "none") return supposed;
+  const int64_t merge = config.model.connector.merge * config.model.connector.merge;
+  if (arguments.pictures >= 0) supposed.picture_share = arguments.pictures;
+  if (arguments.patches > 0) supposed.patches_per_picture = arguments.patches;
+  HANOK_REQUIRE(supposed.picture_share <= 1, kConfig)
+      << "--pictures: got " << supposed.picture_share
+      << ", expected the share of tokens that come from pictures, 0 to 1";
+  HANOK_REQUIRE(supposed.patches_per_picture % merge == 0, kConfig)
+      << "--patches: got " << supposed.patches_per_picture << ", expected a multiple of merge^2 = " << merge;
+  return supposed;
 }
 
-const char* cut_text(const ParamSpec& spec) {
-  return spec.cut_dim < 0 ? "whole" : spec.cut_dim == 0 ? "rows" : "columns";
-}
-
-bool is_trainable(const StageConfig& stage, const std::string& name) {
-  return std::any_of(
-      stage.trainable.begin(), stage.trainable.end(), [&](const auto& glob) { return glob_match(glob, name); });
-}
-
-int64_t count(const std::vector<int64_t>& shape) {
-  int64_t n = 1;
-  for (const int64_t size : shape) n *= size;
-  return n;
-}
-
-/// Rows that differ only in their layer index are one line: "decoder.layers.*.attn.qkv.weight x36".
-struct TableRow {
-  std::string name;
-  const ParamSpec* spec;
-  std::vector<int64_t> local;
-  bool trainable;
-  int layers = 1;
-};
-
-std::vector<TableRow> table_rows(const Vlm& model, const StageConfig& stage) {
-  static const std::regex index("\\.[0-9]+\\.");
-  std::vector<TableRow> rows;
-  for (const Param& param : model.params()) {
-    const std::string name = std::regex_replace(param.spec.name, index, ".*.");
-    const auto same = std::find_if(rows.begin(), rows.end(), [&](const TableRow& row) {
-      return row.name == name && row.spec->shape == param.spec.shape;
-    });
-    if (same != rows.end()) {
-      ++same->layers;
-    } else {
-      rows.push_back(
-          {name, &param.spec, local_shape(param.spec, model.groups()), is_trainable(stage, param.spec.name)});
-    }
+/// What --gpu names; without it the GPU of this machine, if its kind is known.
+std::vector<const GpuConfig*> wanted_gpus(const std::string& name, const std::vector<GpuConfig>& gpus) {
+  std::vector<const GpuConfig*> out;
+  if (name == "all") {
+    for (const GpuConfig& gpu : gpus) out.push_back(&gpu);
+  } else if (!name.empty()) {
+    out.push_back(&find_gpu(gpus, name));
+  } else if (const auto here = visible_gpus(); !here.empty()) {
+    const double gib = static_cast<double>(here.front().memory_bytes) / (1 << 30);
+    if (const GpuConfig* gpu = match_gpu(gpus, here.front().name, gib)) out.push_back(gpu);
   }
-  return rows;
+  return out;
 }
 
-void print_stage(const RunConfig& config, const StageConfig& stage, const ParallelConfig& layout) {
-  const int64_t dp = std::max<int64_t>(1, layout.dp);
-  const Mesh mesh({.pp = static_cast<int>(layout.pp),
-                   .dp = static_cast<int>(dp),
-                   .cp = static_cast<int>(layout.cp),
-                   .tp = static_cast<int>(layout.tp)});
-  const Groups groups = make_planned_groups(mesh, 0, layout.sequence && layout.tp > 1);
-  const bool half = config.model.dtype == "bfloat16" || config.model.dtype == "auto";
-  const Vlm model(config.model, groups, half ? at::kBFloat16 : at::kFloat, at::kMeta);
-
-  std::cout << "\nstage " << stage.name << " on " << describe(groups.mesh.shape()) << " (" << groups.mesh.world()
-            << " ranks)\n";
-  std::printf("  %-46s %-22s %-8s %-22s %s\n", "parameter", "global shape", "cut", "shape on rank 0", "trains");
-  int64_t total = 0, trainable = 0, local = 0, local_trainable = 0;
-  for (const TableRow& row : table_rows(model, stage)) {
-    const std::string name = row.layers > 1 ? concat(row.name, " x", row.layers) : row.name;
-    std::printf("  %-46s %-22s %-8s %-22s %s\n",
-                name.c_str(),
-                concat(row.spec->shape).c_str(),
-                cut_text(*row.spec),
-                concat(row.local).c_str(),
-                row.trainable ? "yes" : "frozen");
-    total += row.layers * count(row.spec->shape);
-    local += row.layers * count(row.local);
-    if (row.trainable)
-      trainable += row.layers * count(row.spec->shape), local_trainable += row.layers * count(row.local);
+StagePlan plan_stage(const RunConfig& config,
+                     const StageConfig& stage,
+                     const Supposed& supposed,
+                     const std::vector<const GpuConfig*>& wanted) {
+  const GpuConfig* first = wanted.empty() ? nullptr : wanted.front();
+  StagePlan plan{.stage = &stage, .planned = plan_model(config, stage, stage.parallel, first), .supposed = supposed};
+  plan.estimate = estimate(config, stage, plan.planned, supposed, first);
+  for (const GpuConfig* gpu : wanted) {
+    GpuVerdict verdict{.gpu = gpu, .estimate = plan.estimate};
+    if (gpu != first)
+      verdict.estimate = estimate(config, stage, plan_model(config, stage, stage.parallel, gpu), supposed, gpu);
+    if (wanted.size() == 1 && !fits(verdict.estimate, *gpu))
+      verdict.suggestions = suggest(config, stage, stage.parallel, supposed, *gpu);
+    plan.verdicts.push_back(std::move(verdict));
   }
-  const double weight = half ? 2 : 4, grad = stage.optimizer.grad_dtype == "bfloat16" ? 2 : 4;
-  const double weights_bytes = local * weight, grads_bytes = local_trainable * grad,
-               optimizer_bytes = 12.0 * local_trainable / dp;
-  std::cout << "  parameters " << total << ", of which " << trainable << " train\n"
-            << "  on each rank: weights " << human_bytes(weights_bytes) << " (" << (half ? "bfloat16" : "float32")
-            << "), gradients " << human_bytes(grads_bytes) << ", optimizer " << human_bytes(optimizer_bytes)
-            << " (ZeRO-1 over dp " << dp << "), together " << human_bytes(weights_bytes + grads_bytes + optimizer_bytes)
-            << " before activations\n";
+  return plan;
+}
+
+/// The config with --mesh in every stage, its rules checked on that many ranks.
+RunConfig config_of(const Arguments& arguments) {
+  if (arguments.mesh.empty()) return load_run_config(arguments, 0);
+  HANOK_REQUIRE(!arguments.config.empty(), kConfig)
+      << "--config: got none, expected a YAML file; examples are in configs/run/";
+  RunConfig config = read_config(arguments.config, arguments.sets);
+  const ParallelConfig mesh = parse_mesh(arguments.mesh, config.parallel);
+  config.parallel = mesh;
+  for (StageConfig& stage : config.stages) stage.parallel = parse_mesh(arguments.mesh, stage.parallel);
+  check_config(config, static_cast<int>(mesh.tp * mesh.dp * mesh.pp * mesh.cp));
+  return config;
 }
 
 }  // namespace
 
 int plan(const Arguments& arguments) {
-  RunConfig config = load_run_config(arguments, 0);
+  RunConfig config = config_of(arguments);
   if (!config.model.path.empty()) read_model_folder(config.model);
   if (world_rank() != 0) return 0;
-  std::cout << echo(config);
-  for (const StageConfig& stage : config.stages) {
-    ParallelConfig layout = arguments.mesh.empty() ? stage.parallel : parse_mesh(arguments.mesh, stage.parallel);
-    check_model(config.model, layout);
-    print_stage(config, stage, layout);
+  for (const StageConfig& stage : config.stages) check_model(config.model, stage.parallel);
+  const std::vector<GpuConfig> gpus = read_gpus(configs_folder() + "/gpu");
+  const bool on_cpu = arguments.gpu.empty() && config.device == "cpu";
+  const std::vector<const GpuConfig*> wanted =
+      on_cpu ? std::vector<const GpuConfig*>{} : wanted_gpus(arguments.gpu, gpus);
+  const Supposed supposed = supposed_of(config, arguments);
+  std::vector<StagePlan> plans;
+  for (const StageConfig& stage : config.stages) plans.push_back(plan_stage(config, stage, supposed, wanted));
+  if (arguments.json) {
+    std::cout << to_json(config, plans) << "\n";
+    return 0;
   }
+  std::cout << echo(config);
+  for (const StagePlan& stage : plans) print_text(stage);
+  if (wanted.empty())
+    std::cout << "\nno GPU named and none of a known kind here: counted for a CPU; --gpu h200 asks whether it fits, "
+                 "--gpu all compares all kinds\n";
   return 0;
 }
 

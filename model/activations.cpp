@@ -57,7 +57,11 @@ class Walk {
     // When the backward reaches the tower, what decoder and loss kept is gone.
     const double in_loss = held + out_.logits, in_decoder = held + decoder_redone_ + decoder_gradients_,
                  in_tower = out_.input + out_.tower + out_.connector + tower_redone_ + tower_gradients_;
-    out_.peak = std::max({held + forward_, in_loss, in_decoder, in_tower});
+    // Last comes the embedding, whose gradient a GPU makes whole.
+    const bool whole_table = kernels_.on_gpu && trains("decoder.embed.weight");
+    const double in_embedding =
+        out_.input + (whole_table ? static_cast<double>(param("decoder.embed.weight").value.nbytes()) : 0);
+    out_.peak = std::max({held + forward_, in_loss, in_decoder, in_tower, in_embedding});
     return out_;
   }
 
@@ -168,9 +172,7 @@ class Walk {
                    double workspace) const {
     const double act = s.rows * s.act * size_, up = s.rows * s.up * size_;
     const bool down_trains = trains(prefix + "mlp.down.weight");
-    const double weight =
-        down_trains ? static_cast<double>(param(prefix + "mlp.down.weight").value.numel()) * size_ : 0;
-    const double at_down = stream + (s.rows > s.cut_rows ? gathered : 0) + act + weight;
+    const double at_down = stream + (s.rows > s.cut_rows ? gathered : 0) + act;
     const double at_activation = stream + act + up - (down_trains ? act : 0);
     const double in_attention = stream + s.rows * (s.query + s.qkv) * size_ + workspace - mlp;
     return std::max({at_down, at_activation, in_attention});
@@ -295,8 +297,7 @@ class Walk {
     // On the CPU logits are widened; a GPU's kernels widen what they read. The gradient takes their place.
     const double narrow = size_ == wide_ ? 0 : size_, logit = kernels_.on_gpu ? size_ : narrow + wide_;
     const double forward = block * logit;
-    const double backward = block * (logit + (kernels_.on_gpu ? 0 : narrow)) + labels * width * (wide_ + narrow) +
-                            (weight_trains ? vocab * width * size_ : 0);
+    const double backward = block * (logit + (kernels_.on_gpu ? 0 : narrow)) + labels * width * (wide_ + narrow);
     out_.logits = std::max(forward, grad_ || weight_trains ? backward : 0);
   }
 

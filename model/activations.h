@@ -39,7 +39,7 @@ struct ActivationBytes {
   // Not all at once: each is gone before the next phase.
   double redone_block = 0;         // what the largest recomputed block keeps while its backward runs
   double logits = 0;               // chunks of logits and gradients of the loss
-  double block_gradients = 0;      // of activations and of one weight, in the backward of the largest block
+  double block_gradients = 0;      // of activations, in the backward of the largest block
   double attention_workspace = 0;  // of the attention backward
   double peak = 0;                 // input, activations and what is computed on them, when they take the most
   double kept() const { return tower + connector + decoder + head; }

@@ -122,6 +122,41 @@ INSTANTIATE_TEST_SUITE_P(Cases,
                                          Case{"bfloat16", 0, true, true, "**", at::kBFloat16}),
                          [](const auto& info) { return info.param.name; });
 
+/// Both ranks' bytes together: they live in one process.
+double held_by_two_ranks(const ModelConfig& config, const TinyRow& row, bool sequence, double& said) {
+  static std::atomic<int64_t> before;
+  double held = 0;
+  std::mutex mutex;
+  run_on_threads(2, [&](World& world) {
+    const Groups groups = make_groups(world, Mesh({.tp = 2}), sequence);
+    Vlm model(config, groups, at::kFloat, at::kCPU);
+    randomise(model, 1);
+    train_only(model, "**");
+    groups.control->barrier();
+    if (world.rank() == 0) before = cpu().live();
+    groups.control->barrier();
+    const ModelOutput y = model.forward(row.input);
+    const Tensor loss = weighted_loss(model, y, row);
+    groups.control->barrier();
+    if (world.rank() == 0) held = static_cast<double>(cpu().live() - before);
+    groups.control->barrier();
+    const std::lock_guard lock(mutex);
+    said += activation_bytes(config, model.params(), groups, batch_of(row), 0, KernelSet{}).kept();
+  });
+  return held;
+}
+
+TEST(KeptBytes, OverTwoRanksOfTpEqualWhatAutogradHolds) {
+  cpu();
+  const ModelConfig config = small_config(false);
+  const TinyRow row = row_of(config, true);
+  for (const bool sequence : {true, false}) {
+    double said = 0;
+    const double held = held_by_two_ranks(config, row, sequence, said);
+    EXPECT_NEAR(said / held, 1, 0.02) << (sequence ? "rows cut: " : "rows whole: ") << said << ", held " << held;
+  }
+}
+
 // By hand, for three layers of width 96: a step of 10 tokens (6 labelled) in samples of 4 and 6.
 TEST(Cost, PartsEqualAHandCount) {
   const ModelConfig config = small_config(false);

@@ -1,0 +1,89 @@
+// What a stage takes on one rank of a layout: bytes by kind, FLOPs, time. Pure arithmetic on a model without memory.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.h"
+#include "configs/schema/gpu.h"
+#include "model/activations.h"
+#include "model/cost.h"
+#include "model/vlm.h"
+
+namespace hanok {
+
+/// What a plan must suppose, for it reads no data: rows are full, each is one sample, and this share of its tokens
+/// comes from pictures of this many patches; every other token has a label.
+struct Supposed {
+  double picture_share = 0;
+  int64_t patches_per_picture = 0;
+};
+/// Half of the tokens where the model has a tower, 1,024 patches a picture or what data.max_pixels allows.
+Supposed supposed_by_default(const RunConfig& config);
+
+/// One named amount of a report.
+struct Amount {
+  std::string name;
+  double bytes = 0;
+};
+
+struct Estimate {
+  MeshShape mesh;
+  at::ScalarType dtype = at::kFloat;
+  std::string attention;                 // kernels that the plan reckons with
+  double parameters = 0, trainable = 0;  // of the whole model
+  double tokens_per_step = 0;            // over all ranks
+  int64_t micro_batches = 0;             // of a rank in a step
+  std::vector<Amount> always;            // held during the whole step
+  std::vector<Amount> kept;              // activations from forward to backward
+  std::vector<Amount> passing;           // one at a time, on top
+  double peak_bytes = 0;                 // the most at any time of a step
+  FlopsByPart flops;                     // of one step, all ranks
+  struct Seconds {
+    double matrices = 0, attention = 0, memory = 0, optimizer = 0, tensor_parallel = 0, data_parallel = 0;
+    double total() const { return matrices + attention + memory + optimizer + tensor_parallel + data_parallel; }
+  };
+  std::optional<Seconds> seconds;  // of one step, where the device's rates are known; nothing is supposed to overlap
+  double tokens_per_s() const { return seconds ? tokens_per_step / seconds->total() : 0; }
+  double always_bytes() const;
+};
+
+/// The model of a layout on the meta device, with the stage's frozen weights marked: what shapes and cuts are asked of.
+struct PlannedModel {
+  Groups groups;
+  std::unique_ptr<Vlm> model;
+};
+/// `layout`: dp of 0 stands for 1. `gpu` null: a CPU. errors: kConfig as the registry, the plan and freeze() say
+PlannedModel plan_model(const RunConfig& config,
+                        const StageConfig& stage,
+                        const ParallelConfig& layout,
+                        const GpuConfig* gpu);
+
+Estimate estimate(const RunConfig& config,
+                  const StageConfig& stage,
+                  const PlannedModel& planned,
+                  const Supposed& supposed,
+                  const GpuConfig* gpu);
+
+/// Bytes of weights, gradients and optimizer state as GradSync and AdamW allocate them on one rank.
+double weight_bytes(const ParamTable& params, const Groups& groups);
+double gradient_bytes(const ParamTable& params, const Groups& groups, const OptimizerConfig& config);
+double optimizer_bytes(const ParamTable& params, const Groups& groups);
+
+/// Whether the peak stays below the memory of the GPU.
+bool fits(const Estimate& estimate, const GpuConfig& gpu);
+
+/// Settings, as `--set` takes them, with which the stage fits the GPU: at most three, the fastest first.
+struct Suggestion {
+  std::vector<std::string> sets;
+  int world = 1;
+  Estimate estimate;
+};
+std::vector<Suggestion> suggest(const RunConfig& config,
+                                const StageConfig& stage,
+                                const ParallelConfig& layout,
+                                const Supposed& supposed,
+                                const GpuConfig& gpu);
+
+}  // namespace hanok
