@@ -279,13 +279,14 @@ std::string badge(const std::string& status) {
 
 std::string examples_html(const std::string& stage, int64_t step, const std::vector<ReportExample>& examples) {
   if (examples.empty()) return "";
-  std::string out =
-      kExamplesBegin + escaped(concat(stage, "/", step)) + "\">\n<h2>Examples</h2>\n" +
-      tag("p class=\"soft\"",
-          escaped(concat("Held-out samples after ", stage, " step ", step)) +
-              ": the mistakes the model was surest of first, then the right answers it was least sure of, "
-              "then the surest.") +
-      "\n<div class=\"cards\">\n";
+  const bool has_choices =
+      std::any_of(examples.begin(), examples.end(), [](const ReportExample& e) { return !e.probabilities.empty(); });
+  const char* order = has_choices ? ": the mistakes the model was surest of first, then the right answers it was least "
+                                    "sure of, then the surest."
+                                  : ": those of the highest loss first, then those of the lowest.";
+  std::string out = kExamplesBegin + escaped(concat(stage, "/", step)) + "\">\n<h2>Examples</h2>\n" +
+                    tag("p class=\"soft\"", escaped(concat("Held-out samples after ", stage, " step ", step)) + order) +
+                    "\n<div class=\"cards\">\n";
   for (const ReportExample& example : examples) out += card(example);
   return out + "</div>\n" + kExamplesEnd;
 }
