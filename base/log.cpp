@@ -21,6 +21,24 @@ google::LogSeverity severity(LogLevel level) {
   }
   return google::GLOG_ERROR;
 }
+/// Bytes of broken files may stand in a message: none may steer a terminal, and no message fills a screen.
+std::string printable(const std::string& text) {
+  constexpr size_t kMaxBytes = 12000;
+  const char* digits = "0123456789abcdef";
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if ((byte >= 0x20 && byte != 0x7f) || c == '\n' || c == '\t') {
+      out += c;
+    } else {
+      out += {'\\', 'x', digits[byte >> 4], digits[byte & 15]};
+    }
+    if (out.size() < kMaxBytes || (byte & 0xc0) == 0x80) continue;
+    return out + " ... (the rest is left out)";
+  }
+  return out;
+}
+
 }  // namespace
 
 void start_logging(const char* program, int world_rank, int world_size, const std::string& directory, int verbosity) {
@@ -46,15 +64,19 @@ void set_log_directory(const std::string& directory) {
 
 void log_line(LogLevel level, const char* file, int line, const std::string& text) {
   if (!started) {  // tests and tools that never started glog
-    std::cerr << text << '\n';
+    std::cerr << printable(text) << '\n';
     return;
   }
   google::LogMessage message(file, line, severity(level));
   if (size_ > 1) message.stream() << "[rank " << rank_ << "] ";
-  message.stream() << text;
+  message.stream() << printable(text);
 }
 
-bool is_log_rank0() { return rank_ == 0; }
-bool is_verbose(int level) { return level <= verbosity_; }
+bool is_log_rank0() {
+  return rank_ == 0;
+}
+bool is_verbose(int level) {
+  return level <= verbosity_;
+}
 
 }  // namespace hanok

@@ -39,6 +39,7 @@ void install_signal_handlers() {
   action.sa_flags = SA_RESTART;
   for (const int number : {SIGTERM, SIGUSR1, SIGINT}) sigaction(number, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // a file beyond `ulimit -f` is an error of the write that wanted it, like a full disk
 }
 
 bool mpi_is_running() {

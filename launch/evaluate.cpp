@@ -1,5 +1,8 @@
 #include "trainer/evaluate.h"
 
+#include <unistd.h>
+
+#include <filesystem>
 #include <iostream>
 
 #include "base/log.h"
@@ -12,11 +15,28 @@
 #include "trainer/run_stages.h"
 
 namespace hanok {
+namespace {
+
+/// Asked before the set is measured: what was measured could not be kept.
+void require_writable(const char* key, const std::string& file) {
+  if (file.empty()) return;
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::path folder = fs::absolute(file, error).parent_path();
+  HANOK_REQUIRE(!fs::is_directory(file, error) && ::access(folder.c_str(), W_OK) == 0, kIo)
+      << key << ": got " << file << ", expected a file in a folder that can be written; " << folder.string()
+      << "; make the folder, or choose another";
+}
+
+}  // namespace
 
 int evaluate_command(const Arguments& arguments) {
   RunConfig config = load_run_config(arguments, 0);
   HANOK_REQUIRE(!config.eval.set.empty(), kConfig)
       << "eval.set: got none, expected a name in data.sets; for example --set eval.set=heldout";
+  require_writable("eval.dump", config.eval.dump);
+  require_writable("eval.submission", config.eval.submission);
+  require_writable("eval.output", config.eval.output);
   Bootstrap bootstrap(config);
   const LoadedModel loaded = load_trained_model(config, arguments, bootstrap);
   const SampleEncoder encoder = make_encoder(config);

@@ -108,7 +108,7 @@ void Checkpointer::State::end_phase() {
 void Checkpointer::State::fail(const Error& failure) {
   phase = Phase::kIdle;
   failed = true;
-  HANOK_LOG(ERROR) << "checkpoint of step " << in_flight->step << " was not saved: " << failure.what()
+  HANOK_LOG_RANK0(ERROR) << "checkpoint of step " << in_flight->step << " was not saved: " << failure.what()
                    << "; training goes on, earlier checkpoints are as they were";
   if (!is_root()) return;
   try {

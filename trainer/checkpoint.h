@@ -25,7 +25,7 @@ class Checkpointer {
   ~Checkpointer();
   /// Copies to the host and returns; a thread writes shards, and the commit (manifest, rename, retention, by world rank
   /// 0) follows in the background once poll() or finish() has seen all ranks done. An earlier save still in flight is
-  /// finished first. Collective. Failures (kIo: full disk, read-only) are logged as ERROR on every rank and kept in
+  /// finished first. Collective. Failures (kIo: full disk, read-only) are logged as ERROR by world rank 0 and kept in
   /// failed(); earlier checkpoints stay as they are and training goes on.
   void save(const TrainState& state, const Vlm& model, AdamW& optimizer);
   /// Moves a save in flight on if all ranks have done their part. Collective, cheap: called once a step.
@@ -50,6 +50,13 @@ CheckpointPath find_checkpoint(const RunConfig& config,
                                const RunFolder& folder,
                                const std::string& resume,
                                const Groups& groups);
+
+/// What a stage that went as far as `last` hands on to the next one and to a model folder: with save.export best the
+/// checkpoint marked best of its stage, if it passes verification (else WARNING), or `last`. Collective.
+CheckpointPath handed_on(const RunConfig& config,
+                         const RunFolder& folder,
+                         const CheckpointPath& last,
+                         const Groups& groups);
 
 /// Reads the weights only (the next stage's start, evaluate, export). errors: kCheckpoint when it is of another model,
 /// with the names and shapes that differ

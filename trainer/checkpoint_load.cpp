@@ -77,7 +77,12 @@ CheckpointPath find_checkpoint(const RunConfig& config,
   if (resume == "auto") return newest_sound(config, folder, control);
   std::error_code error;
   const bool is_run = fs::exists(resume + "/checkpoints", error);
-  const std::string what = broadcast_text(is_run ? "run" : "checkpoint", 0, control);
+  const char* kind = is_run ? "run" : fs::is_directory(resume, error) ? "checkpoint" : "absent";
+  const std::string what = broadcast_text(kind, 0, control);
+  HANOK_REQUIRE(what != "absent", kCheckpoint)
+      << "checkpoint: got " << resume
+      << ", expected auto, never, or the folder of a checkpoint or of a run; there is no "
+      << "such folder; correct --resume or --checkpoint";
   if (what == "run") {
     const CheckpointPath found = newest_sound(config, RunFolder(resume), control);
     HANOK_REQUIRE(!found.directory.empty(), kCheckpoint)
@@ -87,6 +92,24 @@ CheckpointPath find_checkpoint(const RunConfig& config,
   }
   if (const auto fault = fault_of(resume, control)) throw *fault;
   return described(resume, config);
+}
+
+CheckpointPath handed_on(const RunConfig& config,
+                         const RunFolder& folder,
+                         const CheckpointPath& last,
+                         const Groups& groups) {
+  const bool is_asked = config.save.export_from == "best" && config.save.best && !last.directory.empty();
+  if (!is_asked) return last;
+  Comm& control = *groups.control;
+  const std::string& stage = config.stages.at(last.stage).name;
+  std::string best = control.rank() == 0 ? folder.best_directory(stage) : "";
+  best = broadcast_text(best, 0, control);
+  if (best.empty() || best == last.directory) return last;
+  if (const auto fault = fault_of(best, control)) {
+    HANOK_LOG_RANK0(WARNING) << fault->what() << "; the last checkpoint takes the place of the best";
+    return last;
+  }
+  return described(best, config);
 }
 
 void load_checkpoint_weights(const std::string& directory, Vlm& model) {

@@ -39,7 +39,7 @@ void require_none(const std::vector<std::string>& lines, const std::string& what
   if (lines.empty()) return;
   std::string text;
   for (const std::string& line : lines) text += "\n  " + line;
-  HANOK_FAIL(kConfig) << "resume: got " << what << ", expected the ones of the checkpoint:" << text << "\n" << advice;
+  HANOK_FAIL(kConfig) << "resume: got " << what << ", expected the ones of the checkpoint; " << advice << ":" << text;
 }
 
 }  // namespace

@@ -100,6 +100,22 @@ void require_labels(const StageData& data, const StageConfig& stage) {
                             << "from; stages.N.mixture; a prediction set is for the evaluate command";
 }
 
+/// Found before the first step: the evaluation at the end of a stage would find it after hours.
+void require_measure(const RunConfig& config, const Dataset& held_out) {
+  constexpr int64_t kEnough = 64;  // a set of multiple choices shows an answer at once
+  const bool by_accuracy = config.eval.metric == "accuracy";
+  int64_t num_labelled = 0, num_answered = 0;
+  for (int64_t i = 0; i < held_out.size() && num_labelled < kEnough && num_answered == 0; ++i) {
+    if (held_out.num_label_tokens(i) == 0) continue;
+    ++num_labelled;
+    num_answered += by_accuracy && held_out.read(i).answer >= 0;
+  }
+  HANOK_REQUIRE(by_accuracy ? num_answered > 0 : num_labelled > 0, kConfig)
+      << "eval.metric: got " << config.eval.metric << ", expected a measure that eval.set = " << config.eval.set
+      << " allows; it has " << (num_labelled == 0 ? "no label" : "no answered multiple choice") << "; "
+      << held_out.file() << "; name a set with answers, or leave eval.set empty (the evaluate command needs none)";
+}
+
 /// Weights for the start of a stage that has not begun.
 void load_start_weights(const RunConfig& config, const CheckpointPath& from, Vlm& model) {
   if (!from.directory.empty()) {
@@ -261,6 +277,7 @@ RunResult run_stages(const RunConfig& given, World& world, at::Device device, co
   CheckpointPath from = take_up(run);
   run.encoder = make_encoder(config);
   run.datasets = open_datasets(config, run.encoder, run.groups);
+  if (!config.eval.set.empty()) require_measure(config, *run.datasets.at(config.eval.set));
   run.report = std::make_unique<Report>(
       ReportFacts{.config = config, .num_ranks = world.size(), .device = device.str(), .versions = options.versions},
       run.is_first_rank());

@@ -102,6 +102,23 @@ const Rule<R> kRunRules[] = {
                      wrong->name,
                      "\", expected letters, digits, '_' and '-'; checkpoints are filed under it");
      }},
+    {"end_is_saved_where_it_is_needed",
+     [](const R& r) { return r.save.at_end || (r.stages.size() == 1 && !r.save.export_model); },
+     [](const R& r) {
+       return concat("save.at_end: got false with ",
+                     r.stages.size(),
+                     " stages and save.export_model: ",
+                     r.save.export_model,
+                     ", expected one stage and no export; the next stage starts from what is saved");
+     }},
+    {"name_is_a_folder",
+     [](const R& r) { return !r.name.empty() && r.name.find('/') == std::string::npos && r.name[0] != '.'; },
+     [](const R& r) {
+       return concat("name: got \"",
+                     r.name,
+                     "\", expected text without '/' that does not begin with a dot; "
+                     "the run lies in runs/<name> where `out` is empty");
+     }},
     {"has_data",
      [](const R& r) { return !r.data.sets.empty(); },
      [](const R&) { return std::string("data.sets: got none, expected at least one dataset to train on"); }},

@@ -34,6 +34,8 @@ Document convert(const YAML::Node& node, const std::string& name, int depth, int
   if (node.IsScalar()) {
     out.kind = Document::Kind::kScalar;
     out.scalar = node.Scalar();
+    HANOK_REQUIRE(out.scalar.find('\0') == std::string::npos, kConfig)
+        << "value: got a zero byte in a text, expected none; " << out.where << "; write the text without it";
   } else if (node.IsSequence()) {
     out.kind = Document::Kind::kList;
     for (const auto& item : node) out.list.push_back(convert(item, name, depth + 1, num_values));

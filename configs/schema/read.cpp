@@ -128,7 +128,7 @@ void check_rule(const Document& node, const std::string& key, const T& value, co
     const std::string guess = nearest(value, {rule.choices.begin(), rule.choices.end()});
     faults.add(key,
                concat("got ",
-                      value,
+                      value.empty() ? "nothing" : value,
                       ", expected one of ",
                       rule.choices,
                       guess.empty() ? "" : concat("; did you mean ", guess, "?")),
@@ -168,9 +168,12 @@ void read_value(const Document& node, const std::string& key, T& out, const Fiel
       read_value(entry.value, join(key, entry.key), out[entry.key], rule, faults);
     }
   } else {
-    if (node.kind == Kind::kNull && std::is_same_v<T, std::string>) return void(out = T{});
-    if (node.kind != Kind::kScalar || !parse_scalar(node.scalar, out))
+    const bool is_empty_text = node.kind == Kind::kNull && std::is_same_v<T, std::string>;
+    if (is_empty_text) {
+      out = T{};
+    } else if (node.kind != Kind::kScalar || !parse_scalar(node.scalar, out)) {
       return faults.add(key, concat("got ", kind_name(node), ", expected ", type_name(out)), node.where);
+    }
     check_rule(node, key, out, rule, faults);
   }
 }
@@ -212,6 +215,7 @@ RunConfig read_config(const std::string& file, const std::vector<std::string>& s
   spread_defaults(root);
   RunConfig config = read_struct<RunConfig>(root);
   if (config.out.empty()) config.out = "runs/" + config.name;
+  while (config.out.size() > 1 && config.out.back() == '/') config.out.pop_back();
   if (config.model.tokenizer.empty()) config.model.tokenizer = config.model.path;
   return config;
 }

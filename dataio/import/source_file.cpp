@@ -19,7 +19,7 @@ const iconv_t kNoConverter = reinterpret_cast<iconv_t>(-1);
 SourceFile::SourceFile(const std::string& path) : path_(path) {
   struct stat facts {};
   const bool is_there = stat(path.c_str(), &facts) == 0;
-  HANOK_REQUIRE(is_there && S_ISREG(facts.st_mode), kIo)
+  HANOK_REQUIRE(is_there && S_ISREG(facts.st_mode), kData)
       << "data file: got " << (is_there ? "something that is not a file" : std::strerror(errno))
       << ", expected a readable file; " << path << "; correct data.sets.*.path";
   file_ = std::fopen(path.c_str(), "rb");
@@ -93,6 +93,7 @@ TextDecoder::~TextDecoder() {
 }
 
 std::optional<std::string> TextDecoder::decode(const std::string& bytes) {
+  if (bytes.find('\0') != std::string::npos) return std::nullopt;  // no text, and paths would end there
   if (!converter_) return is_utf8(bytes) ? std::optional(bytes) : std::nullopt;
   std::string out(3 * bytes.size(), '\0');  // two bytes of CP949 become at most three of UTF-8
   char* from = const_cast<char*>(bytes.data());

@@ -14,7 +14,7 @@ namespace hanok {
 class SourceFile {
  public:
   static constexpr int kEnd = -1;
-  /// A UTF-8 byte order mark is skipped. errors: kIo if it cannot be read; kData if it is UTF-16
+  /// A UTF-8 byte order mark is skipped. errors: kData if there is no such file, or it is UTF-16; kIo if it cannot be read
   explicit SourceFile(const std::string& path);
   ~SourceFile();
   SourceFile(const SourceFile&) = delete;

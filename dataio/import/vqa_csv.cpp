@@ -140,8 +140,9 @@ void VqaCsvSource::read_header() {
   std::vector<std::string> found, missing;
   for (const std::string& field : row.fields) {
     const std::optional<std::string> text = decoder_.decode(field);
-    HANOK_REQUIRE(text.has_value(), kData) << "CSV header: got bytes that are " << decoder_.advice(name_) << "; "
-                                           << file_.path() << ", row 1, column " << found.size() + 1;
+    HANOK_REQUIRE(text.has_value(), kData)
+        << "CSV header: got bytes, expected text; " << file_.path() << ", row 1, column " << found.size() + 1
+        << "; they are " << decoder_.advice(name_);
     found.push_back(lower(trimmed(*text)));
   }
   num_columns_ = found.size();

@@ -149,6 +149,7 @@ TEST_F(Read, BrokenYamlNamesTheLine) {
     const std::string one = concat("*", static_cast<char>(c - 1), ",");
     bomb += concat(c, ": &", c, " [", one, one, one, one, one, one, one, one, one, one, "]\n");
   }
+  EXPECT_HAS(fault_of("name: \"a\\0b\"\n"), "value: got a zero byte in a text, expected none; ");
   EXPECT_HAS(fault_of(bomb), "do aliases multiply each other?");
   EXPECT_HAS(fault_of("name: a\n---\nname: b\n"), "got 2 YAML documents in one file");
 }

@@ -124,7 +124,7 @@ TEST(DatasetKind, SaysWhatIsWrongWithThePath) {
       open_records("x", {.path = path, .kind = "chat_jsonl"});
       FAIL();
     } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), ErrorKind::kIo);
+      EXPECT_EQ(error.kind(), ErrorKind::kData);
       EXPECT_NE(std::string(error.what()).find(path), std::string::npos) << error.what();
     }
   }

@@ -68,6 +68,14 @@ class Case:
         """-> what was said; raises SystemExit where the case does not hold."""
         where = f"{self.name} ({'alone' if ranks == 0 else f'-np {ranks}'})"
         folder = tempfile.mkdtemp(prefix="hanok-case-")
+        try:
+            return self.run_in(folder, base, ranks, where)
+        finally:
+            for root, _, _ in os.walk(folder):
+                os.chmod(root, 0o755)
+            remove(folder)
+
+    def run_in(self, folder, base, ranks, where):
         config = self.config_of(base, folder)
         if self.prepare:
             self.prepare(folder)
@@ -85,11 +93,11 @@ class Case:
             raise SystemExit(f"FAILED: {where}: still running after {TIMEOUT_S} s\n{(late.stderr or b'').decode(errors='replace')[-3000:]}")
         text = (done.stdout + done.stderr).decode(errors="replace")
         self.judge(where, done.returncode, text, config)
-        if self.after:
-            self.after(folder, text)
-        for root, _, _ in os.walk(folder):
-            os.chmod(root, 0o755)
-        remove(folder)
+        try:
+            if self.after:
+                self.after(folder, text)
+        except (SystemExit, AssertionError, OSError, IndexError) as fault:
+            raise SystemExit(f"FAILED: {where}: {fault}")
         return text, time.time() - began
 
     def judge(self, where, code, text, config):
@@ -121,7 +129,7 @@ def message_lines(text):
     return out
 
 
-def run_all(base, cases, workers=3):
+def run_all(base, cases, workers=3, check=lambda: None):
     """Cases side by side: most of a start is waiting for mpirun."""
     file = open(sys.argv[1], "a", encoding="utf-8") if len(sys.argv) > 1 else None
     word = sys.argv[2] if len(sys.argv) > 2 else ""
@@ -140,6 +148,7 @@ def run_all(base, cases, workers=3):
             print(f"{c.name} ({ranks or 'alone'}): {c.codes[0]}, {seconds:.1f} s", flush=True)
             if file and ranks == c.ranks[0]:
                 file.write(f"## {c.name}: exit {c.codes[0]}\n" + "\n".join(message_lines(text)) + "\n\n")
+    check()
     remove(base.folder)
     print(f"{len(jobs)} starts of {len(cases)} cases in {time.time() - began:.0f} s, {len(failures)} failures")
     expect(not failures, f"{len(failures)} starts did not end as documented")

@@ -1,6 +1,4 @@
 """Wrong configs and arguments."""
-import os
-
 from catalogue import STAGE, Base, Case, run_all
 
 
@@ -42,14 +40,14 @@ def config_cases():
         Case("unknown flag", 2, "--confg", "did you mean --config?", arguments=["--confg=1"]),
         Case("flag without a value", 2, "--output", "expected --output VALUE", arguments=["export", "--config", "x", "--output"]),
         Case("no config", 2, "--config: got none", arguments=["--config="]),
-        Case("config that is absent", 2, "config", "/nowhere.yaml", arguments=["--config", "FOLDER/nowhere.yaml"]),
-        Case("config that is a folder", 2, "config", "folder", arguments=["--config", "FOLDER"]),
+        Case("config that is absent", 2, "config: got No such file", "nowhere.yaml", arguments=["--config", "FOLDER/nowhere.yaml"]),
+        Case("config that is a folder", 2, "config: got a folder, expected a YAML file", arguments=["--config", "FOLDER"]),
         Case("--set without a value", 2, "--set: got seed, expected KEY=VALUE", settings=["seed"]),
         Case("--set that is not YAML", 2, "--set seed=[1", "not YAML", settings=["seed=[1"]),
         Case("unknown glob", 2, "trainable: got \"conector.**\"", "expected a glob", settings=["stages.all.trainable=[conector.**]"]),
         yaml("empty config", 2, b"", "stages: got none"),
         yaml("config of a BOM and a key", 2, b"\xef\xbb\xbfname: x\n", "stages: got none"),
-        yaml("UTF-16 config", 2, "name: x\n".encode("utf-16"), "x.yaml", "expected"),
+        yaml("UTF-16 config is YAML too", 2, "name: x\n".encode("utf-16"), "stages: got none"),
         yaml("binary config", 2, bytes(range(256)) * 4, "x.yaml"),
         yaml("key written twice", 2, b"name: a\nname: b\n", "name: got the key twice", "x.yaml:1 and", "x.yaml:2"),
         yaml("tabs", 2, b"model:\n\tdtype: auto\n", "x.yaml:2", "not YAML"),
@@ -59,8 +57,10 @@ def config_cases():
         yaml("alias that holds itself", 2, b"a: &a [*a]\n", "x.yaml"),
         yaml("deep nesting", 2, b"a: " + b"[" * 100000 + b"]" * 100000, "x.yaml"),
         yaml("two documents", 2, b"name: a\n---\nname: b\n", "2 YAML documents"),
-        yaml("bases in a circle", 2, b"base: x.yaml\n", "base files include each other"),
+        yaml("bases in a circle", 2, b"base: x.yaml\n", "base: got files that include each other"),
         yaml("base that is absent", 2, b"base: y.yaml\n", "y.yaml"),
+        Case("config that never ends", 2, "config: got more than", "/dev/zero", arguments=["--config", "/dev/zero"]),
+        Case("name that is a path", 2, "name: got \"../x\"", settings=["name=../x"]),
         yaml("empty key", 2, b"'': 3\n", "unknown key"),
     ]
 

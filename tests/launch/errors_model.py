@@ -116,6 +116,12 @@ def nan_weights(header, data):
     return header, data[:begin] + struct.pack("<f", float("nan")) + data[begin + 4:]
 
 
+def nan_on_the_last_rank(folder):
+    header, data = read_weights(folder)
+    end = header["model.language_model.embed_tokens.weight"]["data_offsets"][1]
+    put(folder, header, data[:end - 4] + struct.pack("<f", float("inf")) + data[end:])
+
+
 def twice(header, data):
     text = json.dumps(header)
     name = next(n for n in header if n != "__metadata__")
@@ -147,6 +153,7 @@ def weight_cases():
         model("index names another shard", 5, "index", prepare=in_shards(lambda m: m.update({first(m): "model-1.safetensors"}))),
         model("index leaves the folder", 5, "of this folder", prepare=in_shards(lambda m: m.update({first(m): "../../etc/passwd"}))),
         model("index that is no JSON", 5, "index.json", prepare=lambda f: (in_shards(lambda m: None)(f), file("hf/model.safetensors.index.json", b"{weight")(f))),
+        model("fault that one rank alone meets", 5, "[rank 1]", "not finite", "decoder.embed.weight", ranks=(2,), settings=["parallel.tp=2"], prepare=nan_on_the_last_rank),
         weights("weights that are not numbers", "not finite", "decoder.norm.weight", "damaged", change=nan_weights),
     ]
 
@@ -191,6 +198,7 @@ def tokenizer(name, code, *words, **more):
 def tokenizer_cases():
     def without(token):
         def edit(value):
+            value["eos_token"] = "<|endoftext|>"
             for entry in value["added_tokens_decoder"].values():
                 entry["content"] = entry["content"].replace(token, "<|other|>")
         return edit_json("tokenizer/tokenizer_config.json", edit)

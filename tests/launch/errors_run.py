@@ -1,0 +1,176 @@
+"""The run folder, the disk, the ends of pipes, and ranks that die: nothing saved is lost, nobody stays behind."""
+import fcntl
+import os
+import signal
+import subprocess
+import tempfile
+import time
+
+from catalogue import STAGE, Base, Case, run_all
+from harness import ENV, ROOT, committed, expect, ranks_of, remove, tiny_config
+
+def short(steps, **more):
+    return {"stages": [{**STAGE, "steps": steps}], "save": {"every": 2, "keep": 3, **more}}
+
+
+def limited(file_bytes):
+    """The same command where no file may grow beyond this: what a full disk looks like to any user. Open MPI itself needs 4 MiB."""
+    def shell(folder, words):
+        return ["bash", "-c", f'ulimit -f {file_bytes // 1024}; exec "$@"', "limited", *words]
+    return shell
+
+
+def on_small_disk(kib):
+    """FOLDER/small is a disk of this size, whose content is FOLDER/left afterwards; needs the right to mount."""
+    def shell(folder, words):
+        os.makedirs(f"{folder}/small", exist_ok=True)
+        script = f'mount -t tmpfs -o size={kib}k tmpfs {folder}/small; "$@"; code=$?; cp -r {folder}/small {folder}/left; exit $code'
+        return ["unshare", "-rm", "bash", "-c", script, "small", *words]
+    return shell
+
+
+def may_mount():
+    return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
+
+
+def kept(*steps):
+    def after(folder, said):
+        got = [step for _, step in committed(folder)]
+        expect(got == list(steps), f"checkpoints {got} instead of {steps}\n{said[-2000:]}")
+        left = [d for d in os.listdir(f"{folder}/run/checkpoints/all") if d.endswith(".tmp")]
+        expect(not left, f"{left} fills the disk for nothing")
+    return after
+
+
+def disk_cases():
+    wide = {"model.decoder.ffn": 4096}
+    cases = [
+        Case("file limit at save", 6, "checkpoint of step 2 was not saved", "File too large", "training goes on", "checkpoint of step 4 was not saved",
+             "expected a saved state at the end", changes={**short(4, export_model=False), **wide}, shell=limited(5000 * 1024), after=kept()),
+        Case("run folder below a file", 6, "run folder", "Not a directory", settings=lambda f: [f"out={f}/config.yaml/run"]),
+        Case("run folder without a name", 2, "name: got \"\"", settings=["out=''", "name=''"]),
+        Case("run folder too long", 6, "run folder", "File name too long", settings=lambda f: [f"out={f}/{'x' * 300}"]),
+        Case("run folder on a read-only place", 6, "run folder", "expected a folder that can be written", settings=["out=/proc/run"]),
+        Case("checkpoints that are a file", 6, "checkpoint", "expected a saved state at the end", changes=short(2, export_model=False),
+             prepare=lambda f: (os.makedirs(f"{f}/run"), open(f"{f}/run/checkpoints", "w").close())),
+        Case("export onto a foreign folder", 6, "holds something else", "choose another path", copies=("run",), arguments=["export", "--output", "FOLDER"]),
+        Case("export onto a model folder", 0, "is written and compared", copies=("run",), arguments=["export", "--output", "FOLDER/run/model/"], grammar=False),
+        Case("export below a file", 6, "config.yaml", copies=("run",), arguments=["export", "--output", "FOLDER/config.yaml/x"]),
+        Case("dump that cannot be written", 6, "eval.dump", "nowhere", copies=("run",), arguments=["evaluate"], settings=["eval.dump=/nowhere/x.jsonl"]),
+        Case("trailing slashes", 0, "finished", settings=lambda f: [f"out={f}/run//"], after=kept(2), changes=short(2), lacks=("run//",), grammar=False),
+        Case("very long paths", 0, "finished", settings=lambda f: [f"out={f}/{'/'.join(['y' * 200] * 12)}"], changes=short(2), grammar=False),
+    ]
+    if not may_mount():
+        print("no right to mount: the cases of a full disk are left out")
+        return cases
+    return cases + [
+        Case("full disk at save", 6, "checkpoint of step 6 was not saved", "No space left", "earlier checkpoints are as they were", changes=short(6, export_model=False),
+             settings=lambda f: [f"out={f}/small/run"], shell=on_small_disk(5400), after=left_on_disk(2, 4)),
+        Case("full disk at export", 6, "No space left", "model.tmp", changes=short(2), settings=lambda f: [f"out={f}/small/run"], shell=on_small_disk(2700),
+             after=left_on_disk(2)),
+        Case("full disk while packing", 6, "No space left", "small/packs", copies=("data",), settings=lambda f: [f"data.cache={f}/small/packs"],
+             shell=on_small_disk(64)),
+        Case("full disk from the start", 6, "No space left", settings=lambda f: [f"out={f}/small/run"], shell=on_small_disk(4)),
+    ]
+
+
+def left_on_disk(*steps):
+    def after(folder, said):
+        os.rename(f"{folder}/left/run", f"{folder}/run")
+        kept(*steps)(folder, said)
+    return after
+
+
+def locked_run(folder):
+    """A run that somebody else holds."""
+    os.makedirs(f"{folder}/run")
+    file = open(f"{folder}/run/LOCK", "w", encoding="utf-8")
+    file.write("pid 4711 on elsewhere, since 2026-01-01T00:00:00Z\n")
+    file.flush()
+    fcntl.flock(file, fcntl.LOCK_EX)
+    HELD.append(file)
+
+
+HELD = []
+
+
+def folder_cases():
+    def stale(folder):
+        with open(f"{folder}/run/LOCK", "w", encoding="utf-8") as file:
+            file.write("pid 1 on elsewhere, since 2026-01-01T00:00:00Z\n")
+
+    def pipe(folder, words):  # head ends after one line; the program must not die of it
+        quoted = " ".join(f"'{w}'" for w in words)
+        return ["bash", "-c", f"set -o pipefail; {quoted} | head -1; exit ${{PIPESTATUS[0]}}"]
+
+    def closed(folder, words):
+        quoted = " ".join(f"'{w}'" for w in words)
+        return ["bash", "-c", f"{quoted} <&- >&- 2>&-"]
+
+    return [
+        Case("two jobs on one folder", 6, "another process writes (pid 4711 on elsewhere, since 2026-01-01", "another `out`", prepare=locked_run),
+        Case("lock of a dead process", 0, "goes on from", copies=("run",), prepare=stale, changes=short(6, export_model=False), after=kept(2, 4, 6), grammar=False),
+        Case("reader that leaves", 0, shell=pipe, after=kept(2), changes=short(2), grammar=False),
+        Case("no standard input or output", 0, shell=closed, after=kept(2), changes=short(2), grammar=False),
+        Case("help into a closed pipe", 0, "trainer trains", arguments=["--help"], shell=pipe, grammar=False),
+    ]
+
+
+def start_long(folder, ranks, config):
+    words = (["mpirun", "-np", str(ranks)] if ranks else []) + ["trainer", "--config", config]
+    return subprocess.Popen(words, env=ENV, stdout=open(f"{folder}/log", "wb"), stderr=subprocess.STDOUT, cwd=ROOT)
+
+
+def said(folder):
+    with open(f"{folder}/log", encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def wait_for(condition, what, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        expect(time.time() < end, f"no {what} within {seconds} s")
+        time.sleep(0.02)
+
+
+def killed_ranks(base):
+    """A rank killed in its start-up and in the midst of training: the others end, the saved steps stay, and the lock is free again."""
+    for moment, condition in [("start-up", lambda f, c: len(ranks_of(c)) == 2), ("training", lambda f, c: len(committed(f)) >= 2)]:
+        folder = tempfile.mkdtemp(prefix="hanok-case-")
+        config = tiny_config(folder, **{**base.paths(), "stages": [{**STAGE, "steps": 4000}], "save": {"every": 2, "keep": 3}})
+        process = start_long(folder, 2, config)
+        wait_for(lambda: condition(folder, config), f"rank in {moment}")
+        victim = max(ranks_of(config))
+        os.kill(victim, signal.SIGKILL)
+        began = time.time()
+        code = process.wait(60)
+        expect(code not in (0, 1), f"killed in {moment}: ended with {code}\n{said(folder)[-2000:]}")
+        wait_for(lambda: not ranks_of(config), "end of all ranks", 20)
+        done = subprocess.run(["trainer", "--config", config, "--set", "stages.all.steps=2"] if moment == "start-up" else
+                              ["trainer", "--config", config, "--set", f"stages.all.steps={committed(folder)[-1][1] + 1}"], env=ENV, capture_output=True, text=True, cwd=ROOT)
+        expect(done.returncode == 0, f"the next start after a kill in {moment} ended with {done.returncode}\n{done.stderr[-2000:]}")
+        expect(moment == "start-up" or "goes on from" in done.stderr, "the next start did not go on")
+        print(f"rank killed in {moment}: {code} after {time.time() - began:.1f} s; the next start went on")
+        remove(folder)
+
+
+def two_jobs(base):
+    """A second start while a real one runs names its process; the first one goes on undisturbed."""
+    folder = tempfile.mkdtemp(prefix="hanok-case-")
+    config = tiny_config(folder, **{**base.paths(), "stages": [{**STAGE, "steps": 4000}], "save": {"every": 2, "keep": 3}})
+    process = start_long(folder, 0, config)
+    wait_for(lambda: len(committed(folder)) >= 1, "first checkpoint")
+    done = subprocess.run(["trainer", "--config", config], env=ENV, capture_output=True, text=True, cwd=ROOT)
+    expect(done.returncode == 6 and f"pid {process.pid} on " in done.stderr and ", since 20" in done.stderr, f"second job: {done.returncode}\n{done.stderr}")
+    process.send_signal(signal.SIGTERM)
+    expect(process.wait(60) == 0, f"the first job was disturbed\n{said(folder)[-2000:]}")
+    print("two real jobs: the second one named the first")
+    remove(folder)
+
+
+if __name__ == "__main__":
+    base = Base()
+    base.finish_run()
+    killed_ranks(base)
+    two_jobs(base)
+    run_all(base, disk_cases() + folder_cases())
