@@ -30,7 +30,7 @@ ParallelConfig parse_mesh(const std::string& text, ParallelConfig layout) {
     for (const auto& [name, member] : axes)
       if (is_axis && match[1] == name) size = member;
     HANOK_REQUIRE(size != nullptr && std::stoll(match[2]) > 0, kConfig)
-        << "--mesh: got \"" << word << "\" in " << text << ", expected axes of tp, dp, pp, cp, ep with a size above 0, "
+        << "--mesh: got \"" << word << "\" in " << text << ", expected axes of tp, dp, pp, cp, ep with a size above 0; "
         << "for example tp2,dp4";
     HANOK_REQUIRE(seen.find(concat(match[1].str(), ",")) == std::string::npos, kConfig)
         << "--mesh: got " << match[1].str() << " twice in " << text << ", expected every axis once; leave one out";
