@@ -1,5 +1,7 @@
 #include <c10/util/Exception.h>
+#include <fcntl.h>
 #include <mpi.h>
+#include <unistd.h>
 
 #include <iostream>
 #include <new>
@@ -14,6 +16,12 @@ const std::string kHostMemory =
     "host memory: got a refused allocation, expected room for it; this rank; lower rows_per_micro_batch, seq_len, "
     "data.prefetch_steps or data.pack_window, or take a smaller model";
 
+/// A standard stream that the caller closed would be the number of the next file, and lines for people would end in it.
+void open_missing_streams() {
+  for (int stream = 0; stream <= 2; ++stream)
+    if (::fcntl(stream, F_GETFD) < 0 && ::open("/dev/null", stream == 0 ? O_RDONLY : O_WRONLY) < 0) _exit(1);
+}
+
 int run(int argc, char** argv) {
   const hanok::Arguments arguments = hanok::parse_arguments(argc, argv);
   if (arguments.help) return hanok::print_help();
@@ -27,6 +35,7 @@ int run(int argc, char** argv) {
 
 // The only place that catches. What a kind of error means for the exit code is base/error.cpp's table.
 int main(int argc, char** argv) {
+  open_missing_streams();
   int provided = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided);
   try {

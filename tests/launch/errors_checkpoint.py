@@ -87,7 +87,7 @@ def name_cases():
     return [
         goes_on("--resume of nothing", 5, "checkpoint", "/nowhere", arguments=["--resume", "/nowhere"]),
         goes_on("--resume of a data folder", 5, "manifest", arguments=["--resume", "FOLDER"]),
-        goes_on("--resume of a file", 5, "manifest", arguments=["--resume", "FOLDER/config.yaml"]),
+        goes_on("--resume of a file", 5, "expected auto, never, or the folder", arguments=["--resume", "FOLDER/config.yaml"]),
         goes_on("--resume of an empty run", 5, "--resume", "without a complete checkpoint", arguments=["--resume", "FOLDER/empty"],
                 prepare=lambda f: os.makedirs(f"{f}/empty/checkpoints")),
         goes_on("--resume without a value", 2, "--resume", "expected auto, never", arguments=["--resume="]),

@@ -1,4 +1,5 @@
 """The run folder, the disk, the ends of pipes, and ranks that die: nothing saved is lost, nobody stays behind."""
+import csv
 import fcntl
 import os
 import signal
@@ -94,6 +95,18 @@ def locked_run(folder):
 HELD = []
 
 
+def without_answers(folder):
+    with open(f"{folder}/data/heldout.csv", encoding="utf-8", newline="") as file:
+        rows = [row[:-1] for row in csv.reader(file)]
+    with open(f"{folder}/data/heldout.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def submission_has_8(folder, said):
+    with open(f"{folder}/s.csv", encoding="utf-8") as file:
+        expect(len(file.readlines()) == 9, "the submission has not a header and 8 rows")
+
+
 def folder_cases():
     def stale(folder):
         with open(f"{folder}/run/LOCK", "w", encoding="utf-8") as file:
@@ -112,6 +125,11 @@ def folder_cases():
         Case("lock of a dead process", 0, "goes on from", copies=("run",), prepare=stale, changes=short(6, export_model=False), after=kept(2, 4, 6), grammar=False),
         Case("reader that leaves", 0, shell=pipe, after=kept(2), changes=short(2), grammar=False),
         Case("no standard input or output", 0, shell=closed, after=kept(2), changes=short(2), grammar=False),
+        Case("training that diverges", 7, "expected finite values", "steps in a row were skipped", "lower optimizer.lr", "step_00000002 is complete", after=kept(2),
+             changes={**short(40), "optimizer": {"lr": 1e30, "clip_norm": 0, "schedule": "constant", "max_bad_steps": 2}}),
+        Case("GPU that is not there", 76, "device", "expected", settings=["device=cuda"], shell=lambda f, w: ["env", "CUDA_VISIBLE_DEVICES=", *w]),
+        Case("evaluation of a set without answers", 0, "8 samples", copies=("run", "data"), arguments=["evaluate"], settings=lambda f: [f"eval.submission={f}/s.csv"],
+             prepare=without_answers, after=submission_has_8, grammar=False),
         Case("help into a closed pipe", 0, "trainer trains", arguments=["--help"], shell=pipe, grammar=False),
     ]
 

@@ -180,7 +180,7 @@ def committed(folder):
         if not os.path.isdir(f"{base}/{stage}"):
             continue
         for name in os.listdir(f"{base}/{stage}"):
-            if name.startswith("step_") and os.path.isfile(f"{base}/{stage}/{name}/manifest.json"):
+            if name.removeprefix("step_").isdigit() and os.path.isfile(f"{base}/{stage}/{name}/manifest.json"):
                 out.append((stage, int(name.split("_")[1])))
     return sorted(out)
 
