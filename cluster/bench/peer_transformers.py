@@ -60,8 +60,6 @@ def step(index):
     tokens = 0
     for k in range(per_step):
         batch = batches[((index * per_step + k) * world + rank) % len(batches)]
-        if world > 1:
-            model.set_requires_gradient_sync(k == per_step - 1)
         loss = model(**batch).loss / per_step
         loss.backward()
         tokens += batch["input_ids"].numel()

@@ -45,7 +45,15 @@ AttentionKernel best_kernel(const Tensor& qkv_TX, const AttentionSizes& sizes) {
 
 Tensor attention(const Tensor& qkv_TX, const Segments& segments, const AttentionSizes& sizes, AttentionKernel kernel) {
   const int64_t rows = qkv_TX.size(0);
-  const auto parts = q_k_v(qkv_TX, sizes);
+  auto parts = q_k_v(qkv_TX, sizes);
+  // Kernels read 16-byte words: zeros behind every head change no score, and their results are cut off.
+  const int64_t padding = kernel == AttentionKernel::kPlain ? 0 : -sizes.width & 7;
+  if (padding > 0)
+    for (Tensor& part : parts) part = at::constant_pad_nd(part, {0, padding});
+  const double scale = 1 / std::sqrt(static_cast<double>(sizes.width));
+  const auto joined = [&](const Tensor& out_TNH) {
+    return out_TNH.narrow(-1, 0, sizes.width).reshape({rows, sizes.heads * sizes.width});
+  };
   const Tensor &q = parts[0], &k = parts[1], &v = parts[2], &starts = segments.device_starts;
   if (kernel == AttentionKernel::kFlash) {
     const Tensor out = std::get<0>(at::_flash_attention_forward(q,
@@ -57,8 +65,9 @@ Tensor attention(const Tensor& qkv_TX, const Segments& segments, const Attention
                                                                 segments.longest,
                                                                 0.0,
                                                                 sizes.causal,
-                                                                /*return_debug_mask=*/false));
-    return out.reshape({rows, sizes.heads * sizes.width});
+                                                                /*return_debug_mask=*/false,
+                                                                scale));
+    return joined(out);
   }
   const Tensor k_TNH = k.repeat_interleave(sizes.group(), 1), v_TNH = v.repeat_interleave(sizes.group(), 1);
   if (kernel == AttentionKernel::kPlain)
@@ -74,8 +83,9 @@ Tensor attention(const Tensor& qkv_TX, const Segments& segments, const Attention
                                                                   segments.longest,
                                                                   0.0,
                                                                   sizes.causal ? 1 : 0,
-                                                                  /*compute_log_sumexp=*/true));
-  return out.reshape({rows, sizes.heads * sizes.width});
+                                                                  /*compute_log_sumexp=*/true,
+                                                                  scale));
+  return joined(out.squeeze(0));
 }
 
 }  // namespace hanok::attention_aten
