@@ -152,6 +152,8 @@ TEST_F(Read, BrokenYamlNamesTheLine) {
   EXPECT_HAS(fault_of("name: \"a\\0b\"\n"), "value: got a zero byte in a text, expected none; ");
   EXPECT_HAS(fault_of(bomb), "do aliases multiply each other?");
   EXPECT_HAS(fault_of("name: a\n---\nname: b\n"), "got 2 YAML documents in one file");
+  for (const char* endless : {",", ", a\n", "{name: a}, b\n"})
+    EXPECT_HAS(fault_of(endless), "a comma outside of lists");
 }
 
 TEST_F(Read, MissingFileIsAConfigError) {
