@@ -1,5 +1,6 @@
 #include "launch/doctor_config.h"
 
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -103,13 +104,17 @@ std::string existing_folder(const std::string& folder) {
 
 /// `out`: bytes of what it must hold at once.
 void check_output(const RunConfig& config, double needed_bytes, std::vector<Problem>& problems) {
+  bool can_write = true;
   for (const auto& [key, folder] :
        {std::pair<const char*, std::string>{"out", config.out}, {"data.cache", config.data.cache}}) {
-    const std::string there = existing_folder(folder);
-    if (!fs::is_directory(there) || ::access(there.c_str(), W_OK | X_OK) != 0)
-      problems.push_back(
-          {ErrorKind::kIo, concat(key, ": got ", folder, ", expected a folder that can be written; ", there)});
+    const std::string there = existing_folder(folder), fault = write_fault(there);
+    if (fault.empty()) continue;
+    problems.push_back(
+        {ErrorKind::kIo,
+         concat(key, ": got ", folder, ", expected a folder that can be written; ", there, ": ", fault)});
+    can_write = false;
   }
+  if (!can_write) return;
   const double free = free_gib(existing_folder(config.out)) * (1 << 30);
   if (needed_bytes > free)
     problems.push_back({ErrorKind::kIo,
@@ -125,6 +130,16 @@ void check_output(const RunConfig& config, double needed_bytes, std::vector<Prob
                                "; ",
                                config.out,
                                "; free some space, lower save.keep, or set out")});
+}
+
+void require_host_memory(const Estimate& e, const StageConfig& stage, int local_ranks) {
+  struct sysinfo machine = {};
+  if (::sysinfo(&machine) != 0) return;
+  const double there = static_cast<double>(machine.totalram) * machine.mem_unit;
+  HANOK_REQUIRE(e.peak_bytes * local_ranks <= there, kDevice)
+      << "host memory: got " << human_bytes(there) << ", expected " << human_bytes(e.peak_bytes) << " for each of "
+      << local_ranks << " ranks on this machine; stage " << stage.name
+      << "; take a smaller model, fewer rows_per_micro_batch, or a machine with GPUs";
 }
 
 /// Checkpoints that lie there at once, and the exported model, of the largest stage.
@@ -165,6 +180,7 @@ std::vector<Problem> config_problems(const Arguments& arguments, int world_size,
       layout.dp = data_parallel_size(layout, world_size);
       const Supposed supposed = supposed_by_default(config);
       estimates.push_back(estimate(config, stage, plan_model(config, stage, layout, gpu), supposed, gpu));
+      if (gpus.empty()) require_host_memory(estimates.back(), stage, local_ranks);
       if (gpu == nullptr || fits(estimates.back(), *gpu)) return;
       std::string sets;
       for (const Suggestion& s : suggest(config, stage, layout, supposed, *gpu))

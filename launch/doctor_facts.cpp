@@ -114,6 +114,16 @@ std::string host_name() {
   return name;
 }
 
+std::string write_fault(const std::string& folder) {
+  // Not access(2): root may write everywhere, by its word.
+  const std::string path = concat(folder, "/.doctor.", static_cast<int>(getpid()), ".", world_rank());
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (descriptor < 0) return std::strerror(errno);
+  ::close(descriptor);
+  ::unlink(path.c_str());
+  return "";
+}
+
 double free_gib(const std::string& folder) {
   struct statvfs disk = {};
   if (statvfs(folder.c_str(), &disk) != 0) return 0;
@@ -189,11 +199,13 @@ std::vector<Fact> machine_facts(int threads_of_rank) {
                           ", core files ",
                           limit_text(RLIMIT_CORE, 1024, " KiB"))});
   struct statvfs shared = {};
-  const bool has_shared = statvfs("/dev/shm", &shared) == 0;
-  facts.push_back({"/dev/shm",
-                   has_shared
-                       ? gib_text(static_cast<double>(shared.f_blocks) * static_cast<double>(shared.f_frsize) / kGiB)
-                       : std::string("absent")});
+  std::string shared_text = "absent";
+  if (statvfs("/dev/shm", &shared) == 0) {
+    const double gib = static_cast<double>(shared.f_blocks) * static_cast<double>(shared.f_frsize) / kGiB;
+    shared_text = gib_text(gib);
+    if (gib < 0.5) shared_text += "; MPI and NCCL may need more: start the container with --shm-size=1g";
+  }
+  facts.push_back({"/dev/shm", shared_text});
   return facts;
 }
 

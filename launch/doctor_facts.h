@@ -23,6 +23,8 @@ struct DiskSpeed {
 /// Writes and syncs up to 256 MiB, at most about a second, in the folder, reads them back from the disk, removes them.
 /// errors: kIo
 DiskSpeed disk_speed(const std::string& folder);
+/// Why no file can be made in the folder; empty where one can.
+std::string write_fault(const std::string& folder);
 double free_gib(const std::string& folder);
 
 }  // namespace hanok

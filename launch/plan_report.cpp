@@ -231,7 +231,8 @@ std::string human_bytes(double bytes) {
 
 void print_text(const StagePlan& plan) {
   const Estimate& e = plan.estimate;
-  std::cout << "\nstage " << plan.stage->name << " on " << describe(e.mesh) << " (" << e.mesh.world() << " ranks)\n";
+  std::cout << "\nstage " << plan.stage->name << " on " << describe(e.mesh)
+            << (e.mesh.world() > 1 ? concat(" (", e.mesh.world(), " ranks)") : "") << "\n";
   print_table(plan.planned.model->params());
   std::printf("  parameters %.0f, of which %.0f train; %.0f tokens a step in %lld micro-batch%s of a rank\n",
               e.parameters,

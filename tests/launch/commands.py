@@ -84,6 +84,7 @@ def check_doctor(folder, config):
     refused(2, "-np 2", "doctor", "--config", config, "--set", "parallel.tp=4", ranks=2)
     if "none visible" in text:
         refused(76, "first thing that would fail: device: got cuda", "doctor", "--config", config, "--set", "device=cuda")
+        refused(76, "host memory: got", "doctor", "--config", config, "--set", "model.decoder.hidden=16384", "--set", "model.decoder.layers=400")
     refused(3, "data.sets.train.path", "doctor", "--config", config, "--set", "data.sets.train.path=nowhere.csv")
     refused(3, "tokenizer", "doctor", "--config", config, "--set", f"model.tokenizer={folder}")
     refused(6, "out: got /proc/run", "doctor", "--config", config, "--set", "out=/proc/run")
