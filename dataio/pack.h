@@ -22,7 +22,8 @@ struct SampleEncoder {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat;
   VisionPrep vision;
-  int64_t image_token = 151655, video_token = 151656;
+  int64_t image_token = 151655, video_token = 151656;  // kNoToken: a text model, which takes no pictures
+  static constexpr int64_t kNoToken = -1;
   int64_t vocab = 0;  // ids must be below; 0: not checked
 };
 /// The encoder of a run: tokenizer, template and picture sizes of `folder` (model.tokenizer, else model.path), patches

@@ -14,7 +14,7 @@ PlanRule rowwise_to_full(std::string glob) {
   return {std::move(glob), Cut::kRow, Layout::kHeads, Layout::kFull};
 }
 
-std::vector<PlanRule> qwen3_vl(const ModelConfig& config) {
+std::vector<PlanRule> qwen3(const ModelConfig& config) {
   std::vector<PlanRule> rules = {
       vocab("decoder.embed"),  // out: full; vision tokens are written in, then rows are cut
       per_head("decoder.layers.*.attn.*_norm"),
@@ -46,14 +46,14 @@ struct Family {
   const char* name;
   std::vector<PlanRule> (*rules)(const ModelConfig&);
 };
-constexpr Family kFamilies[] = {{"qwen3_vl", &qwen3_vl}};
+constexpr Family kFamilies[] = {{"qwen3_vl", &qwen3}, {"qwen3", &qwen3}};
 
 }  // namespace
 
 Plan plan_of(const ModelConfig& config) {
   std::vector<std::string> known;
   for (const Family& family : kFamilies) {
-    if (config.family == family.name) return Plan(family.rules(config));
+    if (config.known_family() == family.name) return Plan(family.rules(config));
     known.push_back(family.name);
   }
   HANOK_FAIL(kConfig) << "model.family: got " << config.family << ", expected one of " << known;

@@ -9,13 +9,6 @@
 namespace hanok {
 namespace {
 
-int64_t warmup_steps(const OptimizerConfig& config, int64_t num_steps, double tokens_per_step) {
-  const int64_t steps = config.warmup_tokens > 0
-                            ? static_cast<int64_t>(std::ceil(config.warmup_tokens / std::max(tokens_per_step, 1.0)))
-                            : config.warmup_steps;
-  return std::clamp<int64_t>(steps, 0, num_steps);
-}
-
 /// Share of the way from the peak down to the final rate: 0 at step `from`, 1 at the last step.
 double decayed(int64_t step, int64_t from, int64_t num_steps) {
   const int64_t last = num_steps - 1;
@@ -25,8 +18,16 @@ double decayed(int64_t step, int64_t from, int64_t num_steps) {
 
 }  // namespace
 
+int64_t warmup_steps(const OptimizerConfig& config, int64_t num_steps, double tokens_per_step) {
+  if (config.warmup_tokens > 0)
+    return static_cast<int64_t>(std::ceil(config.warmup_tokens / std::max(tokens_per_step, 1.0)));
+  if (config.warmup_share > 0)
+    return static_cast<int64_t>(std::ceil(config.warmup_share * static_cast<double>(num_steps)));
+  return config.warmup_steps;
+}
+
 double lr_at(const OptimizerConfig& config, int64_t step, int64_t num_steps, double tokens_per_step) {
-  const int64_t warmup = warmup_steps(config, num_steps, tokens_per_step);
+  const int64_t warmup = std::min(warmup_steps(config, num_steps, tokens_per_step), num_steps);
   if (step < warmup) return config.lr * static_cast<double>(step + 1) / static_cast<double>(warmup);
 
   const int64_t peak = std::max<int64_t>(warmup - 1, 0);

@@ -16,7 +16,7 @@ int64_t count(const std::vector<int64_t>& shape) {
 }  // namespace
 
 std::vector<WeightPart> weight_parts(const ParamTable& params, const ModelConfig& config) {
-  const NameMap& map = name_map_of(config.family);
+  const NameMap& map = name_map_of(config.known_family());
   std::vector<WeightPart> out;
   for (size_t i = 0; i < params.size(); ++i) {
     for (HfPart& part : map.parts(params[i].spec, config)) {
@@ -24,7 +24,7 @@ std::vector<WeightPart> weight_parts(const ParamTable& params, const ModelConfig
       shape[part.dim] = part.size;
       HANOK_REQUIRE(count(shape) == count(part.shape), kShape)
           << part.name << ": got shape " << part.shape << ", expected as many elements as " << shape << " of "
-          << params[i].spec.name << "; name map of " << config.family;
+          << params[i].spec.name << "; name map of " << config.known_family();
       out.push_back({static_cast<int>(i), std::move(part), std::move(shape)});
     }
   }
@@ -40,7 +40,7 @@ TiedName tied_name(const ParamTable& params, const ModelConfig& config) {
   untied.decoder.tied = false;
   ParamSpec head = embed->spec;
   head.name = "decoder.head.weight";
-  const NameMap& map = name_map_of(config.family);
+  const NameMap& map = name_map_of(config.known_family());
   return {map.parts(head, untied).at(0).name, map.parts(embed->spec, config).at(0).name};
 }
 

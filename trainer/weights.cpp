@@ -69,7 +69,11 @@ void load_weights(Vlm& model, const std::string& folder) {
   if (present.erase(tied.copy) > 0 && model.groups().rank == 0) check_tied_copy(weights, tied, folder);
   std::vector<ParamSpec> specs;
   for (const Param& param : params) specs.push_back(param.spec);
-  name_map_of(config.family).check_complete(specs, config, present);
+  try {
+    name_map_of(config.known_family()).check_complete(specs, config, present);
+  } catch (const Error& error) {
+    fail_in(folder, error);
+  }
 
   const std::vector<WeightPart> parts = weight_parts(params, config);
   const Comm& tp = *model.groups().tp;

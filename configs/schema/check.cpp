@@ -26,13 +26,17 @@ const Rule<S> kStageRules[] = {
      [](const S& s) { return !s.trainable.empty(); },
      [](const S&) { return std::string("trainable: got no glob, expected at least one; [\"**\"] trains all"); }},
     {"warmup_once",
-     [](const S& s) { return s.optimizer.warmup_steps == 0 || s.optimizer.warmup_tokens == 0; },
+     [](const S& s) {
+       return (s.optimizer.warmup_steps > 0) + (s.optimizer.warmup_tokens > 0) + (s.optimizer.warmup_share > 0) <= 1;
+     },
      [](const S& s) {
        return concat("optimizer: got warmup_steps ",
                      s.optimizer.warmup_steps,
                      " and warmup_tokens ",
                      s.optimizer.warmup_tokens,
-                     ", expected one of them");
+                     ", warmup_share ",
+                     s.optimizer.warmup_share,
+                     ", expected at most one of them above 0");
      }},
     {"warmup_fits",
      [](const S& s) { return s.steps == 0 || s.optimizer.warmup_steps <= s.steps; },
@@ -134,6 +138,13 @@ const Rule<R> kRunRules[] = {
      [](const R& r) {
        return concat(
            "eval.patience: got ", r.eval.patience, " without eval.set, expected a held-out dataset to judge by");
+     }},
+    {"early_stop_keeps_best",
+     [](const R& r) { return r.eval.patience == 0 || r.save.best; },
+     [](const R& r) {
+       return concat("save.best: got false with eval.patience ",
+                     r.eval.patience,
+                     ", expected true; early stopping goes back to the best checkpoint");
      }},
     {"eval_set_known",
      [](const R& r) { return r.eval.set.empty() || r.data.sets.count(r.eval.set); },

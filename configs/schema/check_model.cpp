@@ -18,6 +18,15 @@ bool has_tower(const M& m) {
   return m.model.tower.type != "none";
 }
 const Rule<M> kModelRules[] = {
+    {"family_tower",
+     [](const M& m) { return has_tower(m) == (m.model.known_family() != "qwen3"); },
+     [](const M& m) {
+       return concat("model.family: got ",
+                     m.model.family,
+                     " with model.tower.type ",
+                     m.model.tower.type,
+                     ", expected qwen3 without a tower or qwen3_vl with one; set model.family: auto");
+     }},
     {"decoder_sizes",
      [](const M& m) {
        const auto& d = m.model.decoder;

@@ -90,7 +90,7 @@ struct DecoderConfig {
 };
 
 struct ModelConfig {
-  std::string path, tokenizer, family = "qwen3_vl", dtype = "auto";
+  std::string path, tokenizer, family = "auto", dtype = "auto";
   TowerConfig tower;
   ConnectorConfig connector;
   DecoderConfig decoder;
@@ -98,11 +98,20 @@ struct ModelConfig {
   double init_std = 0.02;
   int64_t image_token = 151655, video_token = 151656, vision_start_token = 151652, vision_end_token = 151653;
 
+  /// What `auto` stands for.
+  std::string known_family() const {
+    if (family != "auto") return family;
+    return tower.type == "none" ? "qwen3" : "qwen3_vl";
+  }
+
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
     v("path", self.path, "Hugging Face model folder to start from; empty: random weights of the shape given here");
     v("tokenizer", self.tokenizer, "folder with the tokenizer files; empty: model.path");
-    v("family", self.family, "architecture family", one_of({"qwen3_vl"}));
+    v("family",
+      self.family,
+      "architecture family; auto: qwen3_vl, or qwen3 (text only) without a tower",
+      one_of({"auto", "qwen3_vl", "qwen3"}));
     v("dtype",
       self.dtype,
       "dtype of weights and activations; auto: bfloat16 on GPUs that have it, float32 elsewhere",
@@ -207,7 +216,7 @@ struct OptimizerConfig {
   double lr = 1e-4, min_lr_ratio = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip_norm = 1;
   std::string schedule = "cosine", grad_dtype = "float32";
   int64_t warmup_steps = 0;
-  double warmup_tokens = 0, decay_share = 0.2;
+  double warmup_tokens = 0, warmup_share = 0, decay_share = 0.2;
   std::vector<std::string> no_decay = {"**.bias", "**norm*.weight"};
   std::vector<ParamGroupConfig> groups;
   int64_t max_bad_steps = 10;
@@ -219,6 +228,7 @@ struct OptimizerConfig {
     v("schedule", self.schedule, "rate over the stage", one_of({"cosine", "linear", "wsd", "constant"}));
     v("warmup_steps", self.warmup_steps, "steps of linear warm-up", at_least(0));
     v("warmup_tokens", self.warmup_tokens, "warm-up in tokens instead of steps", at_least(0));
+    v("warmup_share", self.warmup_share, "warm-up as a share of the stage instead of steps", between(0, 1));
     v("decay_share", self.decay_share, "wsd: share of the stage in which the rate decays", between(0, 1));
     v("beta1", self.beta1, "AdamW beta1", between(0, 1));
     v("beta2", self.beta2, "AdamW beta2", between(0, 1));

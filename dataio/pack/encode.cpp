@@ -228,6 +228,9 @@ std::vector<Span> label_tokens(const std::vector<Span>& labels, const std::vecto
 
 /// First tokens of each run of placeholders, in order: what the pictures' places are.
 void place_vision(const SampleEncoder& encoder, Sample& sample) {
+  if (!sample.vision.empty() && encoder.image_token == SampleEncoder::kNoToken)
+    throw WrongRecord("picture_for_text_model",
+                      concat("got ", sample.vision.size(), " pictures, expected text alone; the model has no tower"));
   const int64_t merge = encoder.vision.merge;
   const auto num_tokens = static_cast<int64_t>(sample.tokens.size());
   int64_t t = 0, num_placed = 0;

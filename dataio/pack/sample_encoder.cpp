@@ -42,6 +42,10 @@ SampleEncoder sample_encoder(const std::string& folder, const ModelConfig& model
                       {"model.video_token", "<|video_pad|>", model.video_token},
                       {"model.vision_start_token", "<|vision_start|>", model.vision_start_token},
                       {"model.vision_end_token", "<|vision_end|>", model.vision_end_token}};
+  if (model.tower.type == "none") {  // text only: nothing is written over them
+    encoder.image_token = encoder.video_token = SampleEncoder::kNoToken;
+    return encoder;
+  }
   for (const auto& [key, text, id] : placeholders) {
     const std::optional<int32_t> found = encoder.tokenizer->id(text);
     HANOK_REQUIRE(!found || *found == id, kConfig)

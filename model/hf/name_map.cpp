@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "model/hf/qwen3.h"
 #include "model/hf/qwen3_vl.h"
 #include "parallel/plan.h"
 
@@ -18,7 +19,8 @@ struct Family {
   nlohmann::json (*write)(const ModelConfig&, const std::string&);
 };
 constexpr Family kFamilies[] = {
-    {"qwen3_vl", "qwen3_vl", &qwen3_vl_names, &read_qwen3_vl_config, &write_qwen3_vl_config}};
+    {"qwen3_vl", "qwen3_vl", &qwen3_vl_names, &read_qwen3_vl_config, &write_qwen3_vl_config},
+    {"qwen3", "qwen3", &qwen3_names, &read_qwen3_config, &write_qwen3_config}};
 
 const Family& family_of(const std::string& name) {
   std::vector<std::string> known;
@@ -111,7 +113,7 @@ std::vector<HfPart> NameMap::parts(const ParamSpec& spec, const ModelConfig& con
     return parts;
   }
   HANOK_FAIL(kCheckpoint) << "parameter " << spec.name << ": got no row for it, expected one; name map of family "
-                          << config.family << "; add it to model/hf/";
+                          << config.known_family() << "; add it to model/hf/";
 }
 
 void NameMap::check_complete(const std::vector<ParamSpec>& specs,
@@ -166,7 +168,7 @@ void read_hf_config(const nlohmann::json& hf, ModelConfig& config) {
 }
 
 nlohmann::json write_hf_config(const ModelConfig& config, const std::string& dtype) {
-  return family_of(config.family).write(config, dtype);
+  return family_of(config.known_family()).write(config, dtype);
 }
 
 }  // namespace hanok

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "model/hf/qwen3.h"
 
 namespace hanok {
 namespace {
@@ -17,87 +18,25 @@ std::vector<int64_t> patch_kernel(const ModelConfig& config) {
   return {tower.hidden, tower.channels, tower.temporal_patch, tower.patch, tower.patch};
 }
 
-/// Reads one object of config.json; its name goes into messages.
-class Section {
- public:
-  Section(const Json& json, std::string name) : json_(json), name_(std::move(name)) {
-    HANOK_REQUIRE(json.is_object(), kConfig) << name_ << ": got no object, expected one; config.json";
-  }
-  bool has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
-  Section section(const char* key) const {
-    HANOK_REQUIRE(has(key), kConfig) << path(key) << ": got nothing, expected an object; config.json";
-    return Section(json_[key], path(key));
-  }
-  template <class T>
-  T required(const char* key) const {
-    HANOK_REQUIRE(has(key), kConfig) << path(key) << ": got nothing, expected a value; config.json";
-    return value<T>(key);
-  }
-  template <class T>
-  T optional(const char* key, T fallback) const {
-    return has(key) ? value<T>(key) : fallback;
-  }
-  /// errors: kConfig unless the key is absent or equals `expected`
-  template <class T>
-  void require(const char* key, T expected) const {
-    const T got = optional<T>(key, expected);
-    HANOK_REQUIRE(got == expected, kConfig)
-        << path(key) << ": got " << got << ", expected " << expected << "; config.json; this version does no other";
-  }
-  /// 16, or [16, 16].
-  int64_t edge(const char* key, int64_t fallback) const {
-    if (!has(key) || !json_[key].is_array()) return optional<int64_t>(key, fallback);
-    const auto sizes = value<std::vector<int64_t>>(key);
-    HANOK_REQUIRE(!sizes.empty() && std::all_of(sizes.begin(), sizes.end(), [&](int64_t s) { return s == sizes[0]; }),
-                  kConfig)
-        << path(key) << ": got " << sizes << ", expected equal edges; config.json";
-    return sizes[0];
-  }
-
- private:
-  std::string path(const char* key) const { return name_.empty() ? key : name_ + "." + key; }
-  template <class T>
-  T value(const char* key) const {
-    try {
-      return json_[key].get<T>();
-    } catch (const Json::exception& error) {
-      HANOK_FAIL(kConfig) << path(key) << ": got " << json_[key].dump() << ", expected another type; config.json";
-    }
-  }
-
-  const Json& json_;
-  std::string name_;
-};
-
-void read_text(const Section& text, DecoderConfig& decoder) {
-  text.require<std::string>("hidden_act", "silu");
-  text.require<bool>("attention_bias", false);
-  decoder.type = "qwen3_dense";
-  decoder.layers = text.required<int64_t>("num_hidden_layers");
-  decoder.hidden = text.required<int64_t>("hidden_size");
-  decoder.ffn = text.required<int64_t>("intermediate_size");
-  decoder.heads = text.required<int64_t>("num_attention_heads");
-  decoder.kv_heads = text.optional<int64_t>("num_key_value_heads", decoder.heads);
-  decoder.head_dim = text.optional<int64_t>("head_dim", 128);
-  decoder.vocab = text.required<int64_t>("vocab_size");
-  decoder.norm_eps = text.optional<double>("rms_norm_eps", 1e-6);
+void read_text(const ConfigSection& text, DecoderConfig& decoder) {
+  read_qwen3_text(text, decoder);
   decoder.max_positions = text.optional<int64_t>("max_position_embeddings", 128000);
   decoder.rope_theta = text.optional<double>("rope_theta", 500000);
   decoder.mrope_section = {24, 20, 20};
   const char* key =
       text.has("rope_scaling") ? "rope_scaling" : "rope_parameters";  // the older key wins where both stand
   if (!text.has(key)) return;
-  const Section rope = text.section(key);
+  const ConfigSection rope = text.section(key);
   rope.require<std::string>(rope.has("rope_type") ? "rope_type" : "type", "default");
   rope.require<bool>("mrope_interleaved", true);
   decoder.rope_theta = rope.optional<double>("rope_theta", decoder.rope_theta);
   decoder.mrope_section = rope.optional<std::vector<int64_t>>("mrope_section", decoder.mrope_section);
 }
 
-void read_vision(const Section& vision, ModelConfig& config) {
+void read_vision(const ConfigSection& vision, ModelConfig& config) {
   vision.require<std::string>("hidden_act", "gelu_pytorch_tanh");
   if (vision.has("rope_parameters")) {
-    const Section rope = vision.section("rope_parameters");
+    const ConfigSection rope = vision.section("rope_parameters");
     rope.require<std::string>("rope_type", "axial");
     rope.require<double>("rope_theta", 10000);
   }
@@ -127,63 +66,55 @@ void read_vision(const Section& vision, ModelConfig& config) {
       << ", expected rising block indices; config.json";
 }
 
+std::vector<NameRow> vision_rows() {
+  return {
+      reshaped("tower.patch_embed.weight", "model.visual.patch_embed.proj.weight", &patch_kernel),
+      copy("tower.patch_embed.bias", "model.visual.patch_embed.proj.bias"),
+      copy("tower.position.weight", "model.visual.pos_embed.weight"),
+      copy("tower.layers.*.attn_norm.weight", "model.visual.blocks.*.norm1.weight"),
+      copy("tower.layers.*.attn_norm.bias", "model.visual.blocks.*.norm1.bias"),
+      copy("tower.layers.*.attn.qkv.weight", "model.visual.blocks.*.attn.qkv.weight"),
+      copy("tower.layers.*.attn.qkv.bias", "model.visual.blocks.*.attn.qkv.bias"),
+      copy("tower.layers.*.attn.out.weight", "model.visual.blocks.*.attn.proj.weight"),
+      copy("tower.layers.*.attn.out.bias", "model.visual.blocks.*.attn.proj.bias"),
+      copy("tower.layers.*.mlp_norm.weight", "model.visual.blocks.*.norm2.weight"),
+      copy("tower.layers.*.mlp_norm.bias", "model.visual.blocks.*.norm2.bias"),
+      copy("tower.layers.*.mlp.up.weight", "model.visual.blocks.*.mlp.linear_fc1.weight"),
+      copy("tower.layers.*.mlp.up.bias", "model.visual.blocks.*.mlp.linear_fc1.bias"),
+      copy("tower.layers.*.mlp.down.weight", "model.visual.blocks.*.mlp.linear_fc2.weight"),
+      copy("tower.layers.*.mlp.down.bias", "model.visual.blocks.*.mlp.linear_fc2.bias"),
+      copy("connector.main.norm.weight", "model.visual.merger.norm.weight"),
+      copy("connector.main.norm.bias", "model.visual.merger.norm.bias"),
+      copy("connector.main.mlp.up.weight", "model.visual.merger.linear_fc1.weight"),
+      copy("connector.main.mlp.up.bias", "model.visual.merger.linear_fc1.bias"),
+      copy("connector.main.mlp.down.weight", "model.visual.merger.linear_fc2.weight"),
+      copy("connector.main.mlp.down.bias", "model.visual.merger.linear_fc2.bias"),
+      copy("connector.taps.*.norm.weight", "model.visual.deepstack_merger_list.*.norm.weight"),
+      copy("connector.taps.*.norm.bias", "model.visual.deepstack_merger_list.*.norm.bias"),
+      copy("connector.taps.*.mlp.up.weight", "model.visual.deepstack_merger_list.*.linear_fc1.weight"),
+      copy("connector.taps.*.mlp.up.bias", "model.visual.deepstack_merger_list.*.linear_fc1.bias"),
+      copy("connector.taps.*.mlp.down.weight", "model.visual.deepstack_merger_list.*.linear_fc2.weight"),
+      copy("connector.taps.*.mlp.down.bias", "model.visual.deepstack_merger_list.*.linear_fc2.bias"),
+  };
+}
+
 }  // namespace
 
 const NameMap& qwen3_vl_names() {
   static const NameMap kNames(
-      {
-          copy("decoder.embed.weight", "model.language_model.embed_tokens.weight"),
-          copy("decoder.layers.*.attn_norm.weight", "model.language_model.layers.*.input_layernorm.weight"),
-          fuse("decoder.layers.*.attn.qkv.weight",
-               {"model.language_model.layers.*.self_attn.q_proj.weight",
-                "model.language_model.layers.*.self_attn.k_proj.weight",
-                "model.language_model.layers.*.self_attn.v_proj.weight"}),
-          copy("decoder.layers.*.attn.q_norm.weight", "model.language_model.layers.*.self_attn.q_norm.weight"),
-          copy("decoder.layers.*.attn.k_norm.weight", "model.language_model.layers.*.self_attn.k_norm.weight"),
-          copy("decoder.layers.*.attn.out.weight", "model.language_model.layers.*.self_attn.o_proj.weight"),
-          copy("decoder.layers.*.mlp_norm.weight", "model.language_model.layers.*.post_attention_layernorm.weight"),
-          fuse("decoder.layers.*.mlp.up.weight",
-               {"model.language_model.layers.*.mlp.gate_proj.weight",
-                "model.language_model.layers.*.mlp.up_proj.weight"}),
-          copy("decoder.layers.*.mlp.down.weight", "model.language_model.layers.*.mlp.down_proj.weight"),
-          copy("decoder.norm.weight", "model.language_model.norm.weight"),
-          copy("decoder.head.weight", "lm_head.weight"),
-          tied("decoder.head.weight", "decoder.embed.weight"),
-          reshaped("tower.patch_embed.weight", "model.visual.patch_embed.proj.weight", &patch_kernel),
-          copy("tower.patch_embed.bias", "model.visual.patch_embed.proj.bias"),
-          copy("tower.position.weight", "model.visual.pos_embed.weight"),
-          copy("tower.layers.*.attn_norm.weight", "model.visual.blocks.*.norm1.weight"),
-          copy("tower.layers.*.attn_norm.bias", "model.visual.blocks.*.norm1.bias"),
-          copy("tower.layers.*.attn.qkv.weight", "model.visual.blocks.*.attn.qkv.weight"),
-          copy("tower.layers.*.attn.qkv.bias", "model.visual.blocks.*.attn.qkv.bias"),
-          copy("tower.layers.*.attn.out.weight", "model.visual.blocks.*.attn.proj.weight"),
-          copy("tower.layers.*.attn.out.bias", "model.visual.blocks.*.attn.proj.bias"),
-          copy("tower.layers.*.mlp_norm.weight", "model.visual.blocks.*.norm2.weight"),
-          copy("tower.layers.*.mlp_norm.bias", "model.visual.blocks.*.norm2.bias"),
-          copy("tower.layers.*.mlp.up.weight", "model.visual.blocks.*.mlp.linear_fc1.weight"),
-          copy("tower.layers.*.mlp.up.bias", "model.visual.blocks.*.mlp.linear_fc1.bias"),
-          copy("tower.layers.*.mlp.down.weight", "model.visual.blocks.*.mlp.linear_fc2.weight"),
-          copy("tower.layers.*.mlp.down.bias", "model.visual.blocks.*.mlp.linear_fc2.bias"),
-          copy("connector.main.norm.weight", "model.visual.merger.norm.weight"),
-          copy("connector.main.norm.bias", "model.visual.merger.norm.bias"),
-          copy("connector.main.mlp.up.weight", "model.visual.merger.linear_fc1.weight"),
-          copy("connector.main.mlp.up.bias", "model.visual.merger.linear_fc1.bias"),
-          copy("connector.main.mlp.down.weight", "model.visual.merger.linear_fc2.weight"),
-          copy("connector.main.mlp.down.bias", "model.visual.merger.linear_fc2.bias"),
-          copy("connector.taps.*.norm.weight", "model.visual.deepstack_merger_list.*.norm.weight"),
-          copy("connector.taps.*.norm.bias", "model.visual.deepstack_merger_list.*.norm.bias"),
-          copy("connector.taps.*.mlp.up.weight", "model.visual.deepstack_merger_list.*.linear_fc1.weight"),
-          copy("connector.taps.*.mlp.up.bias", "model.visual.deepstack_merger_list.*.linear_fc1.bias"),
-          copy("connector.taps.*.mlp.down.weight", "model.visual.deepstack_merger_list.*.linear_fc2.weight"),
-          copy("connector.taps.*.mlp.down.bias", "model.visual.deepstack_merger_list.*.linear_fc2.bias"),
-      },
+      [] {
+        std::vector<NameRow> rows = qwen3_text_rows("model.language_model.");
+        const std::vector<NameRow> vision = vision_rows();
+        rows.insert(rows.end(), vision.begin(), vision.end());
+        return rows;
+      }(),
       {"**.inv_freq"});
   return kNames;
 }
 
 void read_qwen3_vl_config(const Json& hf, ModelConfig& config) {
-  const Section top(hf, "");
-  const Section text = top.section("text_config");
+  const ConfigSection top(hf, "");
+  const ConfigSection text = top.section("text_config");
   read_text(text, config.decoder);
   read_vision(top.section("vision_config"), config);
   // The top level decides: the default inside text_config is that of another class.
@@ -196,33 +127,16 @@ void read_qwen3_vl_config(const Json& hf, ModelConfig& config) {
 }
 
 Json write_qwen3_vl_config(const ModelConfig& config, const std::string& dtype) {
-  HANOK_REQUIRE(config.tower.type != "none", kConfig)
-      << "model.tower.type: got none, expected a vision tower; the Hugging Face format of qwen3_vl has one";
   const DecoderConfig& decoder = config.decoder;
   const TowerConfig& tower = config.tower;
   const Json rope_scaling = {
       {"mrope_interleaved", true}, {"mrope_section", decoder.mrope_section}, {"rope_type", "default"}};
   Json rope_parameters = rope_scaling;
   rope_parameters["rope_theta"] = decoder.rope_theta;
-  const Json text = {{"attention_bias", false},
-                     {"attention_dropout", 0.0},
-                     {"dtype", dtype},
-                     {"head_dim", decoder.head_dim},
-                     {"hidden_act", "silu"},
-                     {"hidden_size", decoder.hidden},
-                     {"initializer_range", config.init_std},
-                     {"intermediate_size", decoder.ffn},
-                     {"max_position_embeddings", decoder.max_positions},
-                     {"model_type", "qwen3_vl_text"},
-                     {"num_attention_heads", decoder.heads},
-                     {"num_hidden_layers", decoder.layers},
-                     {"num_key_value_heads", decoder.kv_heads},
-                     {"rms_norm_eps", decoder.norm_eps},
-                     {"rope_parameters", rope_parameters},
-                     {"rope_scaling", rope_scaling},  // with rope_theta: for transformers 4
-                     {"rope_theta", decoder.rope_theta},
-                     {"use_cache", true},
-                     {"vocab_size", decoder.vocab}};
+  Json text = qwen3_text_json(config, dtype);
+  text["model_type"] = "qwen3_vl_text";
+  text["rope_parameters"] = rope_parameters;
+  text["rope_scaling"] = rope_scaling;  // with rope_theta: for transformers 4
   const Json vision = {{"deepstack_visual_indexes", config.taps},
                        {"depth", tower.depth},
                        {"dtype", dtype},

@@ -22,7 +22,7 @@ namespace {
 constexpr char kWeightPrefix[] = "weight/";
 
 void load_weights(Vlm& model, const SafetensorsFile& file) {
-  const NameMap& map = name_map_of(model.config().family);
+  const NameMap& map = name_map_of(model.config().known_family());
   std::vector<ParamSpec> specs;
   for (const Param& param : model.params()) specs.push_back(param.spec);
   std::set<std::string> names;
@@ -65,10 +65,10 @@ void run(const std::string& folder) {
   std::map<std::string, Tensor> results;
   results["loss"] = loss.detach().view({1});
   results["nll"] = nll.detach();
-  results["logits"] = at::mm(output.y_TD.detach(), model.head_weight_VD().detach().t());
+  results["logits"] = at::mm(output.y_TD.detach(), model.head().weight_VD.detach().t());
   for (Param& param : model.params()) {
     if (!param.value.grad().defined()) continue;
-    for (const HfPart& part : name_map_of(config.family).parts(param.spec, config))
+    for (const HfPart& part : name_map_of(config.known_family()).parts(param.spec, config))
       results["grad/" + part.name] =
           param.value.grad().narrow(part.dim, part.begin, part.size).reshape(part.shape).contiguous();
   }

@@ -117,6 +117,7 @@ TEST(HfConfig, WritesWhatItReads) {
   config.connector.out = config.decoder.hidden;
   ModelConfig read;
   read_hf_config(write_hf_config(config, "bfloat16"), read);
+  config.family = config.known_family();
   EXPECT_TRUE(same_numbers(config, read));
   config = read_model_config(HANOK_SOURCE_DIR "/configs/model/qwen3vl_8b.yaml");
   config.connector.out = config.decoder.hidden;
@@ -148,6 +149,34 @@ TEST(HfConfig, ReadsTheDialectOfThePublishedCheckpoints) {
   EXPECT_EQ(read.decoder.mrope_section, (std::vector<int64_t>{4, 1, 1}));
 }
 
+TEST(HfConfig, AModelWithoutATowerIsTheTextFamily) {
+  ModelConfig config = tiny_config();
+  config.tower = {.type = "none"};
+  config.taps = {};
+  const nlohmann::json hf = write_hf_config(config, "float32");
+  EXPECT_EQ(hf["model_type"], "qwen3");
+  ModelConfig read;
+  read_hf_config(hf, read);
+  EXPECT_EQ(read.known_family(), "qwen3");
+  EXPECT_EQ(read.tower.type, "none");
+  EXPECT_EQ(read.decoder.hidden, config.decoder.hidden);
+  EXPECT_EQ(read.decoder.rope_theta, config.decoder.rope_theta);
+  EXPECT_EQ(read.decoder.tied, config.decoder.tied);
+  int64_t sections = 0;
+  for (const int64_t size : read.decoder.mrope_section) sections += size;
+  EXPECT_EQ(2 * sections, config.decoder.head_dim);
+  std::set<std::string> names;
+  for (const ParamSpec& spec : specs_of(config))
+    for (const HfPart& part : name_map_of(config.known_family()).parts(spec, config)) names.insert(part.name);
+  EXPECT_TRUE(names.contains("model.layers.1.self_attn.q_proj.weight"));
+  EXPECT_TRUE(names.contains("model.embed_tokens.weight"));
+  nlohmann::json sliding = hf;
+  sliding["use_sliding_window"] = true;
+  EXPECT_EQ(
+      message_of([&] { read_hf_config(sliding, read); }, ErrorKind::kConfig).rfind("use_sliding_window: got true", 0), 0u)
+      << "got 1 is written for true";
+}
+
 TEST(HfConfig, NamesTheKeyThatDoesNotFit) {
   const nlohmann::json good = write_hf_config(tiny_config(), "float32");
   const auto message = [&](const std::string& pointer, const nlohmann::json& value) {
@@ -160,7 +189,7 @@ TEST(HfConfig, NamesTheKeyThatDoesNotFit) {
         },
         ErrorKind::kConfig);
   };
-  EXPECT_EQ(message("/model_type", "llama").rfind("model_type: got llama, expected one of [qwen3_vl]", 0), 0u);
+  EXPECT_EQ(message("/model_type", "llama").rfind("model_type: got llama, expected one of [qwen3_vl, qwen3]", 0), 0u);
   EXPECT_EQ(message("/text_config/hidden_act", "gelu").rfind("text_config.hidden_act: got gelu, expected silu", 0), 0u);
   EXPECT_EQ(message("/text_config/hidden_size", nullptr).rfind("text_config.hidden_size: got nothing", 0), 0u);
   EXPECT_EQ(message("/text_config/hidden_size", "wide").rfind("text_config.hidden_size: got \"wide\"", 0), 0u);

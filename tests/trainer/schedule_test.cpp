@@ -57,6 +57,15 @@ TEST(Schedule, WarmUpInTokensRoundsUpToSteps) {
   EXPECT_DOUBLE_EQ(lr_at(config, 2, 10, 1000), 2);
 }
 
+TEST(Schedule, WarmUpAsAShareFollowsTheLengthOfTheStage) {
+  OptimizerConfig config = config_of("constant");
+  config.warmup_share = 0.03;
+  EXPECT_EQ(warmup_steps(config, 10, 1), 1);
+  EXPECT_EQ(warmup_steps(config, 1000, 1), 30);
+  EXPECT_DOUBLE_EQ(lr_at(config, 14, 1000, 1), 1);
+  EXPECT_DOUBLE_EQ(lr_at(config, 29, 1000, 1), 2);
+}
+
 TEST(Schedule, EdgesKeepARateAboveZero) {
   for (const char* name : {"cosine", "linear", "wsd", "constant"}) {
     EXPECT_DOUBLE_EQ(lr_at(config_of(name), 0, 1, 1), 2) << name;      // one step
