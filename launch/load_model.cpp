@@ -17,9 +17,10 @@ LoadedModel load_trained_model(RunConfig& config, const Arguments& arguments, Bo
   LoadedModel out;
   out.groups = make_stage_groups(layout, bootstrap.world());
   const RunFolder folder(config.out);
-  const std::string checkpoint =
-      find_checkpoint(config, folder, arguments.checkpoint.empty() ? "auto" : arguments.checkpoint, out.groups)
-          .directory;
+  CheckpointPath found =
+      find_checkpoint(config, folder, arguments.checkpoint.empty() ? "auto" : arguments.checkpoint, out.groups);
+  if (arguments.checkpoint.empty()) found = handed_on(config, folder, found, out.groups);
+  const std::string& checkpoint = found.directory;
   HANOK_REQUIRE(!checkpoint.empty() || !config.model.path.empty(), kCheckpoint)
       << "weights: got neither a checkpoint in " << config.out
       << " nor model.path, expected one of them; train first, or pass --checkpoint";

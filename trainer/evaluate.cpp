@@ -27,7 +27,8 @@ class Judge {
 
  private:
   bool stop_is_agreed() const;
-  Batch batch_of(const std::vector<Row>& rows, int64_t number, int shuffle) const;
+  /// This rank's batches of one order of the choices, prepared ahead.
+  RowReader reader_of(const std::vector<Row>& rows, int64_t num_batches, int shuffle) const;
   void judge_batch(const Batch& batch, int shuffle);
   void note_labels(const Batch& batch, const Tensor& nll_N);
   void note_choices(const Batch& batch, const ModelOutput& y);
@@ -46,11 +47,11 @@ bool Judge::judge_all() {
   const int64_t num_batches = (num_rows + options_.rows_per_forward - 1) / options_.rows_per_forward;
   Progress progress("evaluate", num_batches * options_.shuffles, "batches", options_.show_progress ? 2 : 1e9);
   for (int shuffle = 0; shuffle < options_.shuffles; ++shuffle) {
+    RowReader reader = reader_of(rows, num_batches, shuffle);
     // Batches have the same rows whatever the number of ranks: turn t gives batch t * size + r to rank r.
     for (int64_t first = 0; first < num_batches; first += ranks.size()) {
       if (stop_is_agreed()) return false;
-      const int64_t number = first + ranks.rank();
-      if (number < num_batches) judge_batch(batch_of(rows, number, shuffle), shuffle);
+      if (const std::optional<Batch> batch = reader.next()) judge_batch(*batch, shuffle);
       progress.update(shuffle * num_batches + std::min(first + ranks.size(), num_batches));
     }
   }
@@ -64,24 +65,25 @@ bool Judge::stop_is_agreed() const {
   return stop.item<int64_t>() != 0;
 }
 
-Batch Judge::batch_of(const std::vector<Row>& rows, int64_t number, int shuffle) const {
-  std::vector<Sample> samples;
-  std::vector<SampleRef> refs;
-  const int64_t begin = number * options_.rows_per_forward;
-  const int64_t end = std::min<int64_t>(begin + options_.rows_per_forward, static_cast<int64_t>(rows.size()));
-  for (int64_t row = begin; row < end; ++row) {
-    for (const SampleRef& ref : rows[row]) {
-      Sample sample = dataset_.read(ref.index);
-      if (shuffle > 0) {
-        if (sample.num_choices == 0) continue;
-        const std::vector<int> order = choice_order(sample.num_choices, shuffle, options_.seed, ref.index);
-        sample = with_permuted_choices(sample, order, dataset_.provenance("prompt"), encoder_);
-      }
-      samples.push_back(std::move(sample));
-      refs.push_back(ref);
-    }
+RowReader Judge::reader_of(const std::vector<Row>& rows, int64_t num_batches, int shuffle) const {
+  const Comm& ranks = *model_.groups().dp;
+  std::vector<std::vector<Row>> own;
+  for (int64_t number = ranks.rank(); number < num_batches; number += ranks.size()) {
+    const auto begin = rows.begin() + number * options_.rows_per_forward;
+    own.emplace_back(begin, begin + std::min<int64_t>(options_.rows_per_forward, rows.end() - begin));
+    if (shuffle == 0) continue;
+    for (Row& row : own.back())  // what has no choices is the same in every order
+      std::erase_if(row, [&](const SampleRef& ref) { return samples_[ref.index].probabilities.empty(); });
   }
-  return make_batch(samples, refs, options_.batch);
+  const auto permuted = [this, shuffle](const SampleRef& ref, Sample sample) {  // called from reader threads
+    if (shuffle == 0) return sample;
+    const std::vector<int> order = choice_order(sample.num_choices, shuffle, options_.seed, ref.index);
+    return with_permuted_choices(sample, order, dataset_.provenance("prompt"), encoder_);
+  };
+  const LoaderOptions reading{
+      .batch = options_.batch, .reader_threads = options_.reader_threads, .prefetch_steps = options_.prefetch_batches};
+  const auto not_owned = std::shared_ptr<const Dataset>(std::shared_ptr<void>(), &dataset_);
+  return RowReader({not_owned}, std::move(own), reading, permuted);
 }
 
 void Judge::judge_batch(const Batch& batch, int shuffle) {

@@ -43,6 +43,7 @@ struct EvalOptions {
   int64_t seq_len = 2048;
   int64_t rows_per_forward = 1;
   BatchSpec batch;
+  int64_t reader_threads = 1, prefetch_batches = 2;  // pictures are prepared ahead
   int shuffles = 1;
   uint64_t seed = 0;
   std::string dump, submission;  // files; empty: none

@@ -97,8 +97,18 @@ std::string RunFolder::best(const std::string& stage_name) const {
   return step_of(name) >= 0 && fs::exists(concat(folder, "/", name), error) ? name : "";
 }
 
+std::string RunFolder::best_directory(const std::string& stage_name) const {
+  const std::string name = best(stage_name);
+  return name.empty() ? "" : concat(path_, "/checkpoints/", stage_name, "/", name);
+}
+
 void RunFolder::set_best(const std::string& stage_name, int64_t step) const {
-  write_file_atomically(concat(path_, "/checkpoints/", stage_name, "/best"), step_name(step) + "\n");
+  const std::string file = concat(path_, "/checkpoints/", stage_name, "/best");
+  if (step >= 0) return write_file_atomically(file, step_name(step) + "\n");
+  std::error_code error;
+  fs::remove(file, error);
+  HANOK_REQUIRE(!error, kIo) << "checkpoint: got '" << error.message() << "' when removing a mark, expected success; "
+                             << file << "; check rights, or remove it by hand";
 }
 
 void RunFolder::prune(const std::vector<std::string>& stage_names, int64_t keep) const {

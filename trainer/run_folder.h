@@ -36,7 +36,8 @@ class RunFolder {
   std::vector<CheckpointPath> checkpoints(const std::vector<std::string>& stage_names) const;
   /// Name of the best checkpoint of a stage ("step_00000100"); empty if none was marked, or it is gone.
   std::string best(const std::string& stage_name) const;
-  /// errors: kIo
+  std::string best_directory(const std::string& stage_name) const;  // its path
+  /// A step below 0 takes the mark away. errors: kIo
   void set_best(const std::string& stage_name, int64_t step) const;
   /// Removes all complete checkpoints but the newest `keep` and the best one of every stage; one that cannot be removed
   /// is left with a WARNING. Called by one rank.

@@ -154,6 +154,26 @@ int64_t num_values(const ParamTable& params, bool trainable_only) {
   for (const Param& param : params) {
     if (trainable_only && !param.trainable) continue;
     int64_t n = 1;
+/// Whether the checkpoint that a stage goes on from is one of this run folder: another run's is not there next time.
+bool is_saved_here(const Run& run, const StageConfig& stage, const CheckpointPath& from, int index) {
+  if (from.directory.empty() || from.stage != index) return false;
+  std::error_code error;
+  return std::filesystem::equivalent(from.directory, run.folder.checkpoint(stage.name, from.step), error);
+}
+
+/// The mark of the best checkpoint as the state says it. It may be behind (killed between commit and mark), or be of a
+/// course that was left.
+void restore_best_mark(Run& run, const StageConfig& stage, const TrainState& state) {
+  run_together(*run.groups.control, [&] {
+    if (!run.is_first_rank()) return;
+    const bool is_kept = run.config.save.best && state.best_step >= 0 &&
+                         std::filesystem::exists(run.folder.checkpoint(stage.name, state.best_step) + "/manifest.json");
+    const int64_t step = is_kept ? state.best_step : -1;
+    const std::string marked = run.folder.best_directory(stage.name);
+    if (marked != (is_kept ? run.folder.checkpoint(stage.name, step) : "")) run.folder.set_best(stage.name, step);
+  });
+}
+
     for (const int64_t size : param.spec.shape) n *= size;
     total += n;
   }
@@ -179,6 +199,16 @@ const char* text_of(StageEnd end) {
     case StageEnd::kFinished: return "finished";
     case StageEnd::kEarlyStop: return "ended early, without gain on held-out data";
     case StageEnd::kStopRequested: return "stopped on request";
+void warn_of_endless_warmup(const Trainer& t) {
+  const StageConfig& stage = t.learner.stage;
+  const int64_t warmup =
+      warmup_steps(stage.optimizer, t.state.num_steps, static_cast<double>(stage.seq_len * stage.rows_per_step));
+  if (warmup < t.state.num_steps || t.state.num_steps < 2) return;
+  HANOK_LOG_RANK0(WARNING) << "stage " << stage.name << ": got a warm-up of " << warmup << " steps in a stage of "
+                           << t.state.num_steps
+                           << ", expected fewer; the rate rises to the end; set optimizer.warmup_steps or warmup_share";
+}
+
   }
   return "";
 }
@@ -205,10 +235,10 @@ void log_end(const Run& run, const Trainer& t, double seconds) {
   HANOK_LOG_RANK0(INFO) << text << "; " << run.result.last_checkpoint;
 }
 
-/// Writes the model folder unless it holds this very state.
-void export_last(Run& run, const Vlm& model) {
+/// Writes the model folder unless it holds this very state. `model` holds that of the last checkpoint.
+void export_handed_on(Run& run, const CheckpointPath& from, Vlm& model) {
   const std::string folder = run.folder.file("model"), marker = run.folder.file("exported");
-  const std::string state = run.result.last_checkpoint + "\n";
+  const std::string state = from.directory + "\n";
   run.result.model_folder = folder;
   std::string is_done;
   if (run.is_first_rank() && std::filesystem::exists(marker) && std::filesystem::exists(folder) &&
@@ -221,7 +251,13 @@ void export_last(Run& run, const Vlm& model) {
   });
 }
 
-void run_stage(Run& run, int index, const CheckpointPath& from) {
+  if (from.directory != run.result.last_checkpoint) {
+    HANOK_LOG_RANK0(INFO) << "model folder: from the best checkpoint by eval.metric = " << run.config.eval.metric
+                          << " (save.export), " << from.directory;
+    load_checkpoint_weights(from.directory, model);
+  }
+/// -> where the next stage begins
+CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   const RunConfig& config = run.config;
   const StageConfig& stage = config.stages[index];
   const double began = now_s();
@@ -258,15 +294,27 @@ void run_stage(Run& run, int index, const CheckpointPath& from) {
             .evaluation = evaluation_options(config, stage, run.encoder, run.groups),
             .stop_requested = run.options.stop_requested,
             .state = state,
-            .saved_step = from.stage == index && !from.directory.empty() ? state.step : -1};
+            .saved_step = is_saved_here(run, stage, from, index) ? state.step : -1};
   t.evaluation.stop_requested = run.options.stop_requested;
   log_start(run, t);
   run.result.end = train_loop(t);
   run.result.last_checkpoint = run.folder.checkpoint(stage.name, t.state.step);
   log_end(run, t, now_s() - began);
-  if (run.result.end != StageEnd::kStopRequested && run.is_last(index) && config.save.export_model)
-    export_last(run, model);
+  if (run.result.end == StageEnd::kStopRequested) return from;
+  const CheckpointPath last{.stage = index, .step = t.state.step, .directory = run.result.last_checkpoint};
+  const CheckpointPath handed = handed_on(config, run.folder, last, run.groups);
+  if (run.is_last(index) && config.save.export_model) export_handed_on(run, handed, model);
+  return handed;
 }
+
+/// A stop that came too late for the stage before is obeyed before the next one is set up, which may take long.
+bool stop_is_agreed(Run& run) {
+  Tensor stop = at::full({}, run.options.stop_requested && run.options.stop_requested() ? 1 : 0, at::kLong);
+  run.groups.control->all_reduce(stop, Reduce::kMax);
+  return stop.item<int64_t>() != 0;
+  restore_best_mark(run, stage, state);
+}
+  warn_of_endless_warmup(t);
 
 }  // namespace
 
@@ -282,9 +330,12 @@ RunResult run_stages(const RunConfig& given, World& world, at::Device device, co
       ReportFacts{.config = config, .num_ranks = world.size(), .device = device.str(), .versions = options.versions},
       run.is_first_rank());
   for (int stage = from.directory.empty() ? 0 : from.stage; stage < static_cast<int>(config.stages.size()); ++stage) {
-    run_stage(run, stage, from);
+    from = run_stage(run, stage, from);
     if (run.result.end == StageEnd::kStopRequested) break;
-    from = {.stage = stage, .directory = run.result.last_checkpoint};
+    if (!run.is_last(stage) && stop_is_agreed(run)) {
+      run.result.end = StageEnd::kStopRequested;
+      break;
+    }
   }
   const bool is_stopped = run.result.end == StageEnd::kStopRequested;
   run.report->set_status(is_stopped ? "stopped on request; the same command goes on" : "finished");
@@ -324,6 +375,8 @@ EvalOptions evaluation_options(const RunConfig& config,
 ExportOptions export_options(const RunConfig& config) {
   const std::string tokenizer = config.model.tokenizer.empty() ? config.model.path : config.model.tokenizer;
   return {.source_folder = config.model.path,
+          .reader_threads = config.data.reader_threads,
+          .prefetch_batches = config.data.prefetch_steps * std::max<int64_t>(config.data.reader_threads, 1),
           .tokenizer_folder = tokenizer,
           .chat_template = jinja_of(chat_template_of(config)->name()),
           .vision = vision_prep_of(config)};

@@ -190,7 +190,7 @@ StageEnd train_loop(Trainer& t) {
   while (!t.stop) {
     const bool is_best = evaluation_due(t) && evaluate_held_out(t);
     if (is_best || save_due(t)) save(t, is_best);
-    if (is_over(t)) break;
+    if (is_over(t) || t.stop) break;  // stopped in an evaluation: a step now would leave it undone for good
     train_step(t);
   }
   save_last(t);

@@ -32,7 +32,7 @@ const Rule<S> kStageRules[] = {
      [](const S& s) {
        return concat("optimizer: got warmup_steps ",
                      s.optimizer.warmup_steps,
-                     " and warmup_tokens ",
+                     ", warmup_tokens ",
                      s.optimizer.warmup_tokens,
                      ", warmup_share ",
                      s.optimizer.warmup_share,

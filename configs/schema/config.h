@@ -287,6 +287,7 @@ struct StageConfig {
 };
 
 struct SaveConfig {
+  std::string export_from = "best";
   int64_t every = 100, keep = 2;
   bool best = true, background = true, export_model = true;
 
@@ -298,6 +299,11 @@ struct SaveConfig {
     v("background", self.background, "write while training goes on");
     v("export_model", self.export_model, "write a Hugging Face folder at the end of the run");
   }
+    v("export",
+      self.export_from,
+      "checkpoint that the folder, the next stage, `evaluate` and `export` start from: the best of its stage by "
+      "eval.metric where that was measured and kept, or the last; training itself resumes from the last",
+      one_of({"best", "last"}));
 };
 
 struct EvalConfig {

@@ -162,7 +162,7 @@ TEST_F(Evaluation, ProbabilitiesAreThoseOfTheLetterTokens) {
     const Sample sample = dataset.read(index);
     const Batch batch = make_batch({sample}, {{0, index}}, {.vision = encoder.vision});
     const Tensor y = model.forward(model_input(batch, at::kCPU)).y_TD;
-    const Tensor logprobs = at::log_softmax(at::mm(y, model.head_weight_VD().t()), 1);
+    const Tensor logprobs = at::log_softmax(at::mm(y, model.head().weight_VD.t()), 1);
     // The byte tokenizer has one token a letter: token 'a' + i, predicted just before the answer.
     const int64_t row = sample.labels[0].begin - 1;
     const Tensor letters = logprobs[row].slice(0, 'a', 'a' + 4).softmax(0);

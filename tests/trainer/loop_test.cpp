@@ -219,6 +219,82 @@ TEST(TrainLoop, StopsEarlyWhenHeldOutDataGainNothing) {
   EXPECT_TRUE(fs::exists(config.out + "/checkpoints/all/step_00000002/manifest.json"));
 }
 
+std::string exported_from(const RunConfig& config) {
+  const std::string text = bytes_of(config.out + "/exported");
+  return text.substr(text.find("checkpoints/") + 12);
+}
+
+/// A rate that spoils: the best is an earlier checkpoint than the last.
+RunConfig spoiling(const TinyRun& tiny) {
+  RunConfig config = tiny.config();
+  for (StageConfig& stage : config.stages) {
+    stage.trainable = {"**"};
+    stage.steps = 2;
+    stage.optimizer.schedule = "constant";
+  }
+  config.stages[0].optimizer.lr = 1;
+  config.stages[1].optimizer.lr = 0;  // no gain after its first evaluation
+  config.eval.every = 1;
+  config.save.every = 0;
+  return config;
+}
+
+TEST(RunStages, TheBestCheckpointIsHandedOnAndExportedUnlessTheLastIsAskedFor) {
+  const TinyRun one("best"), two("best_last");
+  const RunConfig best = spoiling(one);
+  RunConfig last = spoiling(two);
+  last.save.export_from = "last";
+  run_on(1, best);
+  run_on(1, last);
+  for (const char* stage : {"align", "all"}) {
+    EXPECT_EQ(bytes_of(best.out + "/checkpoints/" + stage + "/best"), "step_00000001\n") << stage;
+  }
+  EXPECT_EQ("all/" + bytes_of(best.out + "/checkpoints/all/best"), exported_from(best));
+  EXPECT_EQ(exported_from(last), "all/step_00000002\n");
+  const std::vector<double> a = losses_of(best), b = losses_of(last);
+  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(a[i], b[i]) << "the first stage is the same";
+  EXPECT_NE(a[2], b[2]) << "the second one begins elsewhere";
+  EXPECT_FALSE(fs::exists(best.out + "/checkpoints/all/step_00000000")) << "a stage's start is derived, not stored";
+}
+
+TEST(RunStages, StoppedAnywhereTheSameBestIsHandedOn) {
+  const TinyRun one("best_whole"), two("best_stopped");
+  const RunConfig whole = spoiling(one), stopped = spoiling(two);
+  run_on(2, whole);
+  for (int start = 0; start < 30 && run_on(2, stopped, stop_after(3 + start)).end == StageEnd::kStopRequested;
+       ++start) {
+  }
+  EXPECT_EQ(losses_of(stopped), losses_of(whole));
+  EXPECT_EQ(exported_from(stopped), exported_from(whole));
+  const std::string file = "/model/model.safetensors";
+  EXPECT_TRUE(bytes_of(stopped.out + file) == bytes_of(whole.out + file)) << "the exported weights differ";
+}
+
+TEST(RunStages, AMarkThatAKillLeftBehindIsRestored) {
+  const TinyRun tiny("mark");
+  const RunConfig config = spoiling(tiny);
+  run_on(1, config);
+  const std::string mark = config.out + "/checkpoints/all/best", right = bytes_of(mark);
+  for (const bool is_gone : {true, false}) {
+    fs::remove(mark);
+    if (!is_gone) std::ofstream(mark) << "step_00000002\n";
+    run_on(1, config);
+    EXPECT_EQ(bytes_of(mark), right);
+  }
+}
+
+TEST(RunStages, ADamagedBestCheckpointGivesWayToTheLast) {
+  const TinyRun tiny("best_damaged");
+  const RunConfig config = spoiling(tiny);
+  run_on(1, config);
+  const std::string name = bytes_of(config.out + "/checkpoints/all/best");
+  for (const auto& file : fs::directory_iterator(config.out + "/checkpoints/all/" + name.substr(0, 13)))
+    if (file.path().extension() == ".safetensors") fs::resize_file(file.path(), fs::file_size(file.path()) / 2);
+  fs::remove(config.out + "/exported");
+  run_on(1, config);
+  EXPECT_EQ(exported_from(config), "all/step_00000002\n");
+}
+
 TEST(TrainLoop, AnEvaluationThatAStopPutOffIsDoneOnce) {
   const TinyRun tiny("put_off");
   RunConfig config = tiny.config();
