@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -110,11 +111,28 @@ Tensor SafetensorsFile::view(const std::string& name) const {
 
 void SafetensorsFile::forget(const std::string& name) const {
   const TensorEntry& e = entry(name);
+  forget(header_.data_begin + e.begin, header_.data_begin + e.end);
+}
+
+void SafetensorsFile::forget(int64_t begin, int64_t end) const {
   // Whole pages, outwards: a page that a neighbour still needs comes back from the file when it is touched.
   const auto page = static_cast<int64_t>(::sysconf(_SC_PAGESIZE));
-  const int64_t begin = (header_.data_begin + e.begin) / page * page;
-  const int64_t end = header_.data_begin + e.end;
+  begin = begin / page * page;
   ::madvise(const_cast<char*>(map_.get()) + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
+}
+
+bool SafetensorsFile::equals(const std::string& name, const Tensor& value) const {
+  const TensorEntry& e = entry(name);
+  if (e.dtype != value.scalar_type() || value.sizes() != at::IntArrayRef(e.shape)) return false;
+  constexpr int64_t kStretch = 16 << 20;
+  const auto* expected = static_cast<const char*>(value.const_data_ptr());
+  bool is_same = true;
+  for (int64_t begin = e.begin; is_same && begin < e.end; begin += kStretch) {
+    const int64_t end = std::min(e.end, begin + kStretch), at = header_.data_begin + begin;
+    is_same = std::memcmp(map_.get() + at, expected + (begin - e.begin), static_cast<size_t>(end - begin)) == 0;
+    forget(at, header_.data_begin + end);
+  }
+  return is_same;
 }
 
 struct WeightFolder::State {
@@ -202,6 +220,10 @@ Tensor WeightFolder::view(const std::string& name) const {
 
 void WeightFolder::forget(const std::string& name) const {
   state_->file_of(name).forget(name);
+}
+
+bool WeightFolder::equals(const std::string& name, const Tensor& value) const {
+  return state_->file_of(name).equals(name, value);
 }
 
 void write_safetensors(const std::string& path,

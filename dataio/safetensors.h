@@ -51,9 +51,13 @@ class SafetensorsFile {
   Tensor view(const std::string& name) const;
   /// Tells the kernel that the pages of this tensor are not needed any more (streaming loads). Views stay valid.
   void forget(const std::string& name) const;
+  /// Whether the tensor has this dtype and shape and the same bytes. Read in stretches that are forgotten again: the
+  /// whole of it is never resident. `value`: on the host, contiguous
+  bool equals(const std::string& name, const Tensor& value) const;
 
  private:
   const TensorEntry& entry(const std::string& name) const;
+  void forget(int64_t begin, int64_t end) const;  // of the file
 
   std::string path_;
   SafetensorsHeader header_;
@@ -74,6 +78,7 @@ class WeightFolder {
   const TensorEntry& entry(const std::string& name) const;
   Tensor view(const std::string& name) const;
   void forget(const std::string& name) const;
+  bool equals(const std::string& name, const Tensor& value) const;  // as SafetensorsFile has it
 
  private:
   struct State;
