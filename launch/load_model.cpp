@@ -3,7 +3,6 @@
 #include "base/log.h"
 #include "configs/schema/check.h"
 #include "trainer/checkpoint.h"
-#include "trainer/memory.h"
 #include "trainer/run_folder.h"
 #include "trainer/run_stages.h"
 #include "trainer/weights.h"

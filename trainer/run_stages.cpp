@@ -12,7 +12,6 @@
 #include "dataio/file_io.h"
 #include "trainer/agree.h"
 #include "trainer/data.h"
-#include "trainer/memory.h"
 #include "trainer/progress.h"
 #include "trainer/resume.h"
 #include "trainer/schedule.h"
@@ -149,11 +148,6 @@ TrainState state_for(
   return state;
 }
 
-int64_t num_values(const ParamTable& params, bool trainable_only) {
-  int64_t total = 0;
-  for (const Param& param : params) {
-    if (trainable_only && !param.trainable) continue;
-    int64_t n = 1;
 /// Whether the checkpoint that a stage goes on from is one of this run folder: another run's is not there next time.
 bool is_saved_here(const Run& run, const StageConfig& stage, const CheckpointPath& from, int index) {
   if (from.directory.empty() || from.stage != index) return false;
@@ -174,6 +168,11 @@ void restore_best_mark(Run& run, const StageConfig& stage, const TrainState& sta
   });
 }
 
+int64_t num_values(const ParamTable& params, bool trainable_only) {
+  int64_t total = 0;
+  for (const Param& param : params) {
+    if (trainable_only && !param.trainable) continue;
+    int64_t n = 1;
     for (const int64_t size : param.spec.shape) n *= size;
     total += n;
   }
@@ -194,11 +193,6 @@ void log_start(const Run& run, const Trainer& t) {
                         << config_hash(run.config);
 }
 
-const char* text_of(StageEnd end) {
-  switch (end) {
-    case StageEnd::kFinished: return "finished";
-    case StageEnd::kEarlyStop: return "ended early, without gain on held-out data";
-    case StageEnd::kStopRequested: return "stopped on request";
 void warn_of_endless_warmup(const Trainer& t) {
   const StageConfig& stage = t.learner.stage;
   const int64_t warmup =
@@ -209,6 +203,11 @@ void warn_of_endless_warmup(const Trainer& t) {
                            << ", expected fewer; the rate rises to the end; set optimizer.warmup_steps or warmup_share";
 }
 
+const char* text_of(StageEnd end) {
+  switch (end) {
+    case StageEnd::kFinished: return "finished";
+    case StageEnd::kEarlyStop: return "ended early, without gain on held-out data";
+    case StageEnd::kStopRequested: return "stopped on request";
   }
   return "";
 }
@@ -245,17 +244,17 @@ void export_handed_on(Run& run, const CheckpointPath& from, Vlm& model) {
       read_file(marker) == state)
     is_done = "yes";
   if (!broadcast_text(is_done, 0, *run.groups.control).empty()) return;
+  if (from.directory != run.result.last_checkpoint) {
+    HANOK_LOG_RANK0(INFO) << "model folder: from the best checkpoint by eval.metric = " << run.config.eval.metric
+                          << " (save.export), " << from.directory;
+    load_checkpoint_weights(from.directory, model);
+  }
   export_model(model, folder, export_options(run.config));
   run_together(*run.groups.control, [&] {
     if (run.is_first_rank()) write_file_atomically(marker, state);
   });
 }
 
-  if (from.directory != run.result.last_checkpoint) {
-    HANOK_LOG_RANK0(INFO) << "model folder: from the best checkpoint by eval.metric = " << run.config.eval.metric
-                          << " (save.export), " << from.directory;
-    load_checkpoint_weights(from.directory, model);
-  }
 /// -> where the next stage begins
 CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   const RunConfig& config = run.config;
@@ -296,7 +295,9 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
             .state = state,
             .saved_step = is_saved_here(run, stage, from, index) ? state.step : -1};
   t.evaluation.stop_requested = run.options.stop_requested;
+  restore_best_mark(run, stage, state);
   log_start(run, t);
+  warn_of_endless_warmup(t);
   run.result.end = train_loop(t);
   run.result.last_checkpoint = run.folder.checkpoint(stage.name, t.state.step);
   log_end(run, t, now_s() - began);
@@ -312,9 +313,7 @@ bool stop_is_agreed(Run& run) {
   Tensor stop = at::full({}, run.options.stop_requested && run.options.stop_requested() ? 1 : 0, at::kLong);
   run.groups.control->all_reduce(stop, Reduce::kMax);
   return stop.item<int64_t>() != 0;
-  restore_best_mark(run, stage, state);
 }
-  warn_of_endless_warmup(t);
 
 }  // namespace
 
@@ -368,6 +367,8 @@ EvalOptions evaluation_options(const RunConfig& config,
   return {.seq_len = stage.seq_len,
           .rows_per_forward = config.eval.rows > 0 ? config.eval.rows : stage.rows_per_micro_batch,
           .batch = batch_spec(stage, config.data, encoder, pad_multiple, /*pin_memory=*/false),
+          .reader_threads = config.data.reader_threads,
+          .prefetch_batches = config.data.prefetch_steps * std::max<int64_t>(config.data.reader_threads, 1),
           .shuffles = static_cast<int>(config.eval.shuffles),
           .seed = static_cast<uint64_t>(config.seed)};
 }
@@ -375,8 +376,6 @@ EvalOptions evaluation_options(const RunConfig& config,
 ExportOptions export_options(const RunConfig& config) {
   const std::string tokenizer = config.model.tokenizer.empty() ? config.model.path : config.model.tokenizer;
   return {.source_folder = config.model.path,
-          .reader_threads = config.data.reader_threads,
-          .prefetch_batches = config.data.prefetch_steps * std::max<int64_t>(config.data.reader_threads, 1),
           .tokenizer_folder = tokenizer,
           .chat_template = jinja_of(chat_template_of(config)->name()),
           .vision = vision_prep_of(config)};

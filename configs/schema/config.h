@@ -298,12 +298,12 @@ struct SaveConfig {
     v("best", self.best, "keep the checkpoint with the best eval.metric");
     v("background", self.background, "write while training goes on");
     v("export_model", self.export_model, "write a Hugging Face folder at the end of the run");
-  }
     v("export",
       self.export_from,
       "checkpoint that the folder, the next stage, `evaluate` and `export` start from: the best of its stage by "
       "eval.metric where that was measured and kept, or the last; training itself resumes from the last",
       one_of({"best", "last"}));
+  }
 };
 
 struct EvalConfig {
