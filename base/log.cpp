@@ -21,20 +21,32 @@ google::LogSeverity severity(LogLevel level) {
   }
   return google::GLOG_ERROR;
 }
+/// Length of the UTF-8 sequence that begins here; 0 if none does.
+size_t sequence_bytes(const std::string& text, size_t at) {
+  const auto lead = static_cast<unsigned char>(text[at]);
+  const size_t length = lead < 0x80 ? 1 : lead >= 0xc2 && lead < 0xe0 ? 2 : lead >= 0xe0 && lead < 0xf0 ? 3 : 4;
+  if ((lead >= 0x80 && lead < 0xc2) || lead > 0xf4 || at + length > text.size()) return 0;
+  for (size_t i = 1; i < length; ++i)
+    if ((static_cast<unsigned char>(text[at + i]) & 0xc0) != 0x80) return 0;
+  return length;
+}
+
 /// Bytes of broken files may stand in a message: none may steer a terminal, and no message fills a screen.
 std::string printable(const std::string& text) {
   constexpr size_t kMaxBytes = 12000;
   const char* digits = "0123456789abcdef";
   std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if ((byte >= 0x20 && byte != 0x7f) || c == '\n' || c == '\t') {
-      out += c;
+  for (size_t at = 0; at < text.size();) {
+    if (out.size() >= kMaxBytes) return out + " ... (the rest is left out)";
+    const auto byte = static_cast<unsigned char>(text[at]);
+    const size_t length = sequence_bytes(text, at);
+    const bool is_plain = length > 0 && ((byte >= 0x20 && byte != 0x7f) || byte == '\n' || byte == '\t');
+    if (is_plain) {
+      out.append(text, at, length);
     } else {
       out += {'\\', 'x', digits[byte >> 4], digits[byte & 15]};
     }
-    if (out.size() < kMaxBytes || (byte & 0xc0) == 0x80) continue;
-    return out + " ... (the rest is left out)";
+    at += is_plain ? length : 1;
   }
   return out;
 }

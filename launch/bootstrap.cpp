@@ -79,6 +79,11 @@ Bootstrap::Bootstrap(const RunConfig& config) {
   use_terminal({.bar = takes_codes, .colour = takes_codes && !(no_colour && *no_colour)});
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   at::set_num_threads(config.threads > 0 ? static_cast<int>(config.threads) : std::max(1, cores / local_size_));
+  if (config.deterministic) {
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);  // cuBLAS reads it when it starts
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+  }
   device_ = bind_device(config.device, local_rank_, local_size_);
   world_ = make_mpi_world(device_.is_cuda() ? Backend::kNccl : Backend::kMpi, config.log.stall_timeout_s);
 }

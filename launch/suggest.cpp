@@ -1,5 +1,6 @@
 // Settings with which a stage fits a GPU.
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "base/error.h"
@@ -154,10 +155,17 @@ class Search {
     Candidate c = start_;
     for (const Change* change : chosen_) apply(*change, concat("stages.", c.stage.name, "."), c);
     if (!is_allowed(config_, c)) return;
-    const Estimate e = estimate(config_, c.stage, plan_model(config_, c.stage, c.layout, &gpu_), supposed_, &gpu_);
+    const Estimate e = estimate(config_, c.stage, model_on(c.layout), supposed_, &gpu_);
     if (!fits(e, gpu_)) return;
     if (chosen_.size() == 1) fits_with_.insert(static_cast<size_t>(chosen_[0] - changes_.data()));
     found_.push_back({c.sets, e.mesh.world(), e});
+  }
+
+  /// Most changes leave the layout as it is, and the model depends on nothing else.
+  const PlannedModel& model_on(const ParallelConfig& layout) {
+    auto& model = models_[{layout.tp, layout.dp}];
+    if (!model.model) model = plan_model(config_, start_.stage, layout, &gpu_);
+    return model;
   }
 
   const RunConfig& config_;
@@ -168,6 +176,7 @@ class Search {
   std::vector<const Change*> chosen_;
   std::set<size_t> fits_with_;
   std::vector<Suggestion> found_;
+  std::map<std::pair<int64_t, int64_t>, PlannedModel> models_;  // by tp and dp
 };
 
 }  // namespace

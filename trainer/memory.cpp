@@ -1,5 +1,3 @@
-#include "trainer/memory.h"
-
 #include <unistd.h>
 
 #include <algorithm>
@@ -7,6 +5,7 @@
 
 #include "base/error.h"
 #include "trainer/progress.h"
+#include "trainer/weights.h"
 
 namespace hanok {
 namespace {

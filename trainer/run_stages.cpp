@@ -99,6 +99,12 @@ void require_labels(const StageData& data, const StageConfig& stage) {
                             << "from; stages.N.mixture; a prediction set is for the evaluate command";
 }
 
+/// The globs of every stage name parameters: found before hours of packing.
+void require_globs(const RunConfig& config) {
+  Vlm declared(config.model, make_single_groups(), at::kFloat, at::kMeta);
+  for (const StageConfig& stage : config.stages) freeze(declared.params(), stage);
+}
+
 /// Found before the first step: the evaluation at the end of a stage would find it after hours.
 void require_measure(const RunConfig& config, const Dataset& held_out) {
   constexpr int64_t kEnough = 64;  // a set of multiple choices shows an answer at once
@@ -231,7 +237,8 @@ void log_end(const Run& run, const Trainer& t, double seconds) {
     text +=
         concat(", best ", t.config.eval.metric, printed(" %.4f", t.state.best_metric), " at step ", t.state.best_step);
   if (t.state.skipped_steps > 0) text += concat(", ", t.state.skipped_steps, " steps skipped as non-finite");
-  HANOK_LOG_RANK0(INFO) << text << "; " << run.result.last_checkpoint;
+  if (!run.result.last_checkpoint.empty()) text += "; " + run.result.last_checkpoint;
+  HANOK_LOG_RANK0(INFO) << text;
 }
 
 /// Writes the model folder unless it holds this very state. `model` holds that of the last checkpoint.
@@ -299,7 +306,7 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   log_start(run, t);
   warn_of_endless_warmup(t);
   run.result.end = train_loop(t);
-  run.result.last_checkpoint = run.folder.checkpoint(stage.name, t.state.step);
+  if (t.saved_step == t.state.step) run.result.last_checkpoint = run.folder.checkpoint(stage.name, t.state.step);
   log_end(run, t, now_s() - began);
   if (run.result.end == StageEnd::kStopRequested) return from;
   const CheckpointPath last{.stage = index, .step = t.state.step, .directory = run.result.last_checkpoint};
@@ -319,6 +326,7 @@ bool stop_is_agreed(Run& run) {
 
 RunResult run_stages(const RunConfig& given, World& world, at::Device device, const RunOptions& options) {
   const RunConfig config = resolved(given);
+  require_globs(config);
   Run run{.config = config, .options = options, .world = world, .device = device, .folder = RunFolder(config.out)};
   enter_layout(run, config.stages.front().parallel);
   CheckpointPath from = take_up(run);
@@ -390,7 +398,13 @@ void freeze(ParamTable& params, const StageConfig& stage) {
                                     << "; trainer plan lists the names, ** stands for anything";
   };
   for (const std::string& glob : stage.trainable) require_match(glob, "trainable");
-  for (const ParamGroupConfig& group : stage.optimizer.groups) require_match(group.match, "optimizer.groups.match");
+  // Recipes name rates of the vision parts; a text model has none, and they mean nothing there.
+  const bool has_tower =
+      std::any_of(params.begin(), params.end(), [](const Param& p) { return p.spec.name.starts_with("tower."); });
+  for (const ParamGroupConfig& group : stage.optimizer.groups) {
+    const bool is_vision = group.match.starts_with("tower.") || group.match.starts_with("connector.");
+    if (has_tower || !is_vision) require_match(group.match, "optimizer.groups.match");
+  }
   for (Param& param : params) {
     param.trainable = std::any_of(stage.trainable.begin(), stage.trainable.end(), [&](const std::string& glob) {
       return glob_match(glob, param.spec.name);

@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "dataio/file_io.h"
+#include "trainer/profile.h"
 #include "trainer/progress.h"
 #include "trainer/schedule.h"
 #include "trainer/step_report.h"
@@ -109,6 +110,12 @@ Logged read_scalars(const StepResult& result) {
   return {values[0], values[1], values[2] != 0};
 }
 
+/// Where the trace of the coming step goes; empty: none is wanted of it.
+std::string trace_of_next_step(const Trainer& t) {
+  const bool wanted = groups_of(t).rank == 0 && t.state.step + 1 == t.config.log.profile_step;
+  return wanted ? t.folder.file(concat("trace_", t.learner.stage.name, "_", t.state.step + 1, ".json")) : "";
+}
+
 void advance(Trainer& t, const StepReport& report, bool applied) {
   TrainState& s = t.state;
   ++s.step;
@@ -138,7 +145,10 @@ void train_step(Trainer& t) {
   std::vector<Batch> batches = t.loader.next_step();
   learner.objective.prepare(learner.model, batches);
   const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
-  const Logged logged = read_scalars(run_step(learner, batches, lr));
+  const Logged logged = [&] {
+    const StepProfile profile(trace_of_next_step(t));
+    return read_scalars(run_step(learner, batches, lr));
+  }();
   t.checkpoint.poll();
 
   const Memory memory = memory_in_use(device_of(learner.model));
@@ -176,7 +186,8 @@ void train_step(Trainer& t) {
 
 /// The state a stage ends in must be on disk: the next stage, or the next start, begins there.
 void save_last(Trainer& t) {
-  if (t.saved_step != t.state.step) save(t, false);
+  const bool wanted = t.config.save.at_end || t.stop;
+  if (wanted && t.saved_step != t.state.step) save(t, false);
   t.report.write(t.metrics.history());
   t.checkpoint.finish();
   HANOK_REQUIRE(!t.checkpoint.failed(), kIo)

@@ -289,7 +289,7 @@ struct StageConfig {
 struct SaveConfig {
   std::string export_from = "best";
   int64_t every = 100, keep = 2;
-  bool best = true, background = true, export_model = true;
+  bool best = true, background = true, at_end = true, export_model = true;
 
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
@@ -297,6 +297,7 @@ struct SaveConfig {
     v("keep", self.keep, "newest checkpoints kept, beside the best one", at_least(1));
     v("best", self.best, "keep the checkpoint with the best eval.metric");
     v("background", self.background, "write while training goes on");
+    v("at_end", self.at_end, "save where a stage ends; false: for measurements, with one stage and no export");
     v("export_model", self.export_model, "write a Hugging Face folder at the end of the run");
     v("export",
       self.export_from,
@@ -325,13 +326,17 @@ struct EvalConfig {
 };
 
 struct LogConfig {
-  int64_t every = 1, verbosity = 0;
+  int64_t every = 1, verbosity = 0, profile_step = 0;
   double stall_timeout_s = 600;
 
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
     v("every", self.every, "steps between lines when the output is not a terminal", at_least(1));
     v("verbosity", self.verbosity, "1: a line a step from every rank; 2: a line a collective", between(0, 2));
+    v("profile_step",
+      self.profile_step,
+      "step of each stage whose trace is written to the run folder; 0: none",
+      at_least(0));
     v("stall_timeout_s", self.stall_timeout_s, "longest wait for another rank, seconds", at_least(1));
   }
 };
@@ -339,6 +344,7 @@ struct LogConfig {
 struct RunConfig {
   std::string name = "run", out, device = "auto";
   int64_t seed = 1234, threads = 0;
+  bool deterministic = false;
   ModelConfig model;
   DataConfig data;
   ParallelConfig parallel;
@@ -354,6 +360,9 @@ struct RunConfig {
     v("out", self.out, "folder of the run; empty: runs/<name>");
     v("seed", self.seed, "seed of weights and data order", at_least(0));
     v("device", self.device, "where to compute", one_of({"auto", "cpu", "cuda"}));
+    v("deterministic",
+      self.deterministic,
+      "on GPUs: the same bits on every run of the same layout, with slower attention (CPUs always give them)");
     v("threads", self.threads, "CPU threads of a rank; 0: cores / ranks on this machine", between(0, 1024));
     v("model", self.model, "the model");
     v("data", self.data, "datasets and how they are read");

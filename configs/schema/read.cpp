@@ -72,7 +72,7 @@ void read_group(const Document& node, const std::string& prefix, T& out, Faults&
   for (const DocumentEntry& entry : node.map) {
     if (std::find(known.begin(), known.end(), entry.key) != known.end()) continue;
     const std::string guess = guess_key(prefix, entry.key, known);
-    faults.add(join(prefix, entry.key),
+    faults.add(join(prefix, entry.key.empty() ? "\"\"" : entry.key),
                guess.empty() ? concat("unknown key, expected one of ", known)
                              : concat("unknown key; did you mean ", guess, "?"),
                entry.where);

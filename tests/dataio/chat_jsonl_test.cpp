@@ -94,7 +94,7 @@ TEST(ChatJsonl, RejectsWrongLinesOneByOne) {
   EXPECT_NE(records[8].detail.find("messages[0].content[0].type: got \"audio\", expected text, image or video"),
             std::string::npos)
       << records[8].detail;
-  EXPECT_NE(records[13].detail.find("data.sets.chat.encoding: cp949"), std::string::npos) << records[13].detail;
+  EXPECT_NE(records[14].detail.find("data.sets.chat.encoding: cp949"), std::string::npos) << records[14].detail;
 }
 
 TEST(ChatJsonl, ReadsCp949) {

@@ -206,7 +206,7 @@ TEST(VisionConfig, WhatIsNotUnderstoodIsRefusedByName) {
   expect_contains(refusal(R"({"patch_size": )" + std::string(1 << 20, '[')), "more than 32 levels");
   expect_contains(refusal(R"({"patch_size": 16, "image_std": [1, 0, 1]})"), "image_std");
   expect_contains(refusal("[1]"), "no JSON object");
-  expect_contains(refusal("{"), "got something else at byte 2");
+  expect_contains(refusal("{"), "got an error at byte 2");
   folder.write("video_preprocessor_config.json", R"({"patch_size": 14})");
   expect_contains(refusal("{" + normal + "}"), "make both files say the same");
 }

@@ -188,7 +188,7 @@ TEST_F(VqaCsv, StopsAtARowWithoutEnd) {
   const std::string header = "id,path,question,a,b,c,d\n";
   EXPECT_NE(failure_of(header + std::string(5000, ',')).find("more than 4096 fields"), std::string::npos);
   std::string wide = header;
-  for (int i = 0; i < 20; ++i) wide += std::string(1 << 20, 'x') + ",";
+  for (int i = 0; i < 20; ++i) wide.append(1 << 20, 'x').append(1, ',');
   EXPECT_NE(failure_of(wide).find("row 2 (line 2), column 17"), std::string::npos)
       << "fields of one row count together";
 }

@@ -275,7 +275,11 @@ void mutate_jpeg(std::string& input, const std::string& other, Random& random) {
       if (!theirs.empty()) segments[at] = random.pick(theirs);
       break;
     }
-    case 4: segments.insert(place, odd_jpeg_segment(other, random)); break;
+    case 4: {
+      const JpegSegment odd = odd_jpeg_segment(other, random);
+      segments.insert(place, odd);
+      break;
+    }
     default: mutate_jpeg_segment(segments[at], other, random);
   }
   input = "\xff\xd8";

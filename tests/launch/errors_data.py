@@ -169,7 +169,7 @@ def chat_cases():
     image, real = ({"type": "image", "image": path} for path in ("images/none.png", "REAL"))
     return [
         chat("JSONL line broken", 3, "json_invalid: 2", "line 21", line=b'{"messages": [{"role": "user"'),
-        chat("JSONL line no object", 3, "chat_invalid: 2", line="[1, 2]"),
+        chat("JSONL line no object", 3, "chat_invalid: 2", line=[1, 2]),
         chat("JSONL without messages", 3, "chat_invalid: 2", "messages", line={"text": "x"}),
         chat("JSONL of a wrong role", 3, "chat_invalid: 2", "robot", line=turns(("robot", "x"), ("assistant", "a"))),
         chat("JSONL of a wrong type", 3, "chat_invalid: 2", line=turns(("user", 3), ("assistant", "a"))),

@@ -272,8 +272,7 @@ TEST(Checkpoint, NamedCheckpointOrRunFolderIsTakenOrRefused) {
   write_checkpoints(config, {1, 2});
   EXPECT_EQ(find_one(config, folder.checkpoint("align", 1)).step, 1);
   EXPECT_EQ(find_one(config, config.out).step, 2);
-  EXPECT_ERROR(
-      error_of([&] { find_one(config, temp / "absent"); }), ErrorKind::kCheckpoint, "checkpoint manifest: got none");
+  EXPECT_ERROR(error_of([&] { find_one(config, temp / "absent"); }), ErrorKind::kCheckpoint, "there is no such folder");
   flip_a_byte(folder.checkpoint("align", 1) + "/shard-0.safetensors");
   EXPECT_ERROR(error_of([&] { find_one(config, folder.checkpoint("align", 1)); }), ErrorKind::kCheckpoint, "xxh3");
   RunConfig other = config;

@@ -1,9 +1,10 @@
 """The whole table of cluster/bench/cpu_slice.md:   python3 cluster/bench/cpu_slice > cluster/bench/cpu_slice.md
 
-Ours beside the peer, in turn on the same cores. --lock FILE is held (as flock(1) holds it) while a case is measured, minutes at a time."""
+Ours beside the peer, in turn on the same cores. --lock FILE is held (as flock(1) holds it) while something is measured, up to four minutes at a time."""
 import argparse
 import datetime
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
@@ -44,25 +45,31 @@ def header():
     yield f"* {output(str(BUILD / 'launch/trainer'), '--version').splitlines()[0]}; {output('g++', '--version').splitlines()[0]}; {output('mpirun', '--version').splitlines()[0]}"
 
 
+def show(lines):
+    for line in lines:
+        print(line, flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cases", nargs="*", help="of the steps part")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--peer-steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lock")
     options = parser.parse_args()
-    lines = list(header())
+    show(header())
     with tempfile.TemporaryDirectory(prefix="hanok-bench-") as scratch:
         for name in options.only:
             title, part = PARTS[name]
             folder = pathlib.Path(scratch) / name
             folder.mkdir()
-            lines += ["", f"## {title}", *part(folder, options)]
-    notes = pathlib.Path(__file__).with_name("limits.md")
-    print("\n".join(lines), notes.read_text(), sep="\n\n", end="")
+            show(["", f"## {title}"])
+            show(part(folder, options))
+            show(["", f"Load average at the end of this part, its own threads included: {os.getloadavg()[1]:.1f} over five minutes."])
+    show(["", pathlib.Path(__file__).with_name("limits.md").read_text().rstrip()])
     return 0
 
 

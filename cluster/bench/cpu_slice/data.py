@@ -8,8 +8,8 @@ import sys
 from ours import BUILD, ENV, PEER_ENV, ROOT, TOKENIZER, chat, locked, median, write_conversations
 
 PROBES = BUILD / "tests/dataio"
-PICTURES = [("JPEG", 256, 256, 80), ("JPEG", 640, 480, 60), ("JPEG", 1024, 768, 30), ("JPEG", 2048, 1536, 10),
-            ("PNG", 64, 64, 300), ("PNG", 640, 480, 40), ("PNG", 1024, 1024, 15)]
+PICTURES = [("JPEG", 256, 256, 60), ("JPEG", 640, 480, 40), ("JPEG", 1024, 768, 20), ("JPEG", 2048, 1536, 8),
+            ("PNG", 64, 64, 200), ("PNG", 640, 480, 24), ("PNG", 1024, 1024, 10)]
 MIN_PIXELS, MAX_PIXELS = 65536, 1048576
 
 
@@ -39,7 +39,7 @@ def texts():
     questions = [json.loads(line) for line in (ROOT / "tests/data/gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines()]
     prose = [part for item in questions for part in (item["question"], item["answer"])]
     code = [path.read_text(encoding="utf-8") for folder in ("model", "dataio", "trainer") for path in sorted((ROOT / folder).rglob("*.cpp"))]
-    return {"GSM8K, one call a text": prose * (1 + 2_000_000 // sum(map(len, prose))), "C++ sources, one call a file": code * 4}
+    return {"GSM8K, one call a text": prose * (1 + 1_000_000 // sum(map(len, prose))), "C++ sources, one call a file": code * 2}
 
 
 def tokenizer_rows(folder, options):
@@ -124,7 +124,7 @@ class DatasetProbe:
 def packing_rows(folder, processor, options):
     probe = DatasetProbe()
     number = iter(range(1000))
-    for kind, width, height, count in (("JPEG", 640, 480, 240), ("PNG", 64, 64, 1000)):
+    for kind, width, height, count in (("JPEG", 640, 480, 160), ("PNG", 64, 64, 600)):
         paths = picture_files(folder, kind, width, height, count)
         chats = str(folder / f"{kind}.jsonl")
         write_conversations(chats, [chat("What is in the picture, and where?", "A smooth surface with some noise.", p) for p in paths])

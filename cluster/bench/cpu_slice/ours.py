@@ -11,6 +11,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 BUILD = pathlib.Path(os.environ.get("HANOK_BUILD", ROOT / "build"))
+LONGEST_SHARED_TURN_S = 120
 TOKENIZER = str(ROOT / "tests/data/qwen3_vl_tokenizer")
 
 
@@ -21,31 +22,28 @@ def environment():
 
 
 ENV = environment()
-# The peer runs in the user's environment: none of ours reaches it.
-PEER_ENV = {**{k: v for k, v in os.environ.items() if k not in ("MKL_CBWR", "OMP_NUM_THREADS")}, "HF_HUB_OFFLINE": "1"}
+# The peer runs in the user's environment, with one courtesy: its waiting threads sleep as ours do, else a busy machine slows it tenfold.
+OWN = ("MKL_CBWR", "OMP_NUM_THREADS", "THP_MEM_ALLOC_ENABLE")
+PEER_ENV = {**{k: v for k, v in os.environ.items() if k not in OWN}, "HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": ENV["GOMP_SPINCOUNT"]}
+
+
+held = {}  # lock file -> (open file, since when)
 
 
 @contextlib.contextmanager
 def locked(path):
-    """Holds `path` as flock(1) would, if one is given."""
-    if not path:
-        yield
-        return
-    with open(path, "w") as file:
+    """Holds `path` as flock(1) would, if one is given. Short cases that follow each other share one turn of it."""
+    if path and path not in held:
+        file = open(path, "w")
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        held[path] = file, time.monotonic()
+    yield
+    if path and time.monotonic() - held[path][1] > LONGEST_SHARED_TURN_S:
+        held.pop(path)[0].close()
 
 
 def median(values):
     return statistics.median(values)
-
-
-def spread(values):
-    """Half of the distance between the quartiles, in percent of the median: how noisy the machine was."""
-    if len(values) < 4:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4)
-    return 50 * (high - low) / statistics.median(values)
 
 
 def write_config(folder, name, model, stage, dataset, **changes):
