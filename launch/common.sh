@@ -9,7 +9,7 @@ jobs=$(nproc)
 # A compile of libtorch's headers takes about 1.5 GiB.
 memory_gib=$(awk '/MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo)
 if ((jobs > 1 && memory_gib / 2 < jobs)); then jobs=$((memory_gib / 2 > 1 ? memory_gib / 2 : 1)); fi
-gpus() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true; }
+gpus() { { nvidia-smi -L 2>/dev/null || true; } | { grep -c '^GPU' || true; }; }  # a number, 0 where there is no driver
 
 configure_and_build() {  # TARGET...
   local options=(-S . -B "$build" -G Ninja "-DHANOK_PYTHON=$PWD/$python")

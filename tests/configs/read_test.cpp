@@ -50,7 +50,7 @@ bool has(const std::string& text, const std::string& part) {
 
 std::vector<std::string> files_in(const std::string& folder) {
   std::vector<std::string> out;
-  for (const auto& entry : std::filesystem::directory_iterator(std::string(HANOK_SOURCE_DIR) + "/configs/" + folder))
+  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(HANOK_SOURCE_DIR) / "configs" / folder))
     if (entry.path().extension() == ".yaml") out.push_back(entry.path().string());
   return out;
 }

@@ -152,7 +152,7 @@ void mutate_lines(std::string& input, const std::string& other, Random& random) 
 }
 
 std::string read_source(const std::string& path) {
-  std::ifstream in(std::string(HANOK_SOURCE_DIR) + "/" + path, std::ios::binary);
+  std::ifstream in(std::filesystem::path(HANOK_SOURCE_DIR) / path, std::ios::binary);
   HANOK_REQUIRE(in.is_open(), kIo) << "seed: got no file, expected one; " << path;
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
