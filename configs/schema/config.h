@@ -65,15 +65,35 @@ struct ConnectorConfig {
 
 struct DecoderConfig {
   std::string type = "qwen3_dense";
+  // type qwen3_moe only
+  int64_t experts = 0, experts_per_token = 0, expert_ffn = 0, expert_step = 1;
+  std::vector<int64_t> dense_layers;
+  bool norm_topk = true;
+  double aux_loss = 0.001;
+
   int64_t layers = 0, hidden = 0, ffn = 0, heads = 0, kv_heads = 0, head_dim = 128, vocab = 151936;
   double rope_theta = 5e6, norm_eps = 1e-6;
   std::vector<int64_t> mrope_section = {24, 20, 20};
   int64_t max_positions = 262144;
   bool tied = false;
 
+  bool is_moe() const { return type == "qwen3_moe"; }
+  /// Whether the feed-forward part of a layer is one of experts.
+  bool has_experts(int64_t layer) const {
+    if (!is_moe() || (layer + 1) % expert_step != 0) return false;
+    for (const int64_t dense : dense_layers)
+      if (dense == layer) return false;
+    return true;
+  }
+  int64_t num_expert_layers() const {
+    int64_t count = 0;
+    for (int64_t layer = 0; layer < layers; ++layer) count += has_experts(layer);
+    return count;
+  }
+
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
-    v("type", self.type, "decoder", one_of({"qwen3_dense"}));
+    v("type", self.type, "decoder", one_of({"qwen3_dense", "qwen3_moe"}));
     v("layers", self.layers, "decoder layers", size_from(0));
     v("hidden", self.hidden, "width", size_from(0));
     v("ffn", self.ffn, "feed-forward width", size_from(0));
@@ -86,11 +106,18 @@ struct DecoderConfig {
     v("mrope_section", self.mrope_section, "rotary frequencies of the temporal, height and width positions");
     v("max_positions", self.max_positions, "longest sequence the model declares, tokens", at_least(1));
     v("tied", self.tied, "output head shares the embedding");
+    v("experts", self.experts, "qwen3_moe: experts of a layer", size_from(0));
+    v("experts_per_token", self.experts_per_token, "qwen3_moe: experts that a token is sent to", size_from(0));
+    v("expert_ffn", self.expert_ffn, "qwen3_moe: feed-forward width of an expert", size_from(0));
+    v("expert_step", self.expert_step, "qwen3_moe: every k-th layer has experts, the others are dense", size_from(1));
+    v("dense_layers", self.dense_layers, "qwen3_moe: layers that are dense all the same");
+    v("norm_topk", self.norm_topk, "qwen3_moe: shares of the chosen experts are scaled to sum to 1");
+    v("aux_loss", self.aux_loss, "qwen3_moe: coefficient of the load-balancing loss; 0: none", at_least(0));
   }
 };
 
 struct ModelConfig {
-  std::string path, tokenizer, family = "auto", dtype = "auto";
+  std::string path, tokenizer, family = "auto", dtype = "auto", experts_on_disk = "auto";
   TowerConfig tower;
   ConnectorConfig connector;
   DecoderConfig decoder;
@@ -101,6 +128,7 @@ struct ModelConfig {
   /// What `auto` stands for.
   std::string known_family() const {
     if (family != "auto") return family;
+    if (decoder.is_moe()) return tower.type == "none" ? "qwen3_moe" : "qwen3_vl_moe";
     return tower.type == "none" ? "qwen3" : "qwen3_vl";
   }
 
@@ -110,8 +138,16 @@ struct ModelConfig {
     v("tokenizer", self.tokenizer, "folder with the tokenizer files; empty: model.path");
     v("family",
       self.family,
-      "architecture family; auto: qwen3_vl, or qwen3 (text only) without a tower",
-      one_of({"auto", "qwen3_vl", "qwen3"}));
+      "architecture family; auto: qwen3_vl, or qwen3 (text only) without a tower, with _moe where the decoder has "
+      "experts",
+      one_of({"auto", "qwen3_vl", "qwen3", "qwen3_vl_moe", "qwen3_moe"}));
+    v("experts_on_disk",
+      self.experts_on_disk,
+      "how model.path keeps experts and exports write them; auto: as the folder has them, else as transformers 5 "
+      "writes "
+      "(fused_in_out, as Qwen3-VL-MoE is published, gate_up_proj [E, H, 2I]; fused_out_in its transpose; separate: a "
+      "tensor per expert and matrix)",
+      one_of({"auto", "fused_in_out", "fused_out_in", "separate"}));
     v("dtype",
       self.dtype,
       "dtype of weights and activations; auto: bfloat16 on GPUs that have it, float32 elsewhere",
@@ -186,7 +222,7 @@ struct DataConfig {
 };
 
 struct ParallelConfig {
-  int64_t tp = 1, pp = 1, cp = 1, ep = 1, dp = 0;
+  int64_t tp = 1, pp = 1, cp = 1, ep = 1, etp = 1, dp = 0;
   bool sequence = true;
 
   template <class Self, class Visitor>
@@ -194,7 +230,8 @@ struct ParallelConfig {
     v("tp", self.tp, "tensor parallel ranks", between(1, 1 << 14));
     v("pp", self.pp, "pipeline stages", between(1, 1 << 14));
     v("cp", self.cp, "context parallel ranks", between(1, 1 << 14));
-    v("ep", self.ep, "expert parallel ranks", between(1, 1 << 14));
+    v("ep", self.ep, "expert parallel ranks: experts are cut over so many of dp x cp x tp", between(1, 1 << 14));
+    v("etp", self.etp, "tensor parallel ranks inside an expert", between(1, 1 << 14));
     v("dp", self.dp, "data parallel ranks; 0: what is left of -np", between(0, 1 << 20));
     v("sequence", self.sequence, "cut activations along the sequence between tensor parallel layers");
   }
