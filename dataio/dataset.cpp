@@ -37,7 +37,7 @@ Dataset::Dataset(const std::string& path) : state_(new State{.file = H5File::ope
   const std::string got = read_index_hash(file).text(), expected = file.text_attribute("index_xxh3");
   HANOK_REQUIRE(got == expected, kData) << "packed file: got index checksum " << got << ", expected " << expected
                                         << "; " << path << " is damaged; delete it and pack the data again";
-  state_->content_key = file.text_attribute("content_key");
+  state_->content_key = got;
   state_->image_token = file.int_attribute("image_token");
   state_->video_token = file.int_attribute("video_token");
   constexpr int64_t kStretch = 1 << 16;

@@ -25,7 +25,8 @@ class Dataset {
   /// errors: kData naming the sample if its checksum is wrong
   Sample read(int64_t index) const;
   const std::string& file() const;
-  /// Key of what was packed, from the file's attributes: part of a checkpoint's identity.
+  /// Checksum of what was packed, every sample's own checksum in it: part of a checkpoint's identity. The same data
+  /// packed anywhere has the same.
   const std::string& content_key() const;
   /// What was packed and how: an attribute of the file (pack/format.md). errors: kData if there is none of that name
   std::string provenance(const std::string& key) const;

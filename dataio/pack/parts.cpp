@@ -64,8 +64,7 @@ std::string read_bad_lines(const H5File& file) {
   return lines;
 }
 
-PackParts::PackParts(std::string folder, std::string content_key)
-    : folder_(std::move(folder)), content_key_(std::move(content_key)) {
+PackParts::PackParts(std::string folder, std::string key) : folder_(std::move(folder)), key_(std::move(key)) {
   std::error_code error;
   fs::create_directories(folder_, error);
   HANOK_REQUIRE(!error, kIo) << "pack: got \"" << error.message() << "\", expected to make the folder " << folder_
@@ -73,9 +72,7 @@ PackParts::PackParts(std::string folder, std::string content_key)
   while (fs::exists(part_path(rows_.size()))) {
     try {
       const H5File part = H5File::open(part_path(rows_.size()));
-      HANOK_REQUIRE(
-          part.text_attribute("content_key") == content_key_ && part.int_attribute("first_record") == num_records_,
-          kData)
+      HANOK_REQUIRE(part.text_attribute("key") == key_ && part.int_attribute("first_record") == num_records_, kData)
           << "part of a pack: got another one, expected what follows record " << num_records_ << "; " << part.path();
       num_records_ += part.int_attribute("num_records");
       rows_.push_back(rows_of(part));
@@ -112,7 +109,7 @@ void PackParts::add(const PackBlock& block) {
   write_tables(part, block.columns, TableRows{});
   part.create_table<uint8_t>("bad", static_cast<int64_t>(block.bad_lines.size()), 1);
   part.write<uint8_t>("bad", 0, bytes_of(block.bad_lines));
-  part.set_attribute("content_key", content_key_);
+  part.set_attribute("key", key_);
   part.set_attribute("first_record", num_records_);
   part.set_attribute("num_records", block.num_records);
   part.set_attribute("xxh3", hex16(block_hash(block)));
@@ -171,7 +168,7 @@ void PackParts::merge(const std::string& path,
   for (const auto& [name, number] : numbers) file.set_attribute(name, number);
   file.set_attribute("schema", format::kSchema);
   file.set_attribute("version", format::kVersion);
-  file.set_attribute("content_key", content_key_);
+  file.set_attribute("key", key_);
   file.set_attribute("index_xxh3", index_hash.text());
   file.close();
   rename_durably(path + ".partial", path);

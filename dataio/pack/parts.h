@@ -33,7 +33,7 @@ struct PackBlock {
 class PackParts {
  public:
   /// Finds the blocks of an earlier, interrupted pack in `folder`; what does not continue them is removed. errors: kIo
-  PackParts(std::string folder, std::string content_key);
+  PackParts(std::string folder, std::string key);
   int64_t num_records() const { return num_records_; }
   TableRows rows() const;  // of all blocks
   /// Skipped records of all blocks, in order.
@@ -51,7 +51,7 @@ class PackParts {
   std::string part_path(size_t number) const;
   PackBlock read_part(size_t number) const;
   void remove_from(size_t number);
-  std::string folder_, content_key_;
+  std::string folder_, key_;
   int64_t num_records_ = 0;
   std::vector<TableRows> rows_;  // of each block
 };

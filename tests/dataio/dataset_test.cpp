@@ -77,7 +77,6 @@ class DatasetFile : public ::testing::Test {
     }
     file.set_attribute("schema", format::kSchema);
     file.set_attribute("version", version);
-    file.set_attribute("content_key", "0123456789abcdef");
     file.set_attribute("image_token", 151655);
     file.set_attribute("video_token", 151656);
     file.set_attribute("prompt", "");
@@ -101,7 +100,8 @@ TEST_F(DatasetFile, GivesBackWhatWasPacked) {
   write();
   const Dataset dataset(path_);
   ASSERT_EQ(dataset.size(), kSize);
-  EXPECT_EQ(dataset.content_key(), "0123456789abcdef");
+  const H5File file = H5File::open(path_);
+  EXPECT_EQ(dataset.content_key(), file.text_attribute("index_xxh3"));
   EXPECT_EQ(dataset.image_token(), 151655);
   EXPECT_EQ(dataset.provenance("prompt"), "");
   for (int i = kSize - 1; i >= 0; --i) {

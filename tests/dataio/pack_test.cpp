@@ -105,6 +105,20 @@ TEST_F(Pack, UsesAFinishedFileAgainUntilSomethingChanges) {
   EXPECT_FALSE(pack({.path = folder_ / "data.csv", .prompt = "{question}"}).was_cached);
 }
 
+TEST_F(Pack, IsTheSameContentWhereverItsFilesLie) {
+  write_csv(3);
+  const std::string here = Dataset(pack_csv().file).content_key();
+  fs::create_directories(folder_ / "moved");
+  fs::rename(folder_ / "img", folder_ / "moved/img");
+  fs::last_write_time(folder_ / "moved/img/1.png", fs::file_time_type::clock::now());
+  const DatasetConfig moved{.path = folder_ / "data.csv", .image_root = folder_ / "moved"};
+  const PackReport there = pack(moved);
+  EXPECT_FALSE(there.was_cached);
+  EXPECT_EQ(Dataset(there.file).content_key(), here);
+  write_picture("moved/img/1.png", 64, 64, 99);
+  EXPECT_NE(Dataset(pack(moved).file).content_key(), here);
+}
+
 TEST_F(Pack, DoesNotDependOnTheNumberOfThreads) {
   write_csv(40);
   std::vector<std::string> bytes;
