@@ -5,6 +5,7 @@ export PATH="$_hanok_root/launch/bin:${HANOK_BUILD:-$_hanok_root/build}/launch:$
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1  # containers and notebooks run as root
 export OMPI_MCA_rmaps_base_oversubscribe=1                         # more ranks than cores is allowed
 export OMPI_MCA_hwloc_base_binding_policy=none                     # do not pin all threads of a rank to one core
+export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none  # the same two, to Open MPI 5
 export OMPI_MCA_mpi_yield_when_idle=1                              # a waiting rank gives its core away
 export OMPI_MCA_btl_vader_single_copy_mechanism=none               # containers forbid process_vm_readv; quiet and safe
 export MKL_CBWR="${MKL_CBWR:-AUTO,STRICT}"                         # the same bits on every run, whatever the threads (COMPATIBLE: a fifth of the speed)
