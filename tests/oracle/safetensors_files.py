@@ -170,9 +170,10 @@ def reference_accepts(path):
 
 
 def stricter(raw):
-    """Why we may refuse what the reference takes: keys twice or unknown, dtypes that we do not read, sizes beyond 63 bits."""
+    """Why we may refuse what the reference takes: blanks before the text (the format's description forbids them), keys twice or unknown,
+    dtypes that we do not read, sizes beyond 63 bits."""
     length, = struct.unpack("<Q", raw[:8])
-    reasons = []
+    reasons = [] if raw[8:9] == b"{" else ["begins with a blank"]
 
     def pairs(items):
         keys = [key for key, _ in items]
