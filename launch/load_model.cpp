@@ -24,8 +24,9 @@ LoadedModel load_trained_model(RunConfig& config, const Arguments& arguments, Bo
       << "weights: got neither a checkpoint in " << config.out
       << " nor model.path, expected one of them; train first, or pass --checkpoint";
   const at::ScalarType dtype = model_dtype(config.model, bootstrap.device());
-  require_room_for_weights(config.model, out.groups, dtype, bootstrap.device());
-  out.model = std::make_unique<Vlm>(config.model, out.groups, dtype, bootstrap.device());
+  require_room_for_weights(config.model, out.groups, dtype, bootstrap.device(), layout);
+  out.model = std::make_unique<Vlm>(config.model, out.groups, dtype, bootstrap.device(), layout);
+  out.model->set_execution({.context = context_way(layout.context)});
   if (checkpoint.empty()) {
     load_weights(*out.model, config.model.path);
   } else {

@@ -23,7 +23,8 @@ Tensor BuildContext::param(const std::string& weight, const ParamDeclaration& de
   ParamSpec spec{.name = name_ + "." + weight,
                  .shape = declaration.shape,
                  .segments = declaration.segments,
-                 .init = declaration.init};
+                 .init = declaration.init,
+                 .twin = declaration.twin};
   switch (rule.cut) {
     case Cut::kWhole: break;
     case Cut::kColumn: spec.cut_dim = 0; break;

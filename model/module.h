@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "model/pieces.h"
 #include "parallel/groups.h"
 #include "parallel/param.h"
 #include "parallel/plan.h"
@@ -16,7 +17,10 @@ struct ParamDeclaration {
   std::vector<int64_t> shape;     // global
   std::vector<Segment> segments;  // along the cut dim; empty: one segment over it
   Init init;
+  int twin = -1;  // ParamSpec::twin
 };
+
+class WeightGradients;
 
 /// Shared by all layers of one model while it is built.
 struct BuildState {
@@ -26,7 +30,10 @@ struct BuildState {
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // meta: declare without memory
   double init_std = 0.02;
-  std::vector<std::string> modules;  // names that asked for a rule, for Plan::check_all_used
+  std::vector<PieceRange> pieces = {};    // of the decoder that this rank holds, by chunk
+  int twin = -1;                          // stage of the other end of the pipeline, on the rank of one end
+  WeightGradients* deferred = nullptr;    // where layers put weight gradients off to, if asked; null: never
+  std::vector<std::string> modules = {};  // names that asked for a rule, for Plan::check_all_used
 };
 
 class BuildContext {
@@ -39,6 +46,9 @@ class BuildContext {
   const Groups& groups() const { return *state_->groups; }
   at::ScalarType dtype() const { return state_->dtype; }
   at::Device device() const { return state_->device; }
+  const std::vector<PieceRange>& pieces() const { return state_->pieces; }
+  int twin() const { return state_->twin; }
+  WeightGradients* deferred() const { return state_->deferred; }
   Init random() const { return normal(state_->init_std); }
   /// The plan's rule for this module; noted as used.
   const PlanRule& rule() const;

@@ -41,6 +41,10 @@ class Comm {
   virtual void broadcast(Tensor& x, int root) = 0;
   virtual void send(const Tensor& x, int to) = 0;
   virtual void recv(Tensor& x, int from) = 0;
+  /// send that returns at once: x travels when the peer takes it, and is not written to until then. Offers to one peer
+  /// are taken in their order, and meet take() only. (NCCL: through the host.)
+  virtual void offer(const Tensor& x, int to) = 0;
+  virtual void take(Tensor& x, int from) = 0;
   virtual void barrier() = 0;
 };
 

@@ -146,6 +146,24 @@ void CheckedComm::recv(Tensor& x, int from) {
   do_recv(begin("recv", x, receives_[from]), x, from);
 }
 
+void CheckedComm::offer(const Tensor& x, int to) {
+  at::NoGradGuard no_grad;
+  require_usable("offer", x);
+  require_peer("offer", to);
+  HANOK_REQUIRE(to != rank_, kShape) << "offer: got this rank, " << to << ", expected another one; group " << name_
+                                     << "; hand the tensor on instead";
+  do_offer(begin("offer", x, offers_[to]), x, to);
+}
+
+void CheckedComm::take(Tensor& x, int from) {
+  at::NoGradGuard no_grad;
+  require_usable("take", x);
+  require_peer("take", from);
+  HANOK_REQUIRE(from != rank_, kShape) << "take: got this rank, " << from << ", expected another one; group " << name_
+                                       << "; hand the tensor on instead";
+  do_take(begin("take", x, takes_[from]), x, from);
+}
+
 void CheckedComm::barrier() {
   const CommCall call{"barrier", ++collectives_};
   HANOK_VLOG(2) << name_ << " barrier #" << call.sequence;
@@ -166,6 +184,8 @@ class SoloComm final : public CheckedComm {
   void do_broadcast(const CommCall&, Tensor&, int) override {}
   void do_send(const CommCall&, const Tensor&, int) override {}
   void do_recv(const CommCall&, Tensor&, int) override {}
+  void do_offer(const CommCall&, const Tensor&, int) override {}
+  void do_take(const CommCall&, Tensor&, int) override {}
   void do_barrier(const CommCall&) override {}
 };
 }  // namespace

@@ -34,6 +34,8 @@ class CheckedComm : public Comm {
   void broadcast(Tensor& x, int root) final;
   void send(const Tensor& x, int to) final;
   void recv(Tensor& x, int from) final;
+  void offer(const Tensor& x, int to) final;
+  void take(Tensor& x, int from) final;
   void barrier() final;
 
  protected:
@@ -44,6 +46,8 @@ class CheckedComm : public Comm {
   virtual void do_broadcast(const CommCall& call, Tensor& x, int root) = 0;
   virtual void do_send(const CommCall& call, const Tensor& x, int to) = 0;
   virtual void do_recv(const CommCall& call, Tensor& x, int from) = 0;
+  virtual void do_offer(const CommCall& call, const Tensor& x, int to) = 0;
+  virtual void do_take(const CommCall& call, Tensor& x, int from) = 0;
   virtual void do_barrier(const CommCall& call) = 0;
 
   /// kComm: "all_reduce: <what>; group tp[0 1], operation 17, 4096 Float, MPI; <advice>".
@@ -59,7 +63,7 @@ class CheckedComm : public Comm {
   int rank_, size_;
   std::string backend_;
   int64_t collectives_ = 0;
-  std::map<int, int64_t> sends_, receives_;
+  std::map<int, int64_t> sends_, receives_, offers_, takes_;
 };
 
 /// "tp[4 5]"

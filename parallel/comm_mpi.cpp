@@ -229,6 +229,30 @@ class MpiComm final : public CheckedComm {
     wait(call, flight);
   }
 
+  void do_offer(const CommCall& call, const Tensor& x, int to) override {
+    require_host(call, x);
+    drop_taken(call);
+    Flight& flight = *offers_.emplace_back(std::make_unique<Flight>(std::vector<Tensor>{x}));
+    post(call, flight, bytes_of(x), to, true, kOfferTags);
+  }
+
+  void do_take(const CommCall& call, Tensor& x, int from) override {
+    require_host(call, x);
+    Flight flight({x});
+    post(call, flight, bytes_of(x), from, false, kOfferTags);
+    wait(call, flight);
+    drop_taken(call);
+  }
+
+  /// Lets go of the tensors whose messages have left.
+  void drop_taken(const CommCall& call) {
+    std::string problem;
+    std::erase_if(offers_, [&](const std::unique_ptr<Flight>& flight) { return flight->landed(problem); });
+    if (problem.empty()) return;
+    broken_ = true;
+    fail(call, problem, "see the first error of the other ranks");
+  }
+
   void do_barrier(const CommCall& call) override {
     require_whole(call);
     Flight flight({});
@@ -275,9 +299,8 @@ class MpiComm final : public CheckedComm {
   }
 
   /// Messages of one pair travel in order, so that a long one may be sent in pieces under one tag.
-  void post(const CommCall& call, Flight& flight, const Bytes& bytes, int peer, bool is_send) {
-    constexpr int kTags = 1 << 14;  // MPI promises tags up to 32767
-    const int tag = static_cast<int>(call.sequence % kTags);
+  void post(const CommCall& call, Flight& flight, const Bytes& bytes, int peer, bool is_send, int first_tag = 0) {
+    const int tag = first_tag + static_cast<int>(call.sequence % kTags);
     for (int64_t begin = 0; begin < bytes.size; begin += kMaxMessageBytes) {
       const int count = static_cast<int>(std::min(kMaxMessageBytes, bytes.size - begin));
       char* const data = bytes.data + begin;
@@ -343,6 +366,9 @@ class MpiComm final : public CheckedComm {
                                       << ", expected cpu; group " << name() << "; use the NCCL back-end for GPUs";
   }
 
+  // MPI promises tags up to 32767: one half for operations that meet, the other for offers.
+  static constexpr int kTags = 1 << 14, kOfferTags = kTags;
+  std::vector<std::unique_ptr<Flight>> offers_;
   std::vector<int> ranks_;
   MPI_Comm comm_;
   double stall_timeout_s_;

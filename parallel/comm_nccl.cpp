@@ -112,6 +112,15 @@ class NcclComm final : public CheckedComm {
     if (x.nbytes() > 0) check(call, ncclRecv(x.data_ptr(), x.nbytes(), ncclInt8, from, comm_, stream()));
   }
 
+  // Two neighbours of a pipeline send to each other at times of their own; operations of one communicator on one stream
+  // would wait for each other. The host keeps what is not taken yet.
+  void do_offer(const CommCall&, const Tensor& x, int to) override { host_->offer(x.cpu(), to); }
+  void do_take(const CommCall&, Tensor& x, int from) override {
+    Tensor host = at::empty(x.sizes(), x.options().device(at::kCPU));
+    host_->take(host, from);
+    x.copy_(host);
+  }
+
   /// The one operation that waits on the host: when it returns, every rank has reached it and its earlier work is done.
   void do_barrier(const CommCall& call) override {
     Tensor token = at::zeros({1}, at::TensorOptions().dtype(at::kInt).device(device_));

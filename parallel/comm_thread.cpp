@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <mutex>
 #include <thread>
 
@@ -92,6 +93,24 @@ class Room {
     return "";
   }
 
+  /// Lays a message down for `to` and goes on.
+  void offer(int from, int to, const Slot& slot) {
+    const std::lock_guard lock(mutex_);
+    offers_[{from, to}].push_back(slot);
+    changed_.notify_all();
+  }
+
+  std::string take(Crowd& crowd, int from, int to, Slot& slot) {
+    std::unique_lock lock(mutex_);
+    std::deque<Slot>& offers = offers_[{from, to}];
+    const std::string problem = wait(
+        lock, crowd, [&] { return !offers.empty(); }, [&](int other) { return other == from; });
+    if (!problem.empty()) return problem;
+    slot = std::move(offers.front());
+    offers.pop_front();
+    return "";
+  }
+
   void wake() {
     const std::lock_guard lock(mutex_);
     changed_.notify_all();
@@ -131,6 +150,7 @@ class Room {
   std::vector<bool> here_;
   int64_t turn_ = 0;
   std::map<std::pair<int, int>, Mail> mail_;
+  std::map<std::pair<int, int>, std::deque<Slot>> offers_;
 };
 
 void declare_failed(Crowd& crowd, const std::exception& error) {
@@ -275,19 +295,33 @@ class ThreadComm final : public CheckedComm {
   }
 
   void do_recv(const CommCall& call, Tensor& x, int from) override {
-    require_done(call, room_->receive(*crowd_, from, rank(), [&](const Slot& slot) -> std::string {
-      if (slot.call.elements != call.elements || slot.call.dtype != call.dtype) {
-        return concat("got ",
-                      slot.call.elements,
-                      " ",
-                      at::toString(slot.call.dtype),
-                      " from world rank ",
-                      room_->ranks[from],
-                      ", expected the size and dtype of the receiving tensor");
-      }
-      x.view(-1).copy_(slot.tensor.view(-1));
-      return "";
-    }));
+    const auto read_it = [&](const Slot& slot) { return read(call, slot, x, from); };
+    require_done(call, room_->receive(*crowd_, from, rank(), read_it));
+  }
+
+  void do_offer(const CommCall& call, const Tensor& x, int to) override {
+    room_->offer(rank(), to, {.call = call, .tensor = x});
+  }
+
+  void do_take(const CommCall& call, Tensor& x, int from) override {
+    Slot slot;
+    std::string problem = room_->take(*crowd_, from, rank(), slot);
+    if (problem.empty()) problem = read(call, slot, x, from);
+    require_done(call, problem);
+  }
+
+  std::string read(const CommCall& call, const Slot& slot, Tensor& x, int from) const {
+    if (slot.call.elements != call.elements || slot.call.dtype != call.dtype) {
+      return concat("got ",
+                    slot.call.elements,
+                    " ",
+                    at::toString(slot.call.dtype),
+                    " from world rank ",
+                    room_->ranks[from],
+                    ", expected the size and dtype of the receiving tensor");
+    }
+    x.view(-1).copy_(slot.tensor.view(-1));
+    return "";
   }
 
   void do_barrier(const CommCall& call) override {

@@ -57,7 +57,7 @@ void for_each_place(const std::vector<Place>& places, int64_t begin, int64_t end
 /// once.
 std::vector<Stretch> counted_stretches(const ParamSpec& spec, const Groups& groups, int64_t numel) {
   const bool repeated = is_expert(spec) ? groups.etp->rank() > 0 : spec.cut_dim < 0 && groups.tp->rank() > 0;
-  if (repeated || numel == 0) return {};
+  if (repeated || numel == 0 || !speaks_for(spec, groups)) return {};
   if (spec.cut_dim < 0) return {{0, numel}};
   const std::vector<int64_t> shape = local_shape(spec, groups);
   int64_t outer = 1, inner = 1;
@@ -123,6 +123,11 @@ struct GradSync::State {
   std::vector<Tensor> grads;   // views of the buffers, likewise
   Flat flats[2];
   std::vector<TpSum> tp_sums;
+  struct Twin {
+    Tensor grad;  // view of the buffer
+    int stage = 0;
+  };
+  std::vector<Twin> twins;
   std::vector<ShardPiece> pieces;
   std::vector<Stretch> counted;  // of the shard
   Tensor shard;
@@ -134,6 +139,7 @@ struct GradSync::State {
   void find_counted(const ParamTable& params);
   void attach();
   void sum_over_tp();
+  void sum_over_twins();
   Tensor shard_of(const Flat& flat) const { return shard.narrow(0, flat.shard_begin, flat.shard_size); }
 };
 
@@ -158,7 +164,7 @@ void GradSync::State::allocate(const ParamTable& params, at::ScalarType accumula
   at::TensorOptions options = at::TensorOptions().dtype(accumulate);
   for (size_t i = 0; i < params.size(); ++i) {
     if (params[i].trainable) values[i] = params[i].value;
-    if (params[i].trainable) options = options.device(params[i].value.device());
+    options = options.device(params[i].value.device());
   }
   int64_t shard_size = 0;
   for (const bool experts : {false, true}) {
@@ -270,6 +276,20 @@ void GradSync::State::sum_over_tp() {
   }
 }
 
+/// Both stages add the same two numbers: their copies of the weight stay equal bit by bit.
+void GradSync::State::sum_over_twins() {
+  for (const Twin& twin : twins) {
+    const Tensor flat = twin.grad.view(-1);
+    for (int64_t begin = 0; begin < flat.numel(); begin += kBucketElements) {
+      const Tensor own = flat.narrow(0, begin, std::min(kBucketElements, flat.numel() - begin));
+      Tensor theirs = at::empty_like(own);
+      groups.pp->offer(own.clone(), twin.stage);
+      groups.pp->take(theirs, twin.stage);
+      own.add_(theirs);
+    }
+  }
+}
+
 GradSync::GradSync(ParamTable& params, const Groups& groups, at::ScalarType accumulate)
     : state_(std::make_unique<State>()) {
   const at::NoGradGuard no_grad;
@@ -279,6 +299,9 @@ GradSync::GradSync(ParamTable& params, const Groups& groups, at::ScalarType accu
   state_->allocate(params, accumulate);
   state_->find_tp_sums(params);
   state_->find_counted(params);
+  for (size_t i = 0; i < params.size(); ++i)
+    if (params[i].trainable && params[i].spec.twin >= 0)
+      state_->twins.push_back({.grad = state_->grads[i], .stage = params[i].spec.twin});
   state_->attach();
 }
 
@@ -297,6 +320,7 @@ void GradSync::start() {
 void GradSync::finish() {
   const at::NoGradGuard no_grad;
   state_->sum_over_tp();
+  state_->sum_over_twins();
   for (Flat& flat : state_->flats) {
     if (flat.places.empty()) continue;
     Tensor shard = state_->shard_of(flat);

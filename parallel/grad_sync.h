@@ -44,7 +44,8 @@ class GradSync {
   ~GradSync();
   /// Before the first micro-batch of a step: zero the buffers.
   void start();
-  /// After the last backward: sums replicated and partial gradients over tp, reduce-scatters over the grad group.
+  /// After the last backward: sums replicated and partial gradients over tp and those that two
+  /// stages of a pipeline both hold over them, reduce-scatters over the grad group.
   /// Weights that no backward reached count as zero.
   void finish();
   /// This rank's shard of the summed gradients [shard_size] (valid between finish() and start()).

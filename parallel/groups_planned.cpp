@@ -21,6 +21,8 @@ class PlannedComm : public Comm {
   void broadcast(Tensor&, int) override { refuse(); }
   void send(const Tensor&, int) override { refuse(); }
   void recv(Tensor&, int) override { refuse(); }
+  void offer(const Tensor&, int) override { refuse(); }
+  void take(Tensor&, int) override { refuse(); }
   void barrier() override { refuse(); }
 
  private:

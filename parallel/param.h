@@ -44,7 +44,15 @@ struct ParamSpec {
   /// The gradient of this (whole) weight is partial on every rank of tp, because its input was cut over rows or heads
   /// there.
   bool sum_grad_over_tp = false;
+  /// Pipeline stage that holds this weight as well, because the model ties two of its ends; -1: none. Gradients are
+  /// summed over both, and the lower stage speaks for the weight.
+  int twin = -1;
 };
+
+/// Whether this rank's stage speaks for the weight (saves it, counts it).
+inline bool speaks_for(const ParamSpec& spec, const Groups& groups) {
+  return spec.twin < 0 || groups.at.pp < spec.twin;
+}
 
 /// A stretch of the cut dim that this rank holds.
 struct LocalRange {

@@ -146,7 +146,7 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
   } catch (const Error& error) {
     return s.fail(error);
   }
-  s.in_flight->tensors = stored_tensors(model.params());
+  s.in_flight->tensors = stored_tensors(model.whole());
   s.in_flight->state = to_json(CheckpointState{.train = train,
                                                .stage_name = stage_name,
                                                .config = echo(s.config),

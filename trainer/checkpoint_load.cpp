@@ -114,7 +114,7 @@ CheckpointPath handed_on(const RunConfig& config,
 
 void load_checkpoint_weights(const std::string& directory, Vlm& model) {
   const TensorStore store(directory);
-  check_same_model(store, model.params(), directory);
+  check_same_model(store, model.whole(), directory);
   read_weights(store, model.params(), model.groups());
 }
 
@@ -122,8 +122,8 @@ TrainState load_checkpoint(const std::string& directory, Vlm& model, AdamW& opti
   const TensorStore store(directory);
   const Groups& groups = model.groups();
   const CheckpointState state = state_from_json(store.state(), directory);
-  check_same_model(store, model.params(), directory);
-  check_same_trainable(store, model.params(), directory);
+  check_same_model(store, model.whole(), directory);
+  check_same_trainable(store, model.whole(), directory);
   const bool converted = read_weights(store, model.params(), groups);
   ShardBuffers buffers = shard_buffers(model.params(), optimizer, groups);
   read_shards(store, model.params(), groups, buffers);

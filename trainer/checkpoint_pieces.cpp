@@ -42,7 +42,13 @@ const std::vector<ShardBuffers::Named>& ShardBuffers::named() {
 }
 
 ShardBuffers shard_buffers(const ParamTable& params, AdamW& optimizer, const Groups& groups) {
-  return {.pieces = shard_pieces(params, groups.grad->rank(), groups.grad->size()),
+  std::vector<ShardPiece> pieces = shard_pieces(params, groups.grad->rank(), groups.grad->size());
+  const int64_t experts_begin = shard_size(params, groups.grad->size());
+  for (ShardPiece piece : shard_pieces(params, groups.expert_grad->rank(), groups.expert_grad->size(), true)) {
+    piece.shard_begin += experts_begin;
+    pieces.push_back(piece);
+  }
+  return {.pieces = std::move(pieces),
           .master = optimizer.master(),
           .m = optimizer.first_moment(),
           .v = optimizer.second_moment()};
@@ -52,7 +58,7 @@ std::vector<FlatRun> spoken_runs(const ParamSpec& spec, const Groups& groups) {
   const bool by_experts = spec.cut_axis == Axis::kEp;
   const bool is_repeated =
       by_experts && spec.cut_dim >= 0 ? groups.etp->rank() > 0 : spec.cut_dim < 0 && groups.tp->rank() > 0;
-  if (is_repeated) return {};
+  if (is_repeated || !speaks_for(spec, groups)) return {};
   const std::vector<FlatRun> runs = flat_runs(spec, groups);
   if (spec.cut_dim < 0) return runs;
   const int64_t inner = product(spec.shape, spec.cut_dim + 1, spec.shape.size());
@@ -136,8 +142,10 @@ const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,
     int64_t source_begin, source_at;  // local index and place in `flat` of one and the same value
   };
   std::vector<Job> jobs;
-  const int64_t index = groups.grad->rank(), parts = groups.grad->size();
   for (const Param& param : params) {
+    const bool by_experts = param.spec.cut_dim >= 0 && param.spec.cut_axis == Axis::kEp;
+    const Comm& same = by_experts ? *groups.expert_grad : *groups.grad;  // ranks with the same values
+    const int64_t index = same.rank(), parts = same.size();
     const int64_t n = param.value.numel(), begin = n * index / parts, end = n * (index + 1) / parts;
     jobs.push_back({model_key(param.spec.name),
                     param.value.detach().reshape({-1}),

@@ -7,6 +7,7 @@
 
 #include "dataio/file_io.h"
 #include "model/loss/cross_entropy.h"
+#include "parallel/pipeline_run.h"
 #include "trainer/forced_choice.h"
 #include "trainer/progress.h"
 #include "trainer/step.h"
@@ -31,7 +32,7 @@ class Judge {
   RowReader reader_of(const std::vector<Row>& rows, int64_t num_batches, int shuffle) const;
   void judge_batch(const Batch& batch, int shuffle);
   void note_labels(const Batch& batch, const Tensor& nll_N);
-  void note_choices(const Batch& batch, const ModelOutput& y);
+  void note_choices(const Batch& batch, const ModelOutput& y, const RowCut& cut);
 
   const Vlm& model_;
   const Dataset& dataset_;
@@ -86,12 +87,39 @@ RowReader Judge::reader_of(const std::vector<Row>& rows, int64_t num_batches, in
   return RowReader({not_owned}, std::move(own), reading, permuted);
 }
 
+/// One batch through the pieces of a pipeline, without gradients.
+class ForwardWork : public PieceWork {
+ public:
+  ForwardWork(const Vlm& model, const Batch& batch) : model_(model), input_(model_input(batch, model)) {}
+  std::vector<Tensor> stream_into(int piece, int) const override { return model_.stream_into(piece, input_); }
+  Output forward(int piece, int, const std::vector<Tensor>& stream) override {
+    return {.stream = model_.run_piece(piece, input_, stream)};
+  }
+  bool trains(int) const override { return false; }
+  void defer_weights(bool) override {}
+  std::function<void()> take_deferred() override { return nullptr; }
+  const RowCut& cut() const { return input_.cut; }
+
+ private:
+  const Vlm& model_;
+  ModelInput input_;
+};
+
 void Judge::judge_batch(const Batch& batch, int shuffle) {
   if (batch.samples.empty()) return;
-  const ModelOutput y = model_.forward(model_input(batch, device_of(model_)));
-  if (shuffle == 0 && batch.num_labels > 0)
-    note_labels(batch, linear_cross_entropy(y.y_TD, model_.head(), batch.targets_T, model_.groups()));
-  note_choices(batch, y);
+  for (const PlacedSample& placed : batch.samples)
+    if (placed.num_choices > 0) samples_[placed.index].probabilities.resize(placed.num_choices, 0.0);
+  ForwardWork work(model_, batch);
+  const std::vector<Tensor> out = run_forward(model_.pipeline(), 0, work, *model_.groups().pp);
+  if (!model_.has_head()) return;
+  const ModelOutput y{out.front()};
+  if (shuffle == 0 && batch.num_labels > 0) {
+    const Batch own = own_rows(batch, work.cut(), model_.groups());
+    const Tensor nll_N = linear_cross_entropy(y.y_TD, model_.head(), own.targets_T, model_.groups());
+    const Tensor labels_N = batch.targets_T.ne(-100).nonzero().squeeze(1);
+    note_labels(batch, gather_chosen(nll_N, labels_N, work.cut(), model_.groups()));
+  }
+  note_choices(batch, y, work.cut());
 }
 
 void Judge::note_labels(const Batch& batch, const Tensor& nll_N) {
@@ -141,7 +169,7 @@ std::vector<Question> questions_of(const Batch& batch, const Tokenizer& tokenize
   return out;
 }
 
-void Judge::note_choices(const Batch& batch, const ModelOutput& y) {
+void Judge::note_choices(const Batch& batch, const ModelOutput& y, const RowCut& cut) {
   const std::vector<Question> questions = questions_of(batch, *encoder_.tokenizer);
   if (questions.empty()) return;
   int most = 0;
@@ -150,17 +178,17 @@ void Judge::note_choices(const Batch& batch, const ModelOutput& y) {
     most = std::max(most, question.placed->num_choices);
     rows.push_back(question.row);
   }
+  const Tensor rows_N = at::tensor(rows, at::kLong);
   const at::Device device = device_of(model_);
   for (const bool upper : {false, true}) {
     if (std::none_of(questions.begin(), questions.end(), [&](const Question& q) { return q.upper == upper; })) continue;
     const LetterTokens letters = letter_tokens(*encoder_.tokenizer, upper ? 'A' : 'a', most);
-    const Tensor probabilities = candidate_logprobs(y.y_TD,
-                                                    model_.head(),
-                                                    at::tensor(rows, at::kLong).to(device),
-                                                    at::tensor(letters.ids, at::kLong).to(device),
-                                                    model_.groups())
-                                     .to(at::kCPU, at::kDouble)
-                                     .exp();
+    const Tensor held = candidate_logprobs(y.y_TD,
+                                           model_.head(),
+                                           held_of(rows_N, cut, model_.groups()).to(device),
+                                           at::tensor(letters.ids, at::kLong).to(device),
+                                           model_.groups());
+    const Tensor probabilities = gather_chosen(held, rows_N, cut, model_.groups()).to(at::kCPU, at::kDouble).exp();
     for (size_t q = 0; q < questions.size(); ++q) {
       if (questions[q].upper != upper) continue;
       const PlacedSample& placed = *questions[q].placed;
@@ -184,8 +212,10 @@ void Judge::note_choices(const Batch& batch, const ModelOutput& y) {
 }
 
 /// Adds up what ranks know of disjoint samples: one rank has the values, the others zeros, so nothing is rounded.
-void add_up(Tensor& table, const Groups& groups) {
-  if (groups.tp->rank() > 0 || groups.cp->rank() > 0) table.zero_();  // the same samples as rank 0 of the group
+void add_up(Tensor& table, const Vlm& model) {
+  const Groups& groups = model.groups();
+  const bool repeats = groups.tp->rank() > 0 || groups.cp->rank() > 0;  // the same samples as rank 0 of the group
+  if (repeats || !model.has_head()) table.zero_();
   groups.control->all_reduce(table, Reduce::kSum);
 }
 
@@ -208,7 +238,7 @@ std::vector<JudgedSample> Judge::gather() {
     cells[i][4] = static_cast<double>(s.num_labels);
     for (size_t c = 0; c < s.probabilities.size(); ++c) cells[i][kFixed + c] = s.probabilities[c];
   }
-  add_up(table, groups);
+  add_up(table, model_);
 
   std::vector<JudgedSample> all(n);
   int64_t num_labels = 0;
@@ -232,7 +262,7 @@ std::vector<JudgedSample> Judge::gather() {
       label_cells[next + k][1] = samples_[i].label_logprobs[k];
     }
   }
-  add_up(labels, groups);
+  add_up(labels, model_);
   next = 0;
   for (JudgedSample& s : all) {
     for (int64_t k = 0; k < s.num_labels; ++k, ++next) {

@@ -24,60 +24,87 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Brings the pieces of one tensor from the ranks of tp to world rank 0. Ranks that only repeat weights stay silent.
+/// The model's config with the layout of experts that the export writes: the source folder's, if nothing else is asked
+/// for. Collective over the control group.
+ModelConfig written_config(const Vlm& model, const ExportOptions& options) {
+  ModelConfig config = model.config();
+  if (!config.decoder.is_moe() || config.experts_on_disk != "auto" || options.source_folder.empty()) return config;
+  Comm& control = *model.groups().control;
+  run_together(control, [&] {
+    if (control.rank() == 0) config.experts_on_disk = expert_layout(config, WeightFolder(options.source_folder));
+  });
+  config.experts_on_disk = broadcast_text(config.experts_on_disk, 0, control);
+  return config;
+}
+
+/// Brings the pieces of one tensor from the ranks that cut it to world rank 0. Ranks that only repeat weights stay
+/// silent.
 class Gatherer {
  public:
-  Gatherer(const Vlm& model) : model_(model), parts_(weight_parts(model.params(), model.config())) {}
+  Gatherer(const Vlm& model, const ModelConfig& config) : model_(model), parts_(weight_parts(model.whole(), config)) {
+    for (const Param& param : model.params()) own_[param.spec.name] = &param;
+  }
   const std::vector<WeightPart>& parts() const { return parts_; }
 
   /// World rank 0: the tensor in its Hugging Face shape, on the host.
   Tensor fetch(size_t index) {
     order(static_cast<int64_t>(index));
-    const auto& [param, part, our_shape] = parts_[index];
-    const Param& p = model_.params()[param];
+    const HfPart& part = parts_[index].part;
+    const ParamSpec& spec = model_.whole()[parts_[index].param].spec;
     const Groups& groups = model_.groups();
-    const Tensor out = at::empty(our_shape, p.value.options().device(at::kCPU));
-    for (int rank = 0; rank < groups.tp->size(); ++rank) {
-      for (const Overlap& overlap : overlaps(p.spec, part, rank, groups.tp->size(), true)) {
+    const int parts = cut_group(spec, groups).size();
+    const Tensor out = at::empty(parts_[index].our_shape, model_.dtype());
+    for (int rank = 0; rank < parts; ++rank) {
+      const int speaker = speaker_of(spec, rank);
+      for (const Overlap& overlap : overlaps(spec, part, rank, parts, true)) {
         const Tensor to = part_view(out, overlap);
-        if (rank == groups.tp->rank()) {
-          to.copy_(local_view(p.value.detach(), part, overlap));
+        if (speaker == groups.rank) {
+          to.copy_(local_view(own_.at(spec.name)->value.detach(), part, overlap));
         } else if (to.is_contiguous()) {
           Tensor in_place = to;
-          groups.control->recv(in_place, groups.mesh.rank_at(0, 0, 0, rank));
+          groups.control->recv(in_place, speaker);
         } else {
           Tensor piece = at::empty(to.sizes(), to.options());
-          groups.control->recv(piece, groups.mesh.rank_at(0, 0, 0, rank));
+          groups.control->recv(piece, speaker);
           to.copy_(piece);
         }
       }
     }
-    return out.reshape(part.shape);
+    return parts_[index].as_theirs(out);
   }
   /// World rank 0: lets the others go.
   void release() { order(kDone); }
   /// The other ranks: sends what world rank 0 asks for, until it lets them go.
   void serve() {
     const Groups& groups = model_.groups();
-    const bool speaks = groups.at.dp == 0 && groups.at.cp == 0 && groups.at.pp == 0;
     for (int64_t index = order(0); index != kDone; index = order(0)) {
-      if (!speaks) continue;
-      const auto& [param, part, our_shape] = parts_[index];
-      const Param& p = model_.params()[param];
-      for (const Overlap& overlap : overlaps(p.spec, part, groups.tp->rank(), groups.tp->size(), true))
-        groups.control->send(local_view(p.value.detach(), part, overlap).cpu().contiguous(), 0);
+      const HfPart& part = parts_[index].part;
+      const ParamSpec& spec = model_.whole()[parts_[index].param].spec;
+      const Comm& cut = cut_group(spec, groups);
+      if (speaker_of(spec, cut.rank()) != groups.rank) continue;
+      const Tensor value = own_.at(spec.name)->value.detach();
+      for (const Overlap& overlap : overlaps(spec, part, cut.rank(), cut.size(), true))
+        groups.control->send(local_view(value, part, overlap).cpu().contiguous(), 0);
     }
   }
 
  private:
   static constexpr int64_t kDone = -1;
+  /// World rank that sends piece `index` of a weight.
+  int speaker_of(const ParamSpec& spec, int index) const {
+    const Mesh& mesh = model_.groups().mesh;
+    const int stage = place_of(model_.pipeline(), model_.piece_of_weight(spec.name)).rank;
+    if (&cut_group(spec, model_.groups()) != model_.groups().ep.get()) return mesh.rank_at(stage, 0, 0, index);
+    return mesh.rank_at(stage, 0, 0, 0) + index * mesh.shape().etp;  // etp, then ep run fastest
+  }
   int64_t order(int64_t index) {
     Tensor word = at::scalar_tensor(index, at::kLong);
     model_.groups().control->broadcast(word, 0);
     return word.item<int64_t>();
   }
   const Vlm& model_;
-  std::vector<WeightPart> parts_;
+  std::vector<WeightPart> parts_;            // of the whole model
+  std::map<std::string, const Param*> own_;  // of this rank's stage
 };
 
 /// A tensor of the folder: one of the model's, or one of the source folder that the model does not know.
@@ -90,12 +117,19 @@ std::vector<Output> plan_outputs(const Vlm& model, const std::vector<WeightPart>
   std::vector<Output> out;
   std::set<std::string> planned;
   const auto add = [&](const std::string& name, size_t index) {
-    const at::ScalarType own = model.params()[parts[index].param].value.scalar_type();
+    const at::ScalarType own = model.dtype();
     const at::ScalarType dtype = source != nullptr && source->contains(name) ? source->entry(name).dtype : own;
     out.push_back({{name, dtype, parts[index].part.shape}, index});
     planned.insert(name);
   };
-  const TiedName tied = tied_name(model.params(), model.config());
+  const TiedName tied = tied_name(model.whole(), model.config());
+  // The model's own tensors in another layout than the one that is written.
+  for (const char* layout : {"fused_in_out", "fused_out_in", "separate"}) {
+    ModelConfig other = model.config();
+    other.experts_on_disk = layout;
+    if (!other.decoder.is_moe()) break;
+    for (const WeightPart& part : weight_parts(model.whole(), other)) planned.insert(part.part.name);
+  }
   for (size_t i = 0; i < parts.size(); ++i) {
     add(parts[i].part.name, i);
     if (source != nullptr && parts[i].part.name == tied.original && source->contains(tied.copy)) add(tied.copy, i);
@@ -158,7 +192,7 @@ class Writer {
     fs::create_directories(temporary_, error);
     require_success(error, "create folder", temporary_);
     write_weights();
-    write_side_files(temporary_, model_.config(), model_.params().at(0).value.scalar_type(), options_);
+    write_side_files(temporary_, model_.config(), model_.dtype(), options_);
     sync_path(temporary_);
     compare();
     replace();
@@ -240,7 +274,7 @@ void export_model(const Vlm& model, const std::string& folder, const ExportOptio
   const at::NoGradGuard no_grad;
   std::string path = folder;
   while (path.size() > 1 && path.back() == '/') path.pop_back();
-  Gatherer gatherer(model);
+  Gatherer gatherer(model, written_config(model, options));
   std::optional<Error> failure;
   if (model.groups().rank != 0) {
     gatherer.serve();

@@ -25,9 +25,10 @@ double host_memory_bytes() {
 void require_room_for_weights(const ModelConfig& config,
                               const Groups& groups,
                               at::ScalarType dtype,
-                              at::Device device) {
+                              at::Device device,
+                              const ParallelConfig& layout) {
   if (!device.is_cpu()) return;
-  const Vlm declared(config, groups, dtype, at::kMeta);
+  const Vlm declared(config, groups, dtype, at::kMeta, layout);
   double needed = 0;
   for (const Param& param : declared.params())
     needed += static_cast<double>(param.value.numel()) * static_cast<double>(c10::elementSize(dtype));
@@ -37,7 +38,7 @@ void require_room_for_weights(const ModelConfig& config,
       << "memory: got " << printed("%.1f", present / kGiB) << " GiB on this machine, expected "
       << printed("%.1f", needed / kGiB) << " GiB for the weights of one rank alone; "
       << (config.path.empty() ? "model" : config.path)
-      << "; take a smaller model, raise parallel.tp, or spread the ranks over more machines (trainer plan shows the "
+      << "; take a smaller model, raise parallel.tp or parallel.pp, or spread the ranks over more machines (trainer plan shows the "
          "sizes of any layout)";
 }
 

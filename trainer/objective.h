@@ -16,7 +16,7 @@ class Objective {
   /// May rewrite the batches of one optimizer step: attach teacher log-probabilities, replace prompts by rollouts.
   virtual void prepare(Vlm& model, std::vector<Batch>& batches) {}
   /// Sum over local tokens of weight * loss; the caller divides by the global weight. -> scalar f32 with gradient.
-  /// The same on every rank of tp.
+  /// The same on every rank of tp. Asked where the head is: on the last piece of a pipeline.
   virtual Tensor loss(const Vlm& model, const ModelOutput& y, const Batch& batch) const = 0;
 };
 

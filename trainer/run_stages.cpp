@@ -99,10 +99,13 @@ void require_labels(const StageData& data, const StageConfig& stage) {
                             << "from; stages.N.mixture; a prediction set is for the evaluate command";
 }
 
-/// The globs of every stage name parameters: found before hours of packing.
+/// The globs of every stage name parameters, and its pipeline has layers: found before hours of packing.
 void require_globs(const RunConfig& config) {
   Vlm declared(config.model, make_single_groups(), at::kFloat, at::kMeta);
-  for (const StageConfig& stage : config.stages) freeze(declared.params(), stage);
+  for (const StageConfig& stage : config.stages) {
+    freeze(declared.params(), stage);
+    cut_pieces(config.model, pipeline_shape(stage.parallel).pieces(), stage.parallel.pp_layers);
+  }
 }
 
 /// Found before the first step: the evaluation at the end of a stage would find it after hours.
@@ -186,14 +189,14 @@ int64_t num_values(const ParamTable& params, bool trainable_only) {
 }
 
 void log_start(const Run& run, const Trainer& t) {
-  const ParamTable& params = t.learner.model.params();
+  const ParamTable& params = t.learner.model.whole();
   const StageConfig& stage = t.learner.stage;
   const int64_t tokens = stage.seq_len * stage.rows_per_step;
   HANOK_LOG_RANK0(INFO) << "stage " << stage.name << " (" << t.state.stage + 1 << " of " << run.config.stages.size()
                         << "): " << describe(run.groups.mesh.shape()) << ", "
                         << short_number(double(num_values(params, false))) << " parameters, "
                         << short_number(double(num_values(params, true))) << " train, "
-                        << (params.front().value.scalar_type() == at::kFloat ? "float32" : "bfloat16") << " on "
+                        << (t.learner.model.dtype() == at::kFloat ? "float32" : "bfloat16") << " on "
                         << run.device.str() << ", " << t.state.num_steps - t.state.step << " of " << t.state.num_steps
                         << " steps to go, " << short_number(double(tokens)) << " tokens each; config "
                         << config_hash(run.config);
@@ -271,11 +274,12 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   const StageData data = make_stage_data(config, stage, run.datasets, run.encoder.vision, run.groups);
   require_labels(data, stage);
 
-  require_room_for_weights(config.model, run.groups, model_dtype(config.model, run.device), run.device);
-  Vlm model(config.model, run.groups, model_dtype(config.model, run.device), run.device);
+  require_room_for_weights(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
+  Vlm model(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
   model.set_execution({.recompute_every = stage.recompute == "full" ? stage.recompute_every : 0,
-                       .attention = attention_kernel(stage.attention)});
-  freeze(model.params(), stage);
+                       .attention = attention_kernel(stage.attention),
+                       .context = context_way(stage.parallel.context)});
+  freeze(model, stage);
   if (from.directory.empty() || from.stage != index) load_start_weights(config, from, model);
   GradSync grads(model.params(), run.groups, stage.optimizer.grad_dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
   AdamW optimizer(stage.optimizer, model.params(), grads);
@@ -371,7 +375,7 @@ EvalOptions evaluation_options(const RunConfig& config,
                                const StageConfig& stage,
                                const SampleEncoder& encoder,
                                const Groups& groups) {
-  const int64_t pad_multiple = groups.sequence_parallel ? int64_t{groups.tp->size()} * groups.cp->size() : 1;
+  const int64_t pad_multiple = int64_t{groups.sequence_parallel ? groups.tp->size() : 1} * groups.cp->size();
   return {.seq_len = stage.seq_len,
           .rows_per_forward = config.eval.rows > 0 ? config.eval.rows : stage.rows_per_micro_batch,
           .batch = batch_spec(stage, config.data, encoder, pad_multiple, /*pin_memory=*/false),
@@ -410,6 +414,14 @@ void freeze(ParamTable& params, const StageConfig& stage) {
       return glob_match(glob, param.spec.name);
     });
   }
+}
+
+void freeze(Vlm& model, const StageConfig& stage) {
+  freeze(model.whole(), stage);
+  if (&model.whole() == &model.params()) return;
+  std::map<std::string, bool> trainable;
+  for (const Param& param : model.whole()) trainable[param.spec.name] = param.trainable;
+  for (Param& param : model.params()) param.trainable = trainable.at(param.spec.name);
 }
 
 }  // namespace hanok

@@ -39,5 +39,7 @@ EvalOptions evaluation_options(const RunConfig& config,
                                const Groups& groups);
 /// Sets Param::trainable by glob. errors: kConfig if a glob of `trainable` or of optimizer.groups matches no parameter
 void freeze(ParamTable& params, const StageConfig& stage);
+/// The same for the table of the whole model and this rank's part of it.
+void freeze(Vlm& model, const StageConfig& stage);
 
 }  // namespace hanok

@@ -5,6 +5,7 @@
 
 #include "configs/schema/config.h"
 #include "parallel/grad_sync.h"
+#include "trainer/model_input.h"
 #include "trainer/objective.h"
 #include "trainer/optimizer.h"
 
@@ -26,11 +27,9 @@ struct StepResult {
 };
 
 /// Weight of all ranks first, then forward and backward of each micro-batch, gradient sum, clipping, update. Ranks may
-/// have different numbers of micro-batches; those of one tp group have the same. Does not wait for the device.
+/// have different numbers of micro-batches; those of one tp, cp or pp group have the same. Does not wait for the device.
 StepResult run_step(Learner& learner, const std::vector<Batch>& batches, double lr);
 
-/// The tensors of a micro-batch on the model's device, without copies where they are there already.
-ModelInput model_input(const Batch& batch, at::Device device);
 at::Device device_of(const Vlm& model);
 
 }  // namespace hanok

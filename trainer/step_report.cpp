@@ -10,8 +10,8 @@
 namespace hanok {
 
 StepReport share_report(const StepReport& own, const Groups& groups) {
-  // Ranks of tp and cp hold the same samples: the first of them speaks for all.
-  const double speaks = groups.tp->rank() == 0 && groups.cp->rank() == 0 ? 1 : 0;
+  // Ranks of tp, cp and pp hold the same samples: the first of them speaks for all.
+  const double speaks = groups.tp->rank() == 0 && groups.cp->rank() == 0 && groups.pp->rank() == 0 ? 1 : 0;
   const Work& w = own.work;
   const std::vector<double> numbers = {own.stop_requested ? 1.0 : 0.0,
                                        own.step_s,

@@ -161,7 +161,7 @@ void train_step(Trainer& t) {
                                          groups_of(t));
   advance(t, report, logged.applied);
   t.last_loss = logged.loss;
-  const double flops = model_flops(t.config.model, learner.model.params(), report.work).total();
+  const double flops = model_flops(t.config.model, learner.model.whole(), report.work).total();
   t.metrics.record({.stage = learner.stage.name,
                     .step = t.state.step,
                     .num_steps = t.state.num_steps,

@@ -60,15 +60,16 @@ void read_model_folder(ModelConfig& config) {
 
 void load_weights(Vlm& model, const std::string& folder) {
   const at::NoGradGuard no_grad;
-  const ModelConfig& config = model.config();
-  ParamTable& params = model.params();
   const WeightFolder weights(folder);
-  const TiedName tied = tied_name(params, config);
+  ModelConfig config = model.config();
+  config.experts_on_disk = expert_layout(config, weights);  // whatever an export will write
+  ParamTable& params = model.params();
+  const TiedName tied = tied_name(model.whole(), config);
   const auto names = weights.names();
   std::set<std::string> present(names.begin(), names.end());
   if (present.erase(tied.copy) > 0 && model.groups().rank == 0) check_tied_copy(weights, tied, folder);
   std::vector<ParamSpec> specs;
-  for (const Param& param : params) specs.push_back(param.spec);
+  for (const Param& param : model.whole()) specs.push_back(param.spec);
   try {
     name_map_of(config.known_family()).check_complete(specs, config, present);
   } catch (const Error& error) {
@@ -76,19 +77,19 @@ void load_weights(Vlm& model, const std::string& folder) {
   }
 
   const std::vector<WeightPart> parts = weight_parts(params, config);
-  const Comm& tp = *model.groups().tp;
   Progress progress("reading weights", static_cast<int64_t>(parts.size()), "tensors");
   std::set<at::ScalarType> rounded;
   for (size_t i = 0; i < parts.size(); ++i) {
-    const auto& [index, part, our_shape] = parts[i];
-    Param& param = params[index];
+    const HfPart& part = parts[i].part;
+    Param& param = params[parts[i].param];
+    const Comm& cut = cut_group(param.spec, model.groups());
     const TensorEntry& entry = weights.entry(part.name);
     HANOK_REQUIRE(entry.shape == part.shape, kShape)
         << part.name << ": got shape " << entry.shape << ", expected " << part.shape << "; " << folder
         << "; config.json and weights are of different models";
     if (c10::elementSize(entry.dtype) > c10::elementSize(param.value.scalar_type())) rounded.insert(entry.dtype);
-    const Tensor stored = weights.view(part.name).reshape(our_shape);
-    for (const Overlap& overlap : overlaps(param.spec, part, tp.rank(), tp.size(), false))
+    const Tensor stored = parts[i].as_ours(weights.view(part.name));
+    for (const Overlap& overlap : overlaps(param.spec, part, cut.rank(), cut.size(), false))
       local_view(param.value, part, overlap).copy_(part_view(stored, overlap));
     weights.forget(part.name);
     progress.update(static_cast<int64_t>(i) + 1);
@@ -96,7 +97,7 @@ void load_weights(Vlm& model, const std::string& folder) {
   for (const Param& param : params) check_finite(param.value, param.spec.name, folder);
   for (const at::ScalarType dtype : rounded) {
     HANOK_LOG_RANK0(INFO) << "weights of " << folder << " are " << c10::toString(dtype) << "; the model rounds them to "
-                          << c10::toString(params[0].value.scalar_type()) << " (model.dtype)";
+                          << c10::toString(model.dtype()) << " (model.dtype)";
   }
 }
 

@@ -35,6 +35,10 @@ void export_model(const Vlm& model, const std::string& folder, const ExportOptio
 
 /// Host only: an allocation that is too large succeeds there, and the kernel kills the process when it is written to.
 /// errors: kDevice if this rank's weights alone are more than the machine has, or more than its container may use
-void require_room_for_weights(const ModelConfig& config, const Groups& groups, at::ScalarType dtype, at::Device device);
+void require_room_for_weights(const ModelConfig& config,
+                              const Groups& groups,
+                              at::ScalarType dtype,
+                              at::Device device,
+                              const ParallelConfig& layout);
 
 }  // namespace hanok

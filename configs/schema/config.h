@@ -143,8 +143,7 @@ struct ModelConfig {
       one_of({"auto", "qwen3_vl", "qwen3", "qwen3_vl_moe", "qwen3_moe"}));
     v("experts_on_disk",
       self.experts_on_disk,
-      "how model.path keeps experts and exports write them; auto: as the folder has them, else as transformers 5 "
-      "writes "
+      "how an export writes experts; auto: as model.path has them, else as transformers 5 writes them "
       "(fused_in_out, as Qwen3-VL-MoE is published, gate_up_proj [E, H, 2I]; fused_out_in its transpose; separate: a "
       "tensor per expert and matrix)",
       one_of({"auto", "fused_in_out", "fused_out_in", "separate"}));
@@ -222,18 +221,34 @@ struct DataConfig {
 };
 
 struct ParallelConfig {
-  int64_t tp = 1, pp = 1, cp = 1, ep = 1, etp = 1, dp = 0;
+  int64_t tp = 1, pp = 1, cp = 1, ep = 1, etp = 1, dp = 0, chunks = 0;
+  std::string schedule = "1f1b";
+  std::vector<int64_t> pp_layers;
   bool sequence = true;
+  std::string context = "auto";
 
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
     v("tp", self.tp, "tensor parallel ranks", between(1, 1 << 14));
     v("pp", self.pp, "pipeline stages", between(1, 1 << 14));
+    v("schedule",
+      self.schedule,
+      "order of forwards and backwards over the pipeline: 1f1b; interleaved: several chunks of layers a rank, less "
+      "waiting, more messages; zb-h1: weight gradients fill the gaps; zb-v: the same with two chunks folded as a V",
+      one_of({"1f1b", "interleaved", "zb-h1", "zb-v"}));
+    v("chunks", self.chunks, "chunks of layers a pipeline rank; 0: two where the schedule has them", between(0, 64));
+    v("pp_layers",
+      self.pp_layers,
+      "decoder layers of each piece of the pipeline (pp x chunks), first to last; empty: balanced by cost");
     v("cp", self.cp, "context parallel ranks", between(1, 1 << 14));
     v("ep", self.ep, "expert parallel ranks: experts are cut over so many of dp x cp x tp", between(1, 1 << 14));
     v("etp", self.etp, "tensor parallel ranks inside an expert", between(1, 1 << 14));
     v("dp", self.dp, "data parallel ranks; 0: what is left of -np", between(0, 1 << 20));
     v("sequence", self.sequence, "cut activations along the sequence between tensor parallel layers");
+    v("context",
+      self.context,
+      "how attention meets the rows of other cp ranks: gather all keys, pass them around a ring, or exchange heads",
+      one_of({"auto", "gather", "ring", "heads"}));
   }
 };
 

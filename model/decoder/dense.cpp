@@ -1,6 +1,10 @@
 #include "model/decoder/dense.h"
 
+#include <map>
+#include <optional>
+
 #include "model/decoder/block.h"
+#include "model/layers/context_attention.h"
 #include "model/layers/embedding.h"
 #include "model/layers/recompute.h"
 #include "model/layers/token_rows.h"
@@ -11,46 +15,75 @@ namespace {
 class DenseDecoder : public Decoder {
  public:
   DenseDecoder(const ModelConfig& config, const BuildContext& ctx)
-      : config_(config.decoder),
-        dtype_(ctx.dtype()),
-        groups_(&ctx.groups()),
-        embed_(ctx.in("embed"), config.decoder.vocab, config.decoder.hidden) {
-    for (int64_t i = 0; i < config_.layers; ++i) blocks_.emplace_back(config_, ctx.in("layers", i));
-    norm_.emplace(ctx.in("norm"), config_.hidden, config_.norm_eps);
-    const BuildContext head = ctx.in("head");
-    head.rule();  // a tied head obeys its rule too
-    head_weight_VD_ = config_.tied
-                          ? embed_.weight()
-                          : head.param("weight", {.shape = {config_.vocab, config_.hidden}, .init = ctx.random()});
+      : config_(config.decoder), dtype_(ctx.dtype()), groups_(&ctx.groups()) {
+    bool has_first = false, has_last = false;
+    for (const PieceRange& piece : ctx.pieces()) {
+      has_first |= piece.is_first;
+      has_last |= piece.is_last;
+    }
+    // A tied table lies at both ends of the model.
+    if (has_first || (has_last && config_.tied))
+      embed_.emplace(ctx.in("embed"), config_.vocab, config_.hidden, config_.tied ? ctx.twin() : -1);
+    for (const PieceRange& piece : ctx.pieces())
+      for (int64_t i = piece.first; i < piece.last; ++i)
+        blocks_.emplace(i, std::make_unique<DecoderBlock>(config_, i, ctx.in("layers", i)));
+    if (has_last) make_end(ctx);
   }
 
-  Tensor embed(const Tensor& tokens_T) const override { return embed_.forward(tokens_T); }
+  Tensor embed(const Tensor& tokens_T) const override { return embed_->forward(tokens_T); }
 
-  Tensor forward(const DecoderInput& input, const Execution& execution) const override {
+  Tensor forward(const DecoderInput& input, const PieceRange& piece, const Execution& execution) const override {
     const int64_t rows = input.position_3T.size(1);
     const RopeTable rope =
         mrope_table(input.position_3T, config_.head_dim, config_.rope_theta, config_.mrope_section, dtype_);
-    const Segments segments = make_segments(input.row_starts, rows, input.x_TD.device(), execution.attention);
-    Tensor x_TD = to_sequence(input.x_TD, *groups_);
-    for (size_t i = 0; i < blocks_.size(); ++i) {
-      const DecoderBlock& block = blocks_[i];
-      const auto run = [&block, rope, segments](const Tensor& x) { return block.forward(x, rope, segments); };
+    const Segments segments = make_row_segments(input.row_starts, input.cut, rows, input.x_TD.device(), execution, *groups_);
+    Tensor x_TD = meeting_in_backward(input.x_TD);
+    if (piece.is_first) x_TD = to_sequence(x_TD, *groups_);
+    for (int64_t i = piece.first; i < piece.last; ++i) {
+      const DecoderBlock& block = *blocks_.at(i);
+      const auto run = [&block, rope, segments, routing = input.routing](const Tensor& x) {
+        return block.forward(x, rope, segments, routing);
+      };
       x_TD = is_recomputed(i, execution.recompute_every) ? recompute(run, x_TD, block.weights()) : run(x_TD);
-      if (i < input.taps_MD.size()) x_TD = add_rows(x_TD, input.vision_index_M, input.taps_MD[i], rows, *groups_);
+      const auto tap = static_cast<size_t>(i - piece.first);
+      if (tap < input.taps_MD.size()) x_TD = add_rows(x_TD, input.vision_index_M, input.taps_MD[tap], rows, *groups_);
     }
-    return norm_->forward(x_TD);
+    if (input.routing) input.routing->finish(*groups_);
+    return piece.is_last ? norm_->forward(x_TD) : x_TD;
   }
 
-  VocabShard head() const override { return {head_weight_VD_, embed_.first_row(), config_.vocab}; }
+  VocabShard head() const override { return {head_weight_VD_, head_first_row_, config_.vocab}; }
 
  private:
+  void make_end(const BuildContext& ctx) {
+    norm_.emplace(ctx.in("norm"), config_.hidden, config_.norm_eps);
+    const BuildContext head = ctx.in("head");
+    head.rule();  // a tied head obeys its rule too
+    if (config_.tied) {
+      head_weight_VD_ = embed_->weight();
+      head_first_row_ = embed_->first_row();
+    } else {
+      head_weight_VD_ = head.param("weight", {.shape = {config_.vocab, config_.hidden}, .init = ctx.random()});
+      head_first_row_ = head.first_of_last_param();
+    }
+  }
+
+  /// Ranks of ep meet in the backward of every layer with experts: all of them must have one, also where what trains
+  /// lies below and this rank's micro-batch has no part in it (no picture, say).
+  Tensor meeting_in_backward(const Tensor& x) const {
+    const bool must = at::GradMode::is_enabled() && groups_->ep->size() > 1 && !x.requires_grad();
+    return must ? x.detach().requires_grad_() : x;
+  }
+
   DecoderConfig config_;
   at::ScalarType dtype_;
   const Groups* groups_;
-  Embedding embed_;
-  std::vector<DecoderBlock> blocks_;
+  // What this rank's pieces hold; blocks by their global index.
+  std::optional<Embedding> embed_;
+  std::map<int64_t, std::unique_ptr<DecoderBlock>> blocks_;
   std::optional<RmsNorm> norm_;
   Tensor head_weight_VD_;
+  int64_t head_first_row_ = 0;
 };
 
 }  // namespace

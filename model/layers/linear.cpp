@@ -9,15 +9,31 @@
 namespace hanok {
 namespace {
 
+/// What the backward needs besides tensors, as an object that autograd can keep.
+struct Later : torch::CustomClassHolder {
+  explicit Later(WeightGradients* deferred) : deferred(deferred) {}
+  WeightGradients* deferred;
+};
+
+void add_to_gradient(const Tensor& weight, const Tensor& gradient) {
+  Tensor there = grad_buffer(weight);
+  if (there.defined()) {
+    there.add_(gradient);
+  } else {
+    weight.mutable_grad() = gradient;
+  }
+}
+
 /// y = x w^T + b, whose weight gradient is added straight to the buffer of the step where the weight has one.
 struct Matmul : torch::autograd::Function<Matmul> {
   static Tensor forward(torch::autograd::AutogradContext* ctx,
                         const Tensor& x,
                         const Tensor& weight,
-                        const std::optional<Tensor>& bias) {
+                        const std::optional<Tensor>& bias,
+                        WeightGradients* deferred) {
+    if (deferred) ctx->saved_data["later"] = c10::IValue::make_capsule(c10::make_intrusive<Later>(deferred));
     // x is for the gradient of the weight only: below frozen layers it need not stay.
-    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight});
-    ctx->saved_data["bias"] = bias.has_value();
+    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight, bias.value_or(Tensor())});
     return at::linear(x, weight, bias);
   }
 
@@ -27,6 +43,15 @@ struct Matmul : torch::autograd::Function<Matmul> {
     const Tensor &x = saved[0], &weight = saved[1], &dy = grads[0];
     Tensor dx, dweight, dbias;
     if (ctx->needs_input_grad(0)) dx = at::mm(dy, weight);
+    const bool has_bias = saved[2].defined() && ctx->needs_input_grad(2);
+    const auto later = ctx->saved_data.find("later");
+    if (later != ctx->saved_data.end() && ctx->needs_input_grad(1)) {
+      WeightGradients& deferred = *static_cast<Later&>(*later->second.toCapsule()).deferred;
+      if (deferred.deferring()) {
+        deferred.add({.weight = weight, .bias = has_bias ? saved[2] : Tensor(), .x = x, .dy = dy});
+        return {dx, Tensor(), Tensor(), Tensor()};
+      }
+    }
     if (ctx->needs_input_grad(1)) {
       Tensor buffer = grad_buffer(weight);
       if (buffer.defined())
@@ -34,14 +59,28 @@ struct Matmul : torch::autograd::Function<Matmul> {
       else
         dweight = at::mm(dy.t(), x);
     }
-    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) dbias = dy.sum(0);
-    return {dx, dweight, dbias};
+    if (has_bias) dbias = dy.sum(0);
+    return {dx, dweight, dbias, Tensor()};
   }
 };
 
 }  // namespace
 
-Linear::Linear(const BuildContext& ctx, const LinearShape& shape) : rule_(ctx.rule()), groups_(&ctx.groups()) {
+void add_products(const std::vector<WeightGradients::Product>& products) {
+  const at::NoGradGuard no_grad;
+  for (const WeightGradients::Product& product : products) {
+    Tensor buffer = grad_buffer(product.weight);
+    if (buffer.defined()) {
+      add_product(buffer, product.dy.t(), product.x);
+    } else {
+      add_to_gradient(product.weight, at::mm(product.dy.t(), product.x));
+    }
+    if (product.bias.defined()) add_to_gradient(product.bias, product.dy.sum(0));
+  }
+}
+
+Linear::Linear(const BuildContext& ctx, const LinearShape& shape)
+    : rule_(ctx.rule()), groups_(&ctx.groups()), deferred_(ctx.deferred()) {
   weight_ = ctx.param("weight", {.shape = {shape.out, shape.in}, .segments = shape.segments, .init = ctx.random()});
   if (!shape.bias) return;
   const bool cut = rule_.cut == Cut::kColumn;
@@ -52,7 +91,8 @@ Linear::Linear(const BuildContext& ctx, const LinearShape& shape) : rule_(ctx.ru
 Tensor Linear::forward(const Tensor& x) const {
   const bool column = rule_.cut == Cut::kColumn, row = rule_.cut == Cut::kRow && groups_->tp->size() > 1;
   const Tensor in = column ? redistribute(x, rule_.in, Layout::kFull, *groups_) : x;
-  const Tensor y = Matmul::apply(in, weight_, row || !bias_.defined() ? std::nullopt : std::optional<Tensor>(bias_));
+  const std::optional<Tensor> bias = row || !bias_.defined() ? std::nullopt : std::optional<Tensor>(bias_);
+  const Tensor y = Matmul::apply(in, weight_, bias, deferred_);
   if (!row) return y;
   const Tensor sum = redistribute(y, Layout::kPartial, rule_.out, *groups_);
   return bias_.defined() ? sum + bias_ : sum;  // once, after the sum

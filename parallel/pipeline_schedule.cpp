@@ -1,0 +1,193 @@
+#include "parallel/pipeline_schedule.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "base/error.h"
+
+namespace hanok {
+namespace {
+
+using Kind = Action::Kind;
+
+struct Name {
+  std::string_view name;
+  Schedule schedule;
+};
+constexpr Name kNames[] = {{"1f1b", Schedule::k1F1B},
+                           {"interleaved", Schedule::kInterleaved},
+                           {"zb-h1", Schedule::kZeroBubbleH1},
+                           {"zb-v", Schedule::kZeroBubbleV}};
+
+std::vector<Action> one_forward_one_backward(int ranks, int rank, int m) {
+  std::vector<Action> out;
+  const int warmup = std::min(m, ranks - 1 - rank);
+  for (int i = 0; i < warmup; ++i) out.push_back({Kind::kForward, i});
+  for (int i = 0; i < m; ++i) {
+    if (warmup + i < m) out.push_back({Kind::kForward, warmup + i});
+    out.push_back({Kind::kBackward, i});
+  }
+  return out;
+}
+
+/// Micro-batches go round the ranks in groups of `ranks`, chunk after chunk. A last group that is not full is filled up
+/// in thought and left out of the list: what remains keeps its order.
+std::vector<Action> interleaved(const PipelineShape& shape, int rank, int m) {
+  const int p = shape.ranks, v = shape.chunks;
+  const int filled = (m + p - 1) / p * p, total = filled * v;
+  const auto forward = [&](int k) { return Action{Kind::kForward, k / (p * v) * p + k % p, k % (p * v) / p}; };
+  const auto backward = [&](int k) {
+    return Action{Kind::kBackward, k / (p * v) * p + k % p, v - 1 - k % (p * v) / p};
+  };
+  const int warmup = std::min(total, 2 * (p - 1 - rank) + (v - 1) * p);
+  std::vector<Action> out;
+  for (int k = 0; k < warmup; ++k) out.push_back(forward(k));
+  for (int k = 0; k < total; ++k) {
+    if (warmup + k < total) out.push_back(forward(warmup + k));
+    out.push_back(backward(k));
+  }
+  std::erase_if(out, [&](const Action& action) { return action.micro_batch >= m; });
+  return out;
+}
+
+/// The order of 1F1B; weight gradients follow `rank` backwards behind, so that every rank holds what the first one
+/// holds, and fill the gap at the end.
+std::vector<Action> zero_bubble_h1(int ranks, int rank, int m) {
+  std::vector<Action> out;
+  int weights = 0;
+  for (const Action& action : one_forward_one_backward(ranks, rank, m)) {
+    if (action.kind == Kind::kForward) {
+      out.push_back(action);
+      continue;
+    }
+    const int i = action.micro_batch;
+    out.push_back({Kind::kBackwardInput, i});
+    const bool is_cooling = i + ranks - rank >= m + 1;
+    if (is_cooling || i - weights >= rank) out.push_back({Kind::kBackwardWeight, weights++});
+  }
+  while (weights < m) out.push_back({Kind::kBackwardWeight, weights++});
+  return out;
+}
+
+/// The V: all ranks run in lockstep, one action a tick, and each takes the most urgent one that is possible: an input
+/// gradient (somebody waits for it), a forward of the later chunk, one of the first chunk (as long as the other finds
+/// room), a weight gradient. The lists are what they did.
+class ZeroBubbleV {
+ public:
+  ZeroBubbleV(const PipelineShape& shape, int micro_batches)
+      : shape_(shape), m_(micro_batches), ranks_(shape.ranks), forward_end_(table()), backward_end_(table()) {}
+
+  std::vector<std::vector<Action>> run() {
+    const size_t all = static_cast<size_t>(3 * m_) * shape_.pieces();
+    std::vector<std::vector<Action>> out(shape_.ranks);
+    for (size_t done = 0; done < all; ++now_) {
+      std::vector<std::pair<int, Action>> tick;  // decided by what the tick before left
+      for (int rank = 0; rank < shape_.ranks; ++rank) {
+        Action action{};
+        if (choose(rank, action)) tick.emplace_back(rank, action);
+      }
+      for (const auto& [rank, action] : tick) {
+        note(rank, action);
+        out[rank].push_back(action);
+      }
+      done += tick.size();
+    }
+    return out;
+  }
+
+ private:
+  struct Rank {
+    int forwards[2] = {0, 0}, inputs[2] = {0, 0}, weights[2] = {0, 0};
+    int live = 0;
+  };
+  static constexpr int kNever = 1 << 30;
+  using Table = std::vector<std::vector<int>>;  // [piece][micro_batch]: tick after which it is done
+
+  Table table() const { return Table(shape_.pieces(), std::vector<int>(m_, kNever)); }
+
+  bool has_input(int rank, int chunk) const {
+    const int piece = piece_of(shape_, {rank, chunk}), i = ranks_[rank].inputs[chunk];
+    if (i >= m_ || forward_end_[piece][i] > now_) return false;
+    return piece + 1 == shape_.pieces() || backward_end_[piece + 1][i] <= now_;
+  }
+
+  bool has_forward(int rank, int chunk) const {
+    const int piece = piece_of(shape_, {rank, chunk}), i = ranks_[rank].forwards[chunk];
+    const int room = 2 * shape_.ranks - (chunk == 0 ? 1 : 0);
+    if (i >= m_ || ranks_[rank].live >= room) return false;
+    return piece == 0 || forward_end_[piece - 1][i] <= now_;
+  }
+
+  bool choose(int rank, Action& action) const {
+    const Rank& r = ranks_[rank];
+    for (const int chunk : {1, 0})
+      if (has_input(rank, chunk)) return action = {Kind::kBackwardInput, r.inputs[chunk], chunk}, true;
+    for (const int chunk : {1, 0})
+      if (has_forward(rank, chunk)) return action = {Kind::kForward, r.forwards[chunk], chunk}, true;
+    for (const int chunk : {1, 0})
+      if (r.weights[chunk] < r.inputs[chunk]) return action = {Kind::kBackwardWeight, r.weights[chunk], chunk}, true;
+    return false;
+  }
+
+  void note(int rank, const Action& action) {
+    Rank& r = ranks_[rank];
+    const int piece = piece_of(shape_, {rank, action.chunk});
+    switch (action.kind) {
+      case Kind::kForward:
+        forward_end_[piece][action.micro_batch] = now_ + 1;
+        ++r.forwards[action.chunk];
+        ++r.live;
+        break;
+      case Kind::kBackwardInput:
+        backward_end_[piece][action.micro_batch] = now_ + 1;
+        ++r.inputs[action.chunk];
+        break;
+      default: ++r.weights[action.chunk]; --r.live;
+    }
+  }
+
+  PipelineShape shape_;
+  int m_;
+  std::vector<Rank> ranks_;
+  Table forward_end_, backward_end_;
+  int now_ = 0;
+};
+
+}  // namespace
+
+Schedule schedule_of(std::string_view name) {
+  std::vector<std::string_view> known;
+  for (const Name& entry : kNames) {
+    if (entry.name == name) return entry.schedule;
+    known.push_back(entry.name);
+  }
+  HANOK_FAIL(kConfig) << "schedule: got " << name << ", expected one of " << known << "; key parallel.schedule";
+}
+
+std::string_view name(Schedule schedule) {
+  return std::find_if(std::begin(kNames), std::end(kNames), [&](const Name& n) { return n.schedule == schedule; })
+      ->name;
+}
+
+PiecePlace place_of(const PipelineShape& shape, int piece) {
+  if (shape.schedule == Schedule::kZeroBubbleV && piece >= shape.ranks) return {2 * shape.ranks - 1 - piece, 1};
+  return {piece % shape.ranks, piece / shape.ranks};
+}
+
+int piece_of(const PipelineShape& shape, const PiecePlace& place) {
+  if (shape.schedule == Schedule::kZeroBubbleV && place.chunk == 1) return 2 * shape.ranks - 1 - place.rank;
+  return place.chunk * shape.ranks + place.rank;
+}
+
+std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int micro_batches) {
+  assert(rank >= 0 && rank < shape.ranks && micro_batches >= 0);
+  switch (shape.schedule) {
+    case Schedule::k1F1B: return one_forward_one_backward(shape.ranks, rank, micro_batches);
+    case Schedule::kInterleaved: return interleaved(shape, rank, micro_batches);
+    case Schedule::kZeroBubbleH1: return zero_bubble_h1(shape.ranks, rank, micro_batches);
+    case Schedule::kZeroBubbleV: return ZeroBubbleV(shape, micro_batches).run().at(rank);
+  }
+  return {};
+}
+
+}  // namespace hanok

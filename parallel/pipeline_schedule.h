@@ -1,0 +1,61 @@
+// In which order a pipeline rank works through the micro-batches of a step. Pure functions: every rank computes its own
+// list, and sends and receives follow from it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace hanok {
+
+enum class Schedule {
+  k1F1B,          // one forward, one backward
+  kInterleaved,   // several chunks a rank, dealt round: the gap shrinks by their number
+  kZeroBubbleH1,  // as 1F1B, weight gradients later: they fill two thirds of the gap at 1F1B's memory
+  kZeroBubbleV,   // two chunks a rank, the second on the way back: the last chunk is on the first rank
+};
+/// errors: kConfig listing the known names
+Schedule schedule_of(std::string_view name);
+std::string_view name(Schedule schedule);
+
+/// A pipeline of `ranks` x `chunks` pieces of a model.
+struct PipelineShape {
+  Schedule schedule = Schedule::k1F1B;
+  int ranks = 1, chunks = 1;
+  int pieces() const { return ranks * chunks; }
+  bool splits_weight_gradients() const {
+    return schedule == Schedule::kZeroBubbleH1 || schedule == Schedule::kZeroBubbleV;
+  }
+};
+
+/// Where a piece (0: the first of the model) lies.
+struct PiecePlace {
+  int rank = 0, chunk = 0;
+  friend bool operator==(const PiecePlace&, const PiecePlace&) = default;
+};
+PiecePlace place_of(const PipelineShape& shape, int piece);
+int piece_of(const PipelineShape& shape, const PiecePlace& place);
+
+struct Action {
+  enum class Kind {
+    kForward,
+    kBackward,        // both gradients
+    kBackwardInput,   // what the piece before waits for
+    kBackwardWeight,  // the rest
+  };
+  Kind kind;
+  int micro_batch = 0, chunk = 0;
+  friend bool operator==(const Action&, const Action&) = default;
+};
+
+/// What `rank` does in a step of any number of micro-batches. A forward needs that of the piece before, a backward its
+/// own forward and the backward of the piece after, weight gradients their backward. All ranks' lists together never
+/// wait for each other in a circle, provided that sending does not wait.
+/// Live chunks on a rank (from forward to the end of its backward) are at most
+///   1F1B: min(m, p - rank) · interleaved: its warm-up, about 2 (p - rank - 1) + (chunks - 1) p + 1
+///   zero-bubble H1: min(m, p) · zero-bubble V: 2 p chunks of half the size
+/// source: Megatron-LM arXiv:2104.04473 (1F1B, interleaved); zero bubble arXiv:2401.10241 (H1), 2405.15362 (V)
+std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int micro_batches);
+
+}  // namespace hanok

@@ -1,0 +1,242 @@
+// Every schedule carried out on paper: legal, complete, without deadlock, in the time and memory that it promises.
+#include "parallel/pipeline_schedule.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+
+#include "base/error.h"
+#include "tests/support/errors.h"
+
+namespace hanok {
+namespace {
+
+using Kind = Action::Kind;
+
+struct Durations {
+  double forward = 1, input = 1, weight = 1;  // of one chunk
+  double of(Kind kind) const {
+    switch (kind) {
+      case Kind::kForward: return forward;
+      case Kind::kBackward: return input + weight;
+      case Kind::kBackwardInput: return input;
+      case Kind::kBackwardWeight: return weight;
+    }
+    return 0;
+  }
+};
+
+struct Simulation {
+  bool finished = false;
+  std::string fault;
+  double makespan = 0;
+  std::vector<int> peak_live;  // chunks by rank
+  std::vector<double> busy;
+};
+
+/// Ranks work through their lists; sending takes no time and does not wait.
+class Simulator {
+ public:
+  Simulator(const PipelineShape& shape, int micro_batches, const Durations& durations)
+      : shape_(shape), m_(micro_batches), durations_(durations) {
+    for (int rank = 0; rank < shape.ranks; ++rank) lists_.push_back(pipeline_actions(shape, rank, micro_batches));
+  }
+
+  Simulation run() {
+    Simulation out;
+    out.peak_live.assign(shape_.ranks, 0);
+    out.busy.assign(shape_.ranks, 0);
+    std::vector<double> time(shape_.ranks, 0);
+    std::vector<size_t> next(shape_.ranks, 0);
+    std::vector<int> live(shape_.ranks, 0);
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (int rank = 0; rank < shape_.ranks; ++rank) {
+        for (; next[rank] < lists_[rank].size(); ++next[rank], moved = true) {
+          const Action& action = lists_[rank][next[rank]];
+          const std::optional<double> ready = ready_at(rank, action, out.fault);
+          if (!ready || !out.fault.empty()) break;
+          const double took = durations_.of(action.kind);
+          time[rank] = std::max(time[rank], *ready) + took;
+          out.busy[rank] += took;
+          note(rank, action, time[rank], out.fault);
+          live[rank] += action.kind == Kind::kForward;
+          live[rank] -= action.kind == Kind::kBackward || action.kind == Kind::kBackwardWeight;
+          out.peak_live[rank] = std::max(out.peak_live[rank], live[rank]);
+        }
+      }
+    }
+    out.finished = out.fault.empty() && is_complete(next);
+    out.makespan = *std::max_element(time.begin(), time.end());
+    return out;
+  }
+
+ private:
+  using Key = std::pair<int, int>;  // piece, micro-batch
+
+  /// When the action may begin; nothing: not yet known. An action before its own forward is a fault, not a wait.
+  std::optional<double> ready_at(int rank, const Action& action, std::string& fault) const {
+    const Key own{piece_of(shape_, {rank, action.chunk}), action.micro_batch};
+    const auto at = [](const std::map<Key, double>& done, const Key& key) -> std::optional<double> {
+      const auto found = done.find(key);
+      return found == done.end() ? std::nullopt : std::optional<double>(found->second);
+    };
+    switch (action.kind) {
+      case Kind::kForward: return own.first == 0 ? 0.0 : at(forwards_, {own.first - 1, own.second});
+      case Kind::kBackward:
+      case Kind::kBackwardInput:
+        if (!at(forwards_, own)) fault = "backward before its forward";
+        return own.first + 1 == shape_.pieces() ? 0.0 : at(backwards_, {own.first + 1, own.second});
+      case Kind::kBackwardWeight:
+        if (!at(backwards_, own)) fault = "weight gradients before input gradients";
+        return 0.0;
+    }
+    return std::nullopt;
+  }
+
+  void note(int rank, const Action& action, double end, std::string& fault) {
+    const Key own{piece_of(shape_, {rank, action.chunk}), action.micro_batch};
+    bool is_new = true;
+    if (action.kind == Kind::kForward) {
+      is_new = forwards_.emplace(own, end).second;
+    } else {
+      if (action.kind != Kind::kBackwardWeight) is_new = backwards_.emplace(own, end).second;
+      if (action.kind != Kind::kBackwardInput) is_new = weights_.insert(own).second && is_new;
+    }
+    if (!is_new) fault = "an action twice";
+  }
+
+  bool is_complete(const std::vector<size_t>& next) const {
+    for (int rank = 0; rank < shape_.ranks; ++rank)
+      if (next[rank] != lists_[rank].size()) return false;
+    const size_t all = static_cast<size_t>(shape_.pieces()) * m_;
+    return forwards_.size() == all && backwards_.size() == all && weights_.size() == all;
+  }
+
+  PipelineShape shape_;
+  int m_;
+  Durations durations_;
+  std::vector<std::vector<Action>> lists_;
+  std::map<Key, double> forwards_, backwards_;
+  std::set<Key> weights_;
+};
+
+std::vector<PipelineShape> all_shapes() {
+  std::vector<PipelineShape> out;
+  for (int p = 1; p <= 8; ++p) {
+    out.push_back({Schedule::k1F1B, p, 1});
+    out.push_back({Schedule::kZeroBubbleH1, p, 1});
+    out.push_back({Schedule::kZeroBubbleV, p, 2});
+    for (int v = 1; v <= 4; ++v) out.push_back({Schedule::kInterleaved, p, v});
+  }
+  return out;
+}
+
+std::string text(const PipelineShape& shape, int m) {
+  return concat(name(shape.schedule), " p ", shape.ranks, " v ", shape.chunks, " m ", m);
+}
+
+TEST(PipelineSchedule, EveryShapeRunsToItsEndWithEachActionOnce) {
+  for (const PipelineShape& shape : all_shapes()) {
+    for (int m = 0; m <= 32; ++m) {
+      const Simulation s = Simulator(shape, m, {}).run();
+      EXPECT_TRUE(s.finished) << text(shape, m) << ": " << (s.fault.empty() ? "deadlock" : s.fault);
+    }
+  }
+}
+
+/// Forwards in their order per chunk: gradients are summed in the same order whatever the layout of chunks.
+TEST(PipelineSchedule, MicroBatchesOfAChunkKeepTheirOrder) {
+  for (const PipelineShape& shape : all_shapes()) {
+    for (const int m : {1, 5, 16}) {
+      for (int rank = 0; rank < shape.ranks; ++rank) {
+        std::map<std::pair<Kind, int>, int> last;
+        for (const Action& action : pipeline_actions(shape, rank, m)) {
+          auto [found, is_first] = last.emplace(std::pair(action.kind, action.chunk), -1);
+          EXPECT_GT(action.micro_batch, found->second) << text(shape, m);
+          found->second = action.micro_batch;
+        }
+      }
+    }
+  }
+}
+
+TEST(PipelineSchedule, LiveMicroBatchesAreThosePromised) {
+  for (const PipelineShape& shape : all_shapes()) {
+    for (int m = 1; m <= 32; ++m) {
+      const Simulation s = Simulator(shape, m, {}).run();
+      const int p = shape.ranks, v = shape.chunks;
+      for (int rank = 0; rank < p; ++rank) {
+        const int live = s.peak_live[rank];
+        switch (shape.schedule) {
+          case Schedule::k1F1B: EXPECT_EQ(live, std::min(m, p - rank)) << text(shape, m); break;
+          case Schedule::kInterleaved:
+            EXPECT_LE(live, std::min(m * v, 2 * (p - 1 - rank) + (v - 1) * p + 1)) << text(shape, m);
+            break;
+          case Schedule::kZeroBubbleH1: EXPECT_EQ(live, std::min(m, p)) << text(shape, m); break;
+          case Schedule::kZeroBubbleV: EXPECT_LE(live, std::min(2 * m, 2 * p)) << text(shape, m); break;
+        }
+      }
+    }
+  }
+}
+
+/// Share of the step that a rank waits.
+double bubble(const Simulation& s) {
+  return 1 - *std::max_element(s.busy.begin(), s.busy.end()) / s.makespan;
+}
+
+TEST(PipelineSchedule, BubbleOf1F1BIsTheFormula) {
+  for (int p = 1; p <= 8; ++p)
+    for (int m = 1; m <= 32; ++m)
+      EXPECT_NEAR(bubble(Simulator({Schedule::k1F1B, p, 1}, m, {}).run()), (p - 1.0) / (m + p - 1.0), 1e-12)
+          << p << " " << m;
+}
+
+TEST(PipelineSchedule, InterleavingDividesTheBubbleByTheChunks) {
+  for (int p = 1; p <= 8; ++p)
+    for (int v = 1; v <= 4; ++v)
+      for (int m = p; m <= 32; m += p) {
+        const Simulation s = Simulator({Schedule::kInterleaved, p, v}, m, {}).run();
+        EXPECT_NEAR(s.makespan, 3 * (m * v + p - 1.0), 1e-9) << p << " " << v << " " << m;
+        EXPECT_NEAR(s.makespan / s.busy[0] - 1, (p - 1.0) / m / v, 1e-12);
+      }
+}
+
+TEST(PipelineSchedule, SplitWeightGradientsLeaveAThirdOfTheBubbleAndLess) {
+  for (int p = 2; p <= 8; ++p) {
+    for (int m = p; m <= 32; ++m) {
+      const Simulation plain = Simulator({Schedule::k1F1B, p, 1}, m, {}).run();
+      const Simulation h1 = Simulator({Schedule::kZeroBubbleH1, p, 1}, m, {}).run();
+      EXPECT_NEAR(h1.makespan, 3.0 * m + p - 1, 1e-9) << p << " " << m;
+      EXPECT_LT(bubble(h1), bubble(plain));
+      if (m < 2 * p) continue;
+      const Simulation v =
+          Simulator({Schedule::kZeroBubbleV, p, 2}, m, {.forward = 0.5, .input = 0.5, .weight = 0.5}).run();
+      EXPECT_LT(bubble(v), bubble(h1)) << p << " " << m;
+    }
+  }
+}
+
+TEST(PipelineSchedule, PlacesAndPiecesAreInverse) {
+  for (const PipelineShape& shape : all_shapes()) {
+    std::set<std::pair<int, int>> seen;
+    for (int piece = 0; piece < shape.pieces(); ++piece) {
+      const PiecePlace place = place_of(shape, piece);
+      EXPECT_EQ(piece_of(shape, place), piece);
+      EXPECT_TRUE(seen.emplace(place.rank, place.chunk).second);
+    }
+  }
+  EXPECT_EQ(place_of({Schedule::kZeroBubbleV, 4, 2}, 7), (PiecePlace{0, 1}));
+}
+
+TEST(PipelineSchedule, AnUnknownNameListsTheKnownOnes) {
+  EXPECT_EQ(schedule_of("zb-v"), Schedule::kZeroBubbleV);
+  EXPECT_ERROR(error_of([] { schedule_of("gpipe"); }), ErrorKind::kConfig, "zb-h1");
+}
+
+}  // namespace
+}  // namespace hanok
