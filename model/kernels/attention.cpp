@@ -13,6 +13,7 @@ namespace hanok {
 namespace {
 
 constexpr std::string_view kNames[] = {"auto", "cudnn", "flash", "efficient", "plain"};
+constexpr std::string_view kWays[] = {"auto", "gather", "ring", "heads"};
 
 struct SegmentsHolder : torch::CustomClassHolder {
   explicit SegmentsHolder(Segments s) : segments(std::move(s)) {}
@@ -91,6 +92,12 @@ AttentionKernel attention_kernel(std::string_view name) {
   for (size_t i = 0; i < std::size(kNames); ++i)
     if (kNames[i] == name) return static_cast<AttentionKernel>(i);
   HANOK_FAIL(kConfig) << "attention: got " << name << ", expected one of " << kNames << "; key stage.attention";
+}
+
+ContextWay context_way(std::string_view name) {
+  for (size_t i = 0; i < std::size(kWays); ++i)
+    if (kWays[i] == name) return static_cast<ContextWay>(i);
+  HANOK_FAIL(kConfig) << "context: got " << name << ", expected one of " << kWays << "; key parallel.context";
 }
 
 Segments make_segments(const Tensor& starts, int64_t rows, at::Device device, AttentionKernel kernel) {

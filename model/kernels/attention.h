@@ -13,7 +13,14 @@ enum class AttentionKernel { kAuto, kCudnn, kFlash, kEfficient, kPlain };
 /// "auto", "cudnn", "flash", "efficient", "plain". errors: kConfig for another name
 AttentionKernel attention_kernel(std::string_view name);
 
+/// How the rows of one cp rank meet those of the others in attention: all keys and values gathered, passed around a
+/// ring, or heads exchanged for rows. kAuto: kGather.
+enum class ContextWay { kAuto, kGather, kRing, kHeads };
+/// "auto", "gather", "ring", "heads". errors: kConfig for another name
+ContextWay context_way(std::string_view name);
+
 struct RaggedOffsets;
+struct ContextRows;
 
 /// Samples of a packed row (or frames of a tower's input): segment s covers rows [starts[s], starts[s + 1]).
 struct Segments {
@@ -22,6 +29,8 @@ struct Segments {
   int64_t longest = 0;
   AttentionKernel kernel = AttentionKernel::kAuto;
   std::shared_ptr<RaggedOffsets> ragged;  // what cuDNN wants to know, made at first use and shared by all layers
+  std::shared_ptr<const ContextRows>
+      context;  // rows of other ranks (layers/context_attention.h); null: all rows are here
 };
 /// errors: kShape unless starts rise from 0 to rows
 Segments make_segments(const Tensor& starts,

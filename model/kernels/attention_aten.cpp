@@ -33,8 +33,11 @@ std::vector<Tensor> q_k_v(const Tensor& qkv_TX, const AttentionSizes& sizes) {
 }  // namespace
 
 AttentionKernel best_kernel(const Tensor& qkv_TX, const AttentionSizes& sizes) {
-  const Tensor q_TNH = q_k_v(qkv_TX, sizes)[0];
-  const Tensor probe = q_TNH.slice(0, 0, 1).transpose(0, 1).unsqueeze(0);  // [1, N, 1, H]
+  return best_kernel_of_queries(qkv_TX.narrow(1, 0, sizes.heads * sizes.width), sizes);
+}
+
+AttentionKernel best_kernel_of_queries(const Tensor& q_TX, const AttentionSizes& sizes) {
+  const Tensor probe = q_TX.slice(0, 0, 1).view({-1, 1, sizes.heads, sizes.width}).transpose(1, 2);  // [1, N, 1, H]
   switch (at::_fused_sdp_choice(probe, probe, probe, std::nullopt, 0.0, sizes.causal)) {
     case 1:
     case 3: return AttentionKernel::kFlash;  // 3 is cuDNN: on a device that flash runs on as well

@@ -1,6 +1,7 @@
 #include "model/layers/attention.h"
 
 #include "model/kernels/qk_rope.h"
+#include "model/layers/context_attention.h"
 
 namespace hanok {
 namespace {
@@ -38,7 +39,9 @@ Tensor SelfAttention::forward(const Tensor& x, const RopeTable& rope, const Segm
                               .eps = shape_.norm_eps,
                               .cos_TR = rope.cos_TR,
                               .sin_TR = rope.sin_TR});
-  return out_.forward(segment_attention(qkv, num_heads_local_, num_kv_heads_local_, segments, shape_.causal));
+  return out_.forward(segments.context
+                          ? context_attention(qkv, num_heads_local_, num_kv_heads_local_, *segments.context)
+                          : segment_attention(qkv, num_heads_local_, num_kv_heads_local_, segments, shape_.causal));
 }
 
 }  // namespace hanok

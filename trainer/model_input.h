@@ -1,0 +1,24 @@
+// What this rank computes of a micro-batch: all of it, or with context parallelism its rows and its pictures.
+#pragma once
+
+#include "dataio/batch.h"
+#include "model/vlm.h"
+
+namespace hanok {
+
+/// The tensors of a micro-batch on the model's device, without copies where they are there already.
+ModelInput model_input(const Batch& batch, const Vlm& model);
+
+/// Tokens, targets, weights and positions of this rank's rows. What tells of samples and of sums stays that of the
+/// whole micro-batch.
+Batch own_rows(const Batch& batch, const RowCut& cut, const Groups& groups);
+
+/// Values of some rows of a micro-batch: `values` are those of the chosen rows that this rank holds, in order -> of all
+/// chosen rows, on every rank of cp. Collective over cp; nothing is rounded. No gradient.
+/// shapes: chosen_N int64 host: rows of the micro-batch, rising or not; values [held, ...] -> [N, ...]
+Tensor gather_chosen(const Tensor& values, const Tensor& chosen_N, const RowCut& cut, const Groups& groups);
+
+/// Those of the chosen rows that this rank holds, as its own rows: int64 host.
+Tensor held_of(const Tensor& chosen_N, const RowCut& cut, const Groups& groups);
+
+}  // namespace hanok
