@@ -8,11 +8,13 @@
 
 namespace hanok {
 
-/// The groups of kind `kind` leave out their `number`-th reduction (all-reduce or reduce-scatter), on every rank alike:
-/// each keeps its own values.
+/// The groups of kind `kind` leave out their `number`-th reduction (all-reduce or reduce-scatter) or exchange
+/// (all-to-all), on every rank alike: each keeps its own values, or gets zeros.
 class BrokenWorld : public World {
  public:
-  BrokenWorld(World& world, std::string kind, int number) : world_(world), kind_(std::move(kind)), number_(number) {}
+  enum class Fault { kReduction, kExchange };
+  BrokenWorld(World& world, std::string kind, int number, Fault fault = Fault::kReduction)
+      : world_(world), kind_(std::move(kind)), number_(number), fault_(fault) {}
   int rank() const override { return world_.rank(); }
   int size() const override { return world_.size(); }
   std::shared_ptr<Comm> open(std::string_view kind, const std::vector<int>& ranks) override;
@@ -24,6 +26,7 @@ class BrokenWorld : public World {
   World& world_;
   std::string kind_;
   int number_;
+  Fault fault_;
 };
 
 }  // namespace hanok

@@ -16,25 +16,65 @@
 namespace hanok {
 namespace {
 
-struct Layout {
-  int tp, dp;
-  bool sequence_parallel;
-  int size() const { return tp * dp; }
+struct Layout : ParallelConfig {
+  Layout(const ParallelConfig& config) : ParallelConfig(config) {}
+  int size() const { return static_cast<int>(tp * pp * cp * std::max<int64_t>(dp, 1)); }
+  MeshShape shape() const {
+    return {.pp = static_cast<int>(pp),
+            .dp = static_cast<int>(std::max<int64_t>(dp, 1)),
+            .cp = static_cast<int>(cp),
+            .tp = static_cast<int>(tp),
+            .ep = static_cast<int>(ep),
+            .etp = static_cast<int>(etp)};
+  }
   std::string name() const {
-    return describe({.dp = dp, .tp = tp}) + (tp == 1 ? "" : sequence_parallel ? " sequence" : " no sequence");
+    return describe(shape()) +
+           (tp == 1    ? ""
+            : sequence ? " sequence"
+                       : " no sequence") +
+           (cp == 1 ? "" : " " + context) + (pp == 1 ? "" : " " + schedule);
   }
 };
-const Layout kLayouts[] = {{2, 1, true},
-                           {2, 1, false},
-                           {4, 1, true},
-                           {4, 1, false},
-                           {1, 2, false},
-                           {1, 3, false},
-                           {1, 4, false},
-                           {2, 2, true},
-                           {2, 2, false},
-                           {2, 3, true},
-                           {2, 3, false}};
+const Layout kLayouts[] = {
+    {{.tp = 2}},
+    {{.tp = 2, .sequence = false}},
+    {{.tp = 4}},
+    {{.tp = 4, .sequence = false}},
+    {{.dp = 2}},
+    {{.dp = 3}},
+    {{.dp = 4}},
+    {{.tp = 2, .dp = 2}},
+    {{.tp = 2, .dp = 2, .sequence = false}},
+    {{.tp = 2, .dp = 3}},
+    {{.tp = 2, .dp = 3, .sequence = false}},
+    {{.cp = 2, .context = "gather"}},
+    {{.cp = 2, .context = "ring"}},
+    {{.cp = 2, .context = "heads"}},
+    {{.cp = 3, .context = "gather"}},
+    {{.cp = 3, .context = "ring"}},
+    {{.cp = 4, .context = "gather"}},
+    {{.cp = 4, .context = "ring"}},
+    {{.cp = 4, .context = "heads"}},
+    {{.cp = 2, .dp = 2, .context = "gather"}},
+    {{.cp = 2, .dp = 2, .context = "ring"}},
+    {{.tp = 2, .cp = 2, .context = "gather"}},
+    {{.tp = 2, .cp = 2, .context = "ring"}},
+    {{.tp = 2, .cp = 2, .context = "heads"}},
+    {{.tp = 2, .cp = 2, .sequence = false, .context = "gather"}},
+    {{.tp = 2, .cp = 2, .sequence = false, .context = "ring"}},
+    {{.pp = 2, .schedule = "1f1b"}},
+    {{.pp = 2, .schedule = "interleaved"}},
+    {{.pp = 2, .schedule = "zb-h1"}},
+    {{.pp = 2, .schedule = "zb-v"}},
+    {{.pp = 2, .pp_layers = {0, 3}}},
+    {{.pp = 4, .schedule = "1f1b"}},
+    {{.pp = 4, .schedule = "zb-h1"}},
+    {{.tp = 2, .pp = 2, .schedule = "interleaved"}},
+    {{.tp = 2, .pp = 2, .schedule = "zb-v", .sequence = false}},
+    {{.pp = 2, .dp = 2, .schedule = "1f1b"}},
+    {{.pp = 2, .dp = 2, .schedule = "zb-v"}},
+    {{.tp = 2, .pp = 2, .dp = 2, .schedule = "zb-h1"}},
+};
 
 std::unique_ptr<World> processes;  // null: ranks are threads
 at::Device device = at::kCPU;
@@ -61,7 +101,7 @@ const Trajectory& one_rank(const TrainingCase& what) {
 }
 
 Groups groups_of(World& world, const Layout& layout) {
-  return make_groups(world, Mesh({.dp = layout.dp, .tp = layout.tp}), layout.sequence_parallel);
+  return make_groups(world, Mesh(layout.shape()), layout.sequence && layout.tp > 1);
 }
 
 /// The worst agreement of all ranks of this process.
@@ -103,8 +143,8 @@ TEST(Equivalence, OneRankTrains) {
 TEST(Equivalence, EveryLayoutFollowsOneRank) {
   for (const TrainingCase& what : training_cases()) {
     for (const Layout& layout : layouts()) {
-      const Agreement agreement =
-          worst_agreement(layout, what, [&](World& world) { return train(what, groups_of(world, layout), device); });
+      const Agreement agreement = worst_agreement(
+          layout, what, [&](World& world) { return train(what, groups_of(world, layout), device, layout); });
       EXPECT_TRUE(agreement.ok) << layout.name() << ", " << what.name << ": " << agreement.text();
       if (is_printing()) std::cout << layout.name() << ", " << what.name << ": " << agreement.text() << "\n";
     }
@@ -130,7 +170,7 @@ TEST(Equivalence, BFloat16StraysNoFurtherThanOnOneRank) {
     std::mutex mutex;
     double worst = 0;
     run_ranks(layout.size(), [&](World& world) {
-      const double error = largest_loss_error(train(half, groups_of(world, layout), device), one_rank(exact));
+      const double error = largest_loss_error(train(half, groups_of(world, layout), device, layout), one_rank(exact));
       const std::lock_guard lock(mutex);
       worst = std::max(worst, error);
     });
@@ -165,26 +205,43 @@ void expect_disagreement(const Layout& layout, const std::function<Trajectory(Wo
 
 TEST(Canary, OneMissingAllReduceOfTpIsNoticed) {
   for (const bool sequence_parallel : {true, false}) {
-    const Layout layout{2, 1, sequence_parallel};
+    const Layout layout({.tp = 2, .sequence = sequence_parallel});
     expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
       BrokenWorld broken(world, "tp", 150);
-      return train(what, groups_of(broken, layout), device);
+      return train(what, groups_of(broken, layout), device, layout);
     });
   }
 }
 
 TEST(Canary, OneMissingGradientSumIsNoticed) {
-  const Layout layout{1, 2, false};
+  const Layout layout({.dp = 2});
   expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
     BrokenWorld broken(world, "grad", 7);
-    return train(what, groups_of(broken, layout), device);
+    return train(what, groups_of(broken, layout), device, layout);
+  });
+}
+
+// The last hop brings the gradients of keys and values home.
+TEST(Canary, OneMissingHopOfTheRingIsNoticed) {
+  const Layout layout({.cp = 2, .context = "ring"});
+  expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
+    BrokenWorld broken(world, "cp", 40, BrokenWorld::Fault::kExchange);
+    return train(what, groups_of(broken, layout), device, layout);
+  });
+}
+
+TEST(Canary, OneMissingSumOfGatheredGradientsIsNoticed) {
+  const Layout layout({.cp = 2, .context = "gather"});
+  expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
+    BrokenWorld broken(world, "cp", 20);
+    return train(what, groups_of(broken, layout), device, layout);
   });
 }
 
 TEST(Canary, ForgottenSumsOfReplicatedWeightsAreNoticed) {
-  const Layout layout{2, 1, true};
+  const Layout layout({.tp = 2});
   expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
-    return train(what, groups_of(world, layout), device, {.forget_replicated_sums = true});
+    return train(what, groups_of(world, layout), device, layout, {.forget_replicated_sums = true});
   });
 }
 

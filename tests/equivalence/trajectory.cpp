@@ -46,15 +46,22 @@ std::vector<TrainingCase> training_cases() {
            .groups = {{.match = "connector.**", .lr_scale = 3, .weight_decay = 0}}}};
 }
 
-Trajectory train(const TrainingCase& what, const Groups& groups, at::Device device, const Fault& fault) {
+Trajectory train(const TrainingCase& what,
+                 const Groups& groups,
+                 at::Device device,
+                 const ParallelConfig& layout,
+                 const Fault& fault) {
   const StageConfig stage = stage_of(what);
   const std::vector<Sample> samples = real_samples();
   const Sampler sampler = sampler_of(samples);
-  Vlm model(small_model(what.tied), groups, what.dtype, device);
+  Vlm model(small_model(what.tied), groups, what.dtype, device, layout);
+  model.set_execution({.context = context_way(layout.context)});
   initialise(model, /*seed=*/11);
-  freeze(model.params(), stage);
+  freeze(model, stage);
   if (fault.forget_replicated_sums)
     for (Param& param : model.params()) param.spec.sum_grad_over_tp = false;
+  if (fault.forget_twins)
+    for (Param& param : model.params()) param.spec.twin = -1;
   GradSync grads(model.params(), groups, at::kFloat);
   AdamW optimizer(stage.optimizer, model.params(), grads);
   const auto objective = make_objective(stage.objective);
@@ -63,7 +70,7 @@ Trajectory train(const TrainingCase& what, const Groups& groups, at::Device devi
   for (const Param& param : model.params()) initial[param.spec.name] = param.value.detach().cpu().clone();
 
   Trajectory out;
-  const BatchSpec spec = small_batches(groups.tp->size());
+  const BatchSpec spec = small_batches(groups.tp->size() * groups.cp->size());
   Cursor cursor;
   for (int64_t step = 0; step < kSteps; ++step) {
     const std::vector<Row> rows = rows_of_slice(sampler.next(cursor), groups.dp->rank(), groups.dp->size());
@@ -72,6 +79,7 @@ Trajectory train(const TrainingCase& what, const Groups& groups, at::Device devi
     out.losses.push_back(result.loss.item<double>());
     out.norms.push_back(result.grad_norm.item<double>());
     const double clip = std::min(1.0, what.clip_norm / out.norms.back());
+    if (grads.shard().numel() == 0) continue;  // a stage of a pipeline without trainable weights
     const Tensor gradient = grads.shard().abs() * clip;
     out.largest_gradient = std::max(out.largest_gradient, gradient.max().item<double>());
     out.typical_gradient = std::max(out.typical_gradient, gradient.square().mean().sqrt().item<double>());
@@ -110,9 +118,10 @@ Agreement compare(const Trajectory& got, const Trajectory& one_rank, const Train
   const double amplification = kSteps * stage.optimizer.lr * lr_scale / kAdamEps;
   out.weight_tolerance = amplification * tolerance(at::kFloat, tokens, one_rank.largest_gradient);
   out.mean_tolerance = amplification * tolerance(at::kFloat, tokens, one_rank.typical_gradient);
-  Vlm names(small_model(what.tied), groups, at::kFloat, at::kMeta);
+  const Vlm names(small_model(what.tied), make_single_groups(), at::kFloat, at::kMeta);
   double sum = 0, count = 0;
   for (const Param& param : names.params()) {
+    if (!got.weights.contains(param.spec.name)) continue;  // on another stage
     const Tensor& value = got.weights.at(param.spec.name);
     const Tensor want = local_piece(one_rank.weights.at(param.spec.name), param.spec, groups);
     if (value.numel() == 0) continue;

@@ -24,6 +24,7 @@ std::vector<TrainingCase> training_cases();
 /// Deliberate faults.
 struct Fault {
   bool forget_replicated_sums = false;  // gradients of whole weights are not summed over tp
+  bool forget_twins = false;            // nor those of a tied table over the two ends of a pipeline
 };
 
 struct Trajectory {
@@ -33,7 +34,12 @@ struct Trajectory {
   double largest_gradient = 0;            // of any element of this rank's shard after clipping
   double typical_gradient = 0;            // root mean square likewise, of the step where it is largest
 };
-Trajectory train(const TrainingCase& what, const Groups& groups, at::Device device, const Fault& fault = {});
+/// `layout`: what its groups do not say, the way of context parallelism and the schedule of a pipeline.
+Trajectory train(const TrainingCase& what,
+                 const Groups& groups,
+                 at::Device device,
+                 const ParallelConfig& layout = {},
+                 const Fault& fault = {});
 
 /// The piece of a global tensor that this rank holds.
 Tensor local_piece(const Tensor& global, const ParamSpec& spec, const Groups& groups);
