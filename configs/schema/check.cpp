@@ -49,10 +49,20 @@ const Rule<S> kStageRules[] = {
        return concat(
            "optimizer: got beta1 ", s.optimizer.beta1, " and beta2 ", s.optimizer.beta2, ", expected both below 1");
      }},
-    {"pp_built",
-     [](const S& s) { return s.parallel.pp == 1; },
+    {"chunks_of_schedule",
      [](const S& s) {
-       return concat("parallel.pp: got ", s.parallel.pp, ", expected 1; pipeline parallelism is not in this version");
+       const ParallelConfig& p = s.parallel;
+       if (p.pp == 1 || p.schedule == "interleaved" || p.chunks == 0) return true;
+       return p.chunks == (p.schedule == "zb-v" ? 2 : 1);
+     },
+     [](const S& s) {
+       return concat("parallel.chunks: got ",
+                     s.parallel.chunks,
+                     " with parallel.schedule ",
+                     s.parallel.schedule,
+                     ", expected ",
+                     s.parallel.schedule == "zb-v" ? 2 : 1,
+                     " (only interleaved takes any number); set chunks: 0, or schedule: interleaved");
      }},
     {"cp_built",
      [](const S& s) { return s.parallel.cp == 1; },

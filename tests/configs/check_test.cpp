@@ -98,10 +98,14 @@ const RunCase kRunCases[] = {
      [](RunConfig& r) { r.stages[0].optimizer.beta2 = 1; },
      0,
      "stages.a.optimizer: got beta1 0.9 and beta2 1, expected both below 1"},
-    {"pp_built",
-     [](RunConfig& r) { r.stages[0].parallel.pp = 2; },
+    {"chunks_of_schedule",
+     [](RunConfig& r) {
+       r.stages[0].parallel.pp = 2;
+       r.stages[0].parallel.chunks = 2;
+     },
      0,
-     "stages.a.parallel.pp: got 2, expected 1; pipeline parallelism is not in this version"},
+     "stages.a.parallel.chunks: got 2 with parallel.schedule 1f1b, expected 1 (only interleaved takes any number); set "
+     "chunks: 0, or schedule: interleaved"},
     {"cp_built",
      [](RunConfig& r) { r.stages[0].parallel.cp = 2; },
      0,
@@ -279,7 +283,7 @@ TEST(Check, AllViolationsAreToldAtOnce) {
   RunConfig run = valid_run();
   run.eval.set = "x";
   run.stages[0].steps = 0;
-  run.stages[0].parallel.pp = 2;
+  run.stages[0].optimizer.beta2 = 1;
   try {
     check_config(run, 0);
     FAIL() << "nothing was thrown";
