@@ -15,6 +15,7 @@ struct PlacedSample {
   int64_t index = 0;  // in the dataset
   std::string id;
   int64_t begin = 0, end = 0;        // tokens of the micro-batch
+  int row = 0;                       // packed row of the micro-batch, from 0
   int num_choices = 0, answer = -1;  // position of the right choice as shown
   std::vector<int> permutation;  // evaluate with shuffled choices: shown position -> original choice; empty otherwise
 };

@@ -28,7 +28,11 @@ Batch read_batch(const Datasets& datasets,
     samples.push_back(change ? change(ref, std::move(sample)) : std::move(sample));
   }
   try {
-    return make_batch(samples, refs, spec);
+    Batch batch = make_batch(samples, refs, spec);
+    size_t next = 0;
+    for (size_t row = 0; row < rows.size(); ++row)
+      for (size_t i = 0; i < rows[row].size(); ++i) batch.samples[next++].row = static_cast<int>(row);
+    return batch;
   } catch (const Error& error) {
     std::string files;
     for (const auto& dataset : datasets) files += (files.empty() ? "" : ", ") + dataset->file();

@@ -5,8 +5,8 @@
 namespace hanok {
 namespace {
 
-// Weights applied to every head on its own: heads are cut over tp, so that gradients are partial there.
-PlanRule per_head(std::string glob) {
+// Whole weights applied to a part of the heads, or of the rows, on every rank of tp: gradients are partial there.
+PlanRule per_part(std::string glob) {
   return {std::move(glob), Cut::kWhole, Layout::kHeads, Layout::kHeads};
 }
 // The last layer before vision tokens are written into the stream: every rank needs all of them.
@@ -17,14 +17,22 @@ PlanRule rowwise_to_full(std::string glob) {
 std::vector<PlanRule> qwen3(const ModelConfig& config) {
   std::vector<PlanRule> rules = {
       vocab("decoder.embed"),  // out: full; vision tokens are written in, then rows are cut
-      per_head("decoder.layers.*.attn.*_norm"),
+      per_part("decoder.layers.*.attn.*_norm"),
       colwise("decoder.layers.*.attn.qkv"),
       rowwise("decoder.layers.*.attn.out"),
-      colwise("decoder.layers.*.mlp.up"),
-      rowwise("decoder.layers.*.mlp.down"),
       whole("decoder.**norm"),
       vocab("decoder.head"),
   };
+  const int64_t expert_layers = config.decoder.num_expert_layers();
+  if (expert_layers < config.decoder.layers) {
+    rules.push_back(colwise("decoder.layers.*.mlp.up"));
+    rules.push_back(rowwise("decoder.layers.*.mlp.down"));
+  }
+  if (expert_layers > 0) {
+    rules.push_back(per_part("decoder.layers.*.moe.router"));  // sees this rank's part of the rows, however they lie
+    rules.push_back(expert("decoder.layers.*.moe.experts.up"));
+    rules.push_back(expert("decoder.layers.*.moe.experts.down"));
+  }
   if (config.tower.type == "none") return rules;
   const std::vector<PlanRule> vision = {
       whole("tower.patch_embed"),
@@ -46,7 +54,8 @@ struct Family {
   const char* name;
   std::vector<PlanRule> (*rules)(const ModelConfig&);
 };
-constexpr Family kFamilies[] = {{"qwen3_vl", &qwen3}, {"qwen3", &qwen3}};
+constexpr Family kFamilies[] = {
+    {"qwen3_vl", &qwen3}, {"qwen3", &qwen3}, {"qwen3_vl_moe", &qwen3}, {"qwen3_moe", &qwen3}};
 
 }  // namespace
 

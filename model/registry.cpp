@@ -19,7 +19,7 @@ std::unique_ptr<Tower> make_no_tower(const ModelConfig&, const BuildContext&) {
 }
 constexpr Entry<Tower> kTowers[] = {{"qwen3vl_vit", &make_qwen3vl_vit}, {"none", &make_no_tower}};
 constexpr Entry<Connector> kConnectors[] = {{"merger_mlp", &make_merger_mlp}};
-constexpr Entry<Decoder> kDecoders[] = {{"qwen3_dense", &make_dense}};
+constexpr Entry<Decoder> kDecoders[] = {{"qwen3_dense", &make_dense}, {"qwen3_moe", &make_dense}};
 
 template <class Part, size_t N>
 std::vector<std::string> names(const Entry<Part> (&table)[N]) {

@@ -154,8 +154,8 @@ DecoderInput entry_of(const ModelInput& input) {
   return {.position_3T = input.position_3T,
           .row_starts = input.row_starts,
           .vision_index_M = input.vision_index_M,
-          .routing = input.routing,
-          .cut = input.cut};
+          .cut = input.cut,
+          .routing = input.routing};
 }
 
 /// Whether vision tokens come from the ranks of cp, each of which makes some.

@@ -42,8 +42,8 @@ std::vector<StoredTensor> stored_tensors(const ParamTable& params);
 /// Host copies of this rank's part of a checkpoint. The memory is kept for the next one.
 class Snapshot {
  public:
-  /// Copies model values (each local tensor cut evenly over the grad group) and optimizer shards. The pieces stay valid
-  /// until the next take().
+  /// Copies model values (each local tensor cut evenly over the ranks that hold the same) and optimizer shards. The
+  /// pieces stay valid until the next take().
   const std::vector<StoredPiece>& take(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
 
  private:

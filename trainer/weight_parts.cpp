@@ -22,6 +22,7 @@ std::vector<WeightPart> weight_parts(const ParamTable& params, const ModelConfig
     for (HfPart& part : map.parts(params[i].spec, config)) {
       std::vector<int64_t> shape = params[i].spec.shape;
       shape[part.dim] = part.size;
+      if (part.inner_size > 0) shape[1] = part.inner_size;
       HANOK_REQUIRE(count(shape) == count(part.shape), kShape)
           << part.name << ": got shape " << part.shape << ", expected as many elements as " << shape << " of "
           << params[i].spec.name << "; name map of " << config.known_family();
@@ -29,6 +30,24 @@ std::vector<WeightPart> weight_parts(const ParamTable& params, const ModelConfig
     }
   }
   return out;
+}
+
+Tensor WeightPart::as_ours(const Tensor& theirs) const {
+  return part.transposed ? theirs.transpose(-1, -2) : theirs.reshape(our_shape);
+}
+
+Tensor WeightPart::as_theirs(const Tensor& stretch) const {
+  return part.transposed ? stretch.transpose(-1, -2).contiguous() : stretch.reshape(part.shape);
+}
+
+std::string expert_layout(const ModelConfig& config, const WeightFolder& folder) {
+  std::map<std::string, std::vector<int64_t>> shapes;
+  for (const std::string& name : folder.names()) shapes[name] = folder.entry(name).shape;
+  return expert_layout(config, shapes);
+}
+
+const Comm& cut_group(const ParamSpec& spec, const Groups& groups) {
+  return spec.cut_dim >= 0 && spec.cut_axis == Axis::kEp ? *groups.ep : *groups.tp;
 }
 
 TiedName tied_name(const ParamTable& params, const ModelConfig& config) {
@@ -66,7 +85,8 @@ std::vector<Overlap> overlaps(const ParamSpec& spec, const HfPart& part, int ind
 
 Tensor local_view(const Tensor& local, const HfPart& part, const Overlap& overlap) {
   const bool is_cut_elsewhere = overlap.dim != part.dim;
-  const Tensor stretch = is_cut_elsewhere ? local.narrow(part.dim, part.begin, part.size) : local;
+  Tensor stretch = is_cut_elsewhere ? local.narrow(part.dim, part.begin, part.size) : local;
+  if (part.inner_size > 0) stretch = stretch.narrow(1, part.inner_begin, part.inner_size);
   return stretch.narrow(overlap.dim, overlap.in_local, overlap.size);
 }
 

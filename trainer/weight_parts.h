@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "dataio/safetensors.h"
 #include "model/hf/name_map.h"
 #include "parallel/param.h"
 
@@ -14,6 +15,10 @@ struct WeightPart {
   int param = 0;  // index into the table
   HfPart part;
   std::vector<int64_t> our_shape;  // of the stretch, in our dims; as many elements as part.shape
+  /// The HF tensor as a stretch of ours.
+  Tensor as_ours(const Tensor& theirs) const;
+  /// And back; a copy where the two lie otherwise in memory.
+  Tensor as_theirs(const Tensor& stretch) const;
 };
 /// All tensors of the model in table order; the same on every rank. errors: kShape if a part does not fit its parameter
 std::vector<WeightPart> weight_parts(const ParamTable& params, const ModelConfig& config);
@@ -24,6 +29,12 @@ struct TiedName {
   std::string copy, original;
 };
 TiedName tied_name(const ParamTable& params, const ModelConfig& config);
+
+/// How the folder keeps its experts (model.experts_on_disk), by the shapes of its tensors.
+std::string expert_layout(const ModelConfig& config, const WeightFolder& folder);
+
+/// The ranks over which a weight is cut.
+const Comm& cut_group(const ParamSpec& spec, const Groups& groups);
 
 /// Where a stretch meets what rank `index` of `parts` holds: rows [in_part, +size) of the stretch are rows [in_local,
 /// +size) of the local tensor, both along `dim`, once the local tensor is narrowed to the stretch (local_view).

@@ -1,17 +1,25 @@
 #pragma once
 
+#include <optional>
+
 #include "configs/schema/config.h"
 #include "model/layers/attention.h"
 #include "model/layers/mlp.h"
+#include "model/layers/moe.h"
 #include "model/layers/norm.h"
 
 namespace hanok {
 
-/// x + attn(norm(x)), then + mlp(norm(.)): pre-norm, no biases, RMSNorm also over each q and k head.
+/// x + attn(norm(x)), then + mlp(norm(.)): pre-norm, no biases, RMSNorm also over each q and k head. The MLP is one of
+/// experts where the config says so.
 class DecoderBlock {
  public:
-  DecoderBlock(const DecoderConfig& config, const BuildContext& ctx);
-  Tensor forward(const Tensor& x_TD, const RopeTable& rope, const Segments& segments) const;
+  /// `layer`: global index
+  DecoderBlock(const DecoderConfig& config, int64_t layer, const BuildContext& ctx);
+  Tensor forward(const Tensor& x_TD,
+                 const RopeTable& rope,
+                 const Segments& segments,
+                 const std::shared_ptr<Routing>& routing) const;
   const std::vector<Tensor>& weights() const { return weights_; }
 
  private:
@@ -19,7 +27,8 @@ class DecoderBlock {
   RmsNorm attn_norm_;
   SelfAttention attn_;
   RmsNorm mlp_norm_;
-  GatedMlp mlp_;
+  std::optional<GatedMlp> mlp_;
+  std::optional<MoeMlp> moe_;  // one of the two
   std::vector<Tensor> weights_;
 };
 

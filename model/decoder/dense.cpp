@@ -48,7 +48,7 @@ class DenseDecoder : public Decoder {
       const auto tap = static_cast<size_t>(i - piece.first);
       if (tap < input.taps_MD.size()) x_TD = add_rows(x_TD, input.vision_index_M, input.taps_MD[tap], rows, *groups_);
     }
-    if (input.routing) input.routing->finish(*groups_);
+    if (input.routing && piece.is_first && piece.is_last) input.routing->finish(*groups_);
     return piece.is_last ? norm_->forward(x_TD) : x_TD;
   }
 

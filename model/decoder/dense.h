@@ -8,8 +8,8 @@
 
 namespace hanok {
 
-/// Qwen3's dense decoder with interleaved M-RoPE.
-/// source: HF Qwen3VLTextModel (transformers 5.17)
+/// Qwen3's decoder with interleaved M-RoPE: dense, or with experts in the layers that the config says (qwen3_moe).
+/// source: HF Qwen3VLTextModel, Qwen3VLMoeTextModel (transformers 5.17)
 std::unique_ptr<Decoder> make_dense(const ModelConfig& config, const BuildContext& ctx);
 
 }  // namespace hanok

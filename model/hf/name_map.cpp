@@ -20,7 +20,9 @@ struct Family {
 };
 constexpr Family kFamilies[] = {
     {"qwen3_vl", "qwen3_vl", &qwen3_vl_names, &read_qwen3_vl_config, &write_qwen3_vl_config},
-    {"qwen3", "qwen3", &qwen3_names, &read_qwen3_config, &write_qwen3_config}};
+    {"qwen3", "qwen3", &qwen3_names, &read_qwen3_config, &write_qwen3_config},
+    {"qwen3_vl_moe", "qwen3_vl_moe", &qwen3_vl_names, &read_qwen3_vl_config, &write_qwen3_vl_config},
+    {"qwen3_moe", "qwen3_moe", &qwen3_names, &read_qwen3_config, &write_qwen3_config}};
 
 const Family& family_of(const std::string& name) {
   std::vector<std::string> known;
@@ -29,6 +31,12 @@ const Family& family_of(const std::string& name) {
     known.push_back(family.name);
   }
   HANOK_FAIL(kConfig) << "model.family: got " << name << ", expected one of " << known;
+}
+
+/// model.experts_on_disk; auto: what transformers 5 writes of a model that came from nowhere.
+std::string layout_of(const ModelConfig& config) {
+  if (config.experts_on_disk != "auto") return config.experts_on_disk;
+  return config.known_family() == "qwen3_moe" ? "separate" : "fused_out_in";
 }
 
 /// What '*' stands for when `name` has the form of `pattern` (an index; empty without a star), or nothing.
@@ -68,8 +76,15 @@ NameRow reshaped(std::string ours, std::string theirs, HfShape shape) {
 NameRow fuse(std::string ours, std::vector<std::string> theirs) {
   return {NameRow::Verb::kFuse, std::move(ours), std::move(theirs)};
 }
-NameRow stack(std::string ours, std::string theirs) {
-  return {NameRow::Verb::kStack, std::move(ours), {std::move(theirs)}};
+NameRow stack(std::string ours, std::vector<std::string> theirs) {
+  return {NameRow::Verb::kStack, std::move(ours), std::move(theirs)};
+}
+NameRow transposed(std::string ours, std::string theirs) {
+  return {NameRow::Verb::kTranspose, std::move(ours), {std::move(theirs)}};
+}
+NameRow in_layout(std::string layout, NameRow row) {
+  row.layout = std::move(layout);
+  return row;
 }
 NameRow tied(std::string ours_absent, std::string ours) {
   return {NameRow::Verb::kTied, std::move(ours_absent), {std::move(ours)}};
@@ -77,7 +92,7 @@ NameRow tied(std::string ours_absent, std::string ours) {
 
 std::vector<HfPart> NameMap::parts(const ParamSpec& spec, const ModelConfig& config) const {
   for (const NameRow& row : rows_) {
-    if (row.verb == NameRow::Verb::kTied) continue;
+    if (row.verb == NameRow::Verb::kTied || (!row.layout.empty() && row.layout != layout_of(config))) continue;
     const auto index = match(row.ours, spec.name);
     if (!index) continue;
     std::vector<HfPart> parts;
@@ -102,13 +117,29 @@ std::vector<HfPart> NameMap::parts(const ParamSpec& spec, const ModelConfig& con
         }
         break;
       }
-      case NameRow::Verb::kStack:
-        for (int64_t expert = 0; expert < spec.shape.at(0); ++expert)
-          parts.push_back({.name = replace(replace(row.theirs[0], '*', *index), '#', std::to_string(expert)),
-                           .shape = {spec.shape.begin() + 1, spec.shape.end()},
-                           .begin = expert,
-                           .size = 1});
+      case NameRow::Verb::kTranspose: {
+        std::vector<int64_t> shape = spec.shape;
+        std::swap(shape.at(shape.size() - 1), shape.at(shape.size() - 2));
+        parts.push_back({.name = replace(row.theirs[0], '*', *index),
+                         .shape = std::move(shape),
+                         .size = spec.shape[0],
+                         .transposed = true});
         break;
+      }
+      case NameRow::Verb::kStack: {
+        const auto pieces = static_cast<int64_t>(row.theirs.size());
+        std::vector<int64_t> shape(spec.shape.begin() + 1, spec.shape.end());
+        shape.at(0) /= pieces;
+        for (int64_t expert = 0; expert < spec.shape.at(0); ++expert)
+          for (int64_t piece = 0; piece < pieces; ++piece)
+            parts.push_back({.name = replace(replace(row.theirs[piece], '*', *index), '#', std::to_string(expert)),
+                             .shape = shape,
+                             .begin = expert,
+                             .size = 1,
+                             .inner_begin = piece * shape[0],
+                             .inner_size = shape[0]});
+        break;
+      }
     }
     return parts;
   }
@@ -142,6 +173,22 @@ void NameMap::check_complete(const std::vector<ParamSpec>& specs,
   HANOK_REQUIRE(missing.empty() && unexpected.empty(), kCheckpoint)
       << "weights: got " << listed(unexpected) << " that the model does not have, and miss " << listed(missing)
       << ", expected exactly the model's; check that config.json belongs to these files";
+}
+
+std::string expert_layout(const ModelConfig& config, const std::map<std::string, std::vector<int64_t>>& shapes) {
+  const DecoderConfig& d = config.decoder;
+  ModelConfig unset = config;
+  unset.experts_on_disk = "auto";
+  for (const auto& [name, shape] : shapes) {
+    if (glob_match("**.mlp.experts.*.*_proj.weight", name)) return "separate";
+    const bool up = name.ends_with(".mlp.experts.gate_up_proj"), down = name.ends_with(".mlp.experts.down_proj");
+    if (!up && !down) continue;
+    const int64_t in = up ? d.hidden : d.expert_ffn, out = up ? 2 * d.expert_ffn : d.hidden;
+    if (in == out) continue;  // square: the other of the two is not
+    if (shape == std::vector<int64_t>{d.experts, in, out}) return "fused_in_out";
+    if (shape == std::vector<int64_t>{d.experts, out, in}) return "fused_out_in";
+  }
+  return layout_of(unset);
 }
 
 const NameMap& name_map_of(const std::string& family) {

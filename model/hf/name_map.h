@@ -1,6 +1,7 @@
-// Hugging Face tensor names <-> ours, as a table of four verbs that reads both ways.
+// Hugging Face tensor names <-> ours, as a table of a few verbs that reads both ways.
 #pragma once
 
+#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <set>
 #include <string>
@@ -13,10 +14,12 @@ namespace hanok {
 
 /// A stretch of one of our global tensors (along `dim`) that is one HF tensor, reshaped if need be.
 struct HfPart {
-  std::string name;             // HF tensor
-  std::vector<int64_t> shape;   // HF shape; the same elements in the same row-major order as the stretch
-  int dim = 0;                  // of ours, along which parts are laid end to end
-  int64_t begin = 0, size = 0;  // of ours, along dim
+  std::string name;                         // HF tensor
+  std::vector<int64_t> shape;               // HF shape; the same elements in the same row-major order as the stretch
+  int dim = 0;                              // of ours, along which parts are laid end to end
+  int64_t begin = 0, size = 0;              // of ours, along dim
+  int64_t inner_begin = 0, inner_size = 0;  // of the stretch, along dim 1; size 0: all of it
+  bool transposed = false;                  // the stretch with its last two dims swapped is the HF tensor
 };
 
 /// Shape of the HF tensor where it is not that of the stretch.
@@ -24,15 +27,19 @@ using HfShape = std::vector<int64_t> (*)(const ModelConfig&);
 
 /// Pattern rows; '*' is a layer index, the same on both sides.
 struct NameRow {
-  enum class Verb { kCopy, kFuse, kStack, kTied } verb;
+  enum class Verb { kCopy, kFuse, kStack, kTranspose, kTied } verb;
   std::string ours;
   std::vector<std::string> theirs;
   HfShape shape = nullptr;
+  std::string layout = {};  // holds only where experts lie so (expert_layout); empty: always
 };
 NameRow copy(std::string ours, std::string theirs);                     // the same tensor
 NameRow reshaped(std::string ours, std::string theirs, HfShape shape);  // the same values in another shape
 NameRow fuse(std::string ours, std::vector<std::string> theirs);        // segments of ParamSpec, in order
-NameRow stack(std::string ours, std::string theirs);                    // '#' = expert index, dim 0 of ours
+/// '#' = expert index, dim 0 of ours; more than one: equal parts of dim 1, in order.
+NameRow stack(std::string ours, std::vector<std::string> theirs);
+NameRow transposed(std::string ours, std::string theirs);  // the last two dims are swapped
+NameRow in_layout(std::string layout, NameRow row);
 NameRow tied(std::string ours_absent,
              std::string ours);  // where the head shares the embedding, a stored head is ignored
 
@@ -55,6 +62,12 @@ class NameMap {
 
 /// errors: kConfig listing the known families
 const NameMap& name_map_of(const std::string& family);
+
+/// How a folder keeps its experts, from the shapes of its tensors: a value of model.experts_on_disk. Without experts,
+/// or with tensors of no known form (the check of names and shapes will say so): what transformers 5 would write.
+/// Published Qwen3-VL-MoE folders have fused_in_out, transformers 5 writes fused_out_in (and reads both), Qwen3-MoE
+/// ones are separate.
+std::string expert_layout(const ModelConfig& config, const std::map<std::string, std::vector<int64_t>>& shapes);
 
 /// config.json (either dialect: rope_scaling + rope_theta, or rope_parameters) -> model numbers, and back. `path`,
 /// `tokenizer` and `dtype` are left alone. Written: both, so that transformers 4 and 5 read it.

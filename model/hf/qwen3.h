@@ -1,4 +1,5 @@
-// The Qwen3 text model as Hugging Face stores it: a family of its own, and the decoder of Qwen3-VL.
+// The Qwen3 text model as Hugging Face stores it, dense or with experts: families of their own, and the decoder of
+// Qwen3-VL.
 #pragma once
 
 #include "model/hf/config_section.h"
@@ -13,8 +14,8 @@ nlohmann::json write_qwen3_config(const ModelConfig& config, const std::string& 
 
 /// Rows of the decoder where its tensors begin with `prefix`; the head is at the top.
 std::vector<NameRow> qwen3_text_rows(const std::string& prefix);
-/// All but rope.
-void read_qwen3_text(const ConfigSection& text, DecoderConfig& decoder);
+/// All but rope, and but norm_topk_prob where there are `experts`.
+void read_qwen3_text(const ConfigSection& text, DecoderConfig& decoder, bool experts);
 /// All but model_type and rope.
 nlohmann::json qwen3_text_json(const ModelConfig& config, const std::string& dtype);
 

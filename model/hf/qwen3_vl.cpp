@@ -18,8 +18,10 @@ std::vector<int64_t> patch_kernel(const ModelConfig& config) {
   return {tower.hidden, tower.channels, tower.temporal_patch, tower.patch, tower.patch};
 }
 
-void read_text(const ConfigSection& text, DecoderConfig& decoder) {
-  read_qwen3_text(text, decoder);
+void read_text(const ConfigSection& text, DecoderConfig& decoder, bool experts) {
+  read_qwen3_text(text, decoder, experts);
+  decoder.norm_topk = true;
+  if (experts) text.require<bool>("norm_topk_prob", true);  // the architecture knows no other
   decoder.max_positions = text.optional<int64_t>("max_position_embeddings", 128000);
   decoder.rope_theta = text.optional<double>("rope_theta", 500000);
   decoder.mrope_section = {24, 20, 20};
@@ -115,7 +117,7 @@ const NameMap& qwen3_vl_names() {
 void read_qwen3_vl_config(const Json& hf, ModelConfig& config) {
   const ConfigSection top(hf, "");
   const ConfigSection text = top.section("text_config");
-  read_text(text, config.decoder);
+  read_text(text, config.decoder, config.known_family() == "qwen3_vl_moe");
   read_vision(top.section("vision_config"), config);
   // The top level decides: the default inside text_config is that of another class.
   config.decoder.tied = top.optional<bool>("tie_word_embeddings", text.optional<bool>("tie_word_embeddings", false));
@@ -134,7 +136,8 @@ Json write_qwen3_vl_config(const ModelConfig& config, const std::string& dtype) 
   Json rope_parameters = rope_scaling;
   rope_parameters["rope_theta"] = decoder.rope_theta;
   Json text = qwen3_text_json(config, dtype);
-  text["model_type"] = "qwen3_vl_text";
+  const std::string type = decoder.is_moe() ? "qwen3_vl_moe" : "qwen3_vl";
+  text["model_type"] = type + "_text";
   text["rope_parameters"] = rope_parameters;
   text["rope_scaling"] = rope_scaling;  // with rope_theta: for transformers 4
   const Json vision = {{"deepstack_visual_indexes", config.taps},
@@ -145,23 +148,24 @@ Json write_qwen3_vl_config(const ModelConfig& config, const std::string& dtype) 
                        {"in_channels", tower.channels},
                        {"initializer_range", config.init_std},
                        {"intermediate_size", tower.ffn},
-                       {"model_type", "qwen3_vl_vision"},
+                       {"model_type", type + "_vision"},
                        {"num_heads", tower.heads},
                        {"num_position_embeddings", tower.position_grid * tower.position_grid},
                        {"out_hidden_size", decoder.hidden},
                        {"patch_size", tower.patch},
                        {"spatial_merge_size", config.connector.merge},
                        {"temporal_patch_size", tower.temporal_patch}};
-  return {{"architectures", {"Qwen3VLForConditionalGeneration"}},
-          {"dtype", dtype},
-          {"image_token_id", config.image_token},
-          {"model_type", "qwen3_vl"},
-          {"text_config", text},
-          {"tie_word_embeddings", decoder.tied},
-          {"video_token_id", config.video_token},
-          {"vision_config", vision},
-          {"vision_end_token_id", config.vision_end_token},
-          {"vision_start_token_id", config.vision_start_token}};
+  return {
+      {"architectures", {decoder.is_moe() ? "Qwen3VLMoeForConditionalGeneration" : "Qwen3VLForConditionalGeneration"}},
+      {"dtype", dtype},
+      {"image_token_id", config.image_token},
+      {"model_type", type},
+      {"text_config", text},
+      {"tie_word_embeddings", decoder.tied},
+      {"video_token_id", config.video_token},
+      {"vision_config", vision},
+      {"vision_end_token_id", config.vision_end_token},
+      {"vision_start_token_id", config.vision_start_token}};
 }
 
 }  // namespace hanok

@@ -1,4 +1,4 @@
-// The Qwen3-VL family as Hugging Face stores it.
+// The Qwen3-VL families as Hugging Face stores them, dense and with experts.
 #pragma once
 
 #include "model/hf/name_map.h"

@@ -7,6 +7,7 @@
 #include "model/kernels/lookup_rows_cuda.h"
 #include "model/kernels/qk_rope_cuda.h"
 #include "model/kernels/rms_norm_cuda.h"
+#include "model/kernels/route_rows_cuda.h"
 #include "model/kernels/scatter_rows_cuda.h"
 #include "model/kernels/sum_by_row_cuda.h"
 #include "model/kernels/swiglu_cuda.h"
@@ -42,6 +43,15 @@ void launch(const RmsNormForward&) {
   assert(false);
 }
 void launch(const RmsNormBackward&) {
+  assert(false);
+}
+void launch(const SpreadRows&) {
+  assert(false);
+}
+void launch(const CollectRows&) {
+  assert(false);
+}
+void launch(const WeightOfRows&) {
   assert(false);
 }
 void launch(const InvertIndex&) {

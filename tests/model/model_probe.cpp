@@ -36,8 +36,16 @@ void load_weights(Vlm& model, const SafetensorsFile& file) {
       HANOK_REQUIRE(theirs.sizes() == at::IntArrayRef(part.shape), kCheckpoint)
           << part.name << ": got " << theirs.sizes() << ", expected " << part.shape;
       Tensor ours = param.value.narrow(part.dim, part.begin, part.size);
-      ours.copy_(theirs.reshape(ours.sizes()));
+      if (part.inner_size > 0) ours = ours.narrow(1, part.inner_begin, part.inner_size);
+      ours.copy_(part.transposed ? theirs.transpose(-1, -2) : theirs.reshape(ours.sizes()));
     }
+}
+
+/// The stretch of a gradient that is one HF tensor.
+Tensor as_theirs(const Tensor& grad, const HfPart& part) {
+  Tensor stretch = grad.narrow(part.dim, part.begin, part.size);
+  if (part.inner_size > 0) stretch = stretch.narrow(1, part.inner_begin, part.inner_size);
+  return part.transposed ? stretch.transpose(-1, -2).contiguous() : stretch.reshape(part.shape).contiguous();
 }
 
 void run(const std::string& folder) {
@@ -46,31 +54,40 @@ void run(const std::string& folder) {
   ModelConfig config;
   read_hf_config(settings["model"], config);
   std::ofstream(folder + "/written.json") << write_hf_config(config, settings["dtype"]);
+  config.experts_on_disk = settings.value("experts_on_disk", "auto");
   const at::ScalarType dtype = settings["dtype"] == "bfloat16" ? at::kBFloat16 : at::kFloat;
   const SafetensorsFile file(folder + "/case.safetensors");
   Vlm model(config, make_single_groups(), dtype, at::kCPU);
   load_weights(model, file);
   model.set_execution({.recompute_every = settings["recompute_every"].get<int64_t>()});
-  const ModelInput input{.tokens_T = file.view("tokens"),
-                         .position_3T = file.view("position"),
-                         .row_starts = file.view("row_starts"),
-                         .pixels_PC = file.view("pixels"),
-                         .grid_I3 = file.view("grid"),
-                         .vision_index_M = file.view("vision_index")};
+  ModelInput input{.tokens_T = file.view("tokens"),
+                   .position_3T = file.view("position"),
+                   .row_starts = file.view("row_starts"),
+                   .pixels_PC = file.view("pixels"),
+                   .grid_I3 = file.view("grid"),
+                   .vision_index_M = file.view("vision_index")};
+  if (config.decoder.is_moe()) {
+    const Tensor row = file.view("row");
+    input.routing =
+        std::make_shared<Routing>(Routing{.row_T = row,
+                                          .tokens_of_step = static_cast<double>(row.ge(0).sum().item<int64_t>()),
+                                          .coefficient = config.decoder.aux_loss,
+                                          .expert_layers = config.decoder.num_expert_layers()});
+  }
   const Tensor targets = file.view("targets"), weights = file.view("label_weights");
   const ModelOutput output = model.forward(input);
   const Tensor nll = linear_cross_entropy(output.y_TD, model.head(), targets, model.groups());
   const Tensor loss = (nll * weights).sum();
   loss.backward();
   std::map<std::string, Tensor> results;
-  results["loss"] = loss.detach().view({1});
+  const double balance = input.routing ? config.decoder.aux_loss * input.routing->aux.item<double>() : 0;
+  results["loss"] = (loss.detach() + balance).view({1});
   results["nll"] = nll.detach();
   results["logits"] = at::mm(output.y_TD.detach(), model.head().weight_VD.detach().t());
   for (Param& param : model.params()) {
     if (!param.value.grad().defined()) continue;
     for (const HfPart& part : name_map_of(config.known_family()).parts(param.spec, config))
-      results["grad/" + part.name] =
-          param.value.grad().narrow(part.dim, part.begin, part.size).reshape(part.shape).contiguous();
+      results["grad/" + part.name] = as_theirs(param.value.grad(), part);
   }
   std::vector<TensorPlan> plan;
   for (const auto& [name, tensor] : results) plan.push_back({name, tensor.scalar_type(), tensor.sizes().vec()});

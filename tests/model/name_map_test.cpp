@@ -77,7 +77,7 @@ TEST(NameMap, CutsFusedWeightsAtTheirSegments) {
 }
 
 TEST(NameMap, SplitsStackedExpertsOneByOne) {
-  const NameMap map({stack("moe.*.up", "theirs.*.experts.#.up_proj.weight")}, {});
+  const NameMap map({stack("moe.*.up", {"theirs.*.experts.#.up_proj.weight"})}, {});
   const auto parts = map.parts({.name = "moe.4.up", .shape = {3, 5, 2}}, tiny_config());
   ASSERT_EQ(parts.size(), 3u);
   EXPECT_EQ(parts[2].name, "theirs.4.experts.2.up_proj.weight");

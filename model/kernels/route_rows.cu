@@ -1,0 +1,126 @@
+#include "base/cuda/device.cuh"
+#include "model/kernels/route_rows_cuda.h"
+
+namespace hanok {
+namespace cuda {
+namespace {
+
+template <class T, int N>
+__global__ void __launch_bounds__(256) spread(
+    const T* x, const int64_t* row, const T* weight, const int64_t* slot, T* y, int64_t num_rows, int64_t packs) {
+  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, width = packs * N;
+  if (at >= packs) return;
+  for (int64_t n = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; n < num_rows; n += gridDim.y * int64_t{blockDim.y}) {
+    Pack<T, N> v = load<N>(x + row[n] * width + at * N);
+    if (weight) {
+      const Wide<T> factor = widen(weight[slot[n]]);
+#pragma unroll
+      for (int i = 0; i < N; ++i) v.v[i] = narrow<T>(factor * widen(v.v[i]));
+    }
+    store<N>(y + n * width + at * N, v);
+  }
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(256)
+    collect(const T* x, const T* weight, const int64_t* place, T* y, int64_t num_rows, int64_t choices, int64_t packs) {
+  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, width = packs * N;
+  if (at >= packs) return;
+  for (int64_t t = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; t < num_rows; t += gridDim.y * int64_t{blockDim.y}) {
+    Wide<T> sum[N] = {};
+    for (int64_t k = 0; k < choices; ++k) {
+      const int64_t n = place[t * choices + k];
+      if (n < 0) continue;
+      const Wide<T> factor = weight ? widen(weight[t * choices + k]) : Wide<T>(1);
+      const Pack<T, N> v = load<N>(x + n * width + at * N);
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum[i] += factor * widen(v.v[i]);
+    }
+    Pack<T, N> out;
+#pragma unroll
+    for (int i = 0; i < N; ++i) out.v[i] = narrow<T>(sum[i]);
+    store<N>(y + t * width + at * N, out);
+  }
+}
+
+/// A warp a pair of rows.
+template <class T>
+__global__ void __launch_bounds__(256)
+    products(const T* x, const T* dy, const int64_t* place, T* dweight, int64_t pairs, int64_t choices, int64_t width) {
+  const int64_t step = gridDim.x * int64_t{blockDim.y};
+  for (int64_t j = blockIdx.x * int64_t{blockDim.y} + threadIdx.y; j < pairs; j += step) {
+    const int64_t n = place[j];
+    Wide<T> sum = 0;
+    if (n >= 0)
+      for (int64_t i = threadIdx.x; i < width; i += 32)
+        sum += widen(dy[j / choices * width + i]) * widen(x[n * width + i]);
+    sum = lane_sum(sum);
+    if (threadIdx.x == 0) dweight[j] = narrow<T>(sum);
+  }
+}
+
+template <class T, int N>
+void spread_on(const SpreadRows& a) {
+  const Tiles tiles = tiles_of(a.num_rows, a.width / N);
+  spread<T, N><<<tiles.grid, tiles.block, 0, a.call.stream>>>(static_cast<const T*>(a.x),
+                                                              a.row,
+                                                              static_cast<const T*>(a.weight),
+                                                              a.slot,
+                                                              static_cast<T*>(a.y),
+                                                              a.num_rows,
+                                                              a.width / N);
+}
+
+template <class T, int N>
+void collect_on(const CollectRows& a) {
+  const Tiles tiles = tiles_of(a.num_rows, a.width / N);
+  collect<T, N><<<tiles.grid, tiles.block, 0, a.call.stream>>>(static_cast<const T*>(a.x),
+                                                               static_cast<const T*>(a.weight),
+                                                               a.place,
+                                                               static_cast<T*>(a.y),
+                                                               a.num_rows,
+                                                               a.choices,
+                                                               a.width / N);
+}
+
+}  // namespace
+}  // namespace cuda
+
+void launch(const SpreadRows& args) {
+  if (args.num_rows == 0 || args.width == 0) return;
+  cuda::dispatch(args.call.type, [&](auto tag) {
+    using T = decltype(tag);
+    constexpr int N = cuda::kPackOf<T>;
+    cuda::fits_packs<N, T>(args.width, args.x, args.y) ? cuda::spread_on<T, N>(args) : cuda::spread_on<T, 1>(args);
+  });
+  cuda::check_launch("gather_rows");
+}
+
+void launch(const CollectRows& args) {
+  if (args.num_rows == 0 || args.width == 0) return;
+  cuda::dispatch(args.call.type, [&](auto tag) {
+    using T = decltype(tag);
+    constexpr int N = cuda::kPackOf<T>;
+    cuda::fits_packs<N, T>(args.width, args.x, args.y) ? cuda::collect_on<T, N>(args) : cuda::collect_on<T, 1>(args);
+  });
+  cuda::check_launch("combine_rows");
+}
+
+void launch(const WeightOfRows& args) {
+  const int64_t pairs = args.num_rows * args.choices;
+  if (pairs == 0) return;
+  cuda::dispatch(args.call.type, [&](auto tag) {
+    using T = decltype(tag);
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(cuda::divide_up(pairs, 8), 1 << 16));
+    cuda::products<T><<<blocks, dim3(32, 8), 0, args.call.stream>>>(static_cast<const T*>(args.x),
+                                                                    static_cast<const T*>(args.dy),
+                                                                    args.place,
+                                                                    static_cast<T*>(args.dweight),
+                                                                    pairs,
+                                                                    args.choices,
+                                                                    args.width);
+  });
+  cuda::check_launch("combine_rows: weights");
+}
+
+}  // namespace hanok

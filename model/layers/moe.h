@@ -1,0 +1,38 @@
+#pragma once
+
+#include "configs/schema/config.h"
+#include "model/layers/linear.h"
+#include "model/layers/routing.h"
+
+namespace hanok {
+
+/// A feed-forward part of E experts: y_t = sum over the K experts with the largest shares of share * down(silu(gate) *
+/// up). Shares are the softmax of the router over all experts, in f32 (f64 for f64), of the chosen ones scaled to sum
+/// to 1 where the config says so, then rounded to the dtype of x.
+///
+/// Where tokens go: rows are always cut over tp (without sequence parallelism each rank takes its part of the equal
+/// rows, and the results are gathered), so that no token is sent twice. Rows sorted by expert travel to the ranks of ep
+/// that hold their experts and back, in an all-to-all whose split sizes are those of the routing, counted and exchanged
+/// before; no token is dropped, and padding is sent nowhere (its y is 0). Gradients of experts are sums over the tokens
+/// that met here; the ranks of expert_grad add theirs.
+/// source: HF Qwen3VLMoeTextSparseMoeBlock (transformers 5.17)
+class MoeMlp {
+ public:
+  MoeMlp(const BuildContext& ctx, const DecoderConfig& config, int64_t layer);
+  /// x_TD in sequence layout -> the same. `routing` may be null: then every row is a token, and nothing is recorded.
+  Tensor forward(const Tensor& x_TD, const std::shared_ptr<Routing>& routing) const;
+
+ private:
+  struct Choice;  // what the router says of this rank's rows
+  Choice choose(const Tensor& x_TD, const Tensor& row_T, const std::shared_ptr<Routing>& routing) const;
+  Tensor apply_experts(const Tensor& x_ND, const std::vector<int64_t>& counts_E) const;
+  Tensor through_ep(const Tensor& x_ND, const Tensor& counts_E) const;
+
+  const Groups* groups_;
+  int64_t layer_, num_layers_, experts_, choices_;
+  bool normalise_;
+  Linear router_;
+  Tensor up_EFD_, down_EDF_;  // of this rank's experts; gate and up are one weight
+};
+
+}  // namespace hanok
