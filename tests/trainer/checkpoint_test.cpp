@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "configs/schema/read.h"
 #include "dataio/tensor_store.h"
+#include "parallel/init.h"
 #include "tests/dataio/temp_folder.h"
 #include "tests/model/tiny.h"
 #include "tests/support/errors.h"
@@ -27,6 +28,8 @@ struct Layout {
   const char* name;
   int tp, dp;
   bool sequence = false;
+  int pp = 1;
+  const char* schedule = "1f1b";
 };
 const std::vector<Layout> kLayouts = {{"one", 1, 1},
                                       {"tp2", 2, 1},
@@ -35,10 +38,14 @@ const std::vector<Layout> kLayouts = {{"one", 1, 1},
                                       {"dp2", 1, 2},
                                       {"dp3", 1, 3},
                                       {"tp2 dp2", 2, 2},
-                                      {"tp2 dp2 sequence", 2, 2, true}};
+                                      {"tp2 dp2 sequence", 2, 2, true},
+                                      {"pp2", 1, 1, false, 2},
+                                      {"pp4", 1, 1, false, 4},
+                                      {"pp2 zb-v dp2", 1, 2, false, 2, "zb-v"},
+                                      {"pp2 interleaved tp2", 2, 1, true, 2, "interleaved"}};
 
 void on_layout(const Layout& layout, const std::function<void(const Groups&)>& body) {
-  const Mesh mesh(MeshShape{.dp = layout.dp, .tp = layout.tp});
+  const Mesh mesh(MeshShape{.pp = layout.pp, .dp = layout.dp, .tp = layout.tp});
   run_on_threads(
       mesh.world(), [&](World& world) { body(make_groups(world, mesh, layout.sequence)); }, 60);
 }
@@ -55,10 +62,15 @@ RunConfig run_config(const std::string& out) {
 
 /// Model, gradients and optimizer of one rank. The tower is frozen: it has no optimizer state.
 struct Rank {
-  Rank(const Groups& groups, at::ScalarType dtype, uint64_t seed, const ModelConfig& config = tiny_config())
-      : groups(groups), model(config, groups, dtype, at::kCPU) {
+  Rank(const Groups& groups,
+       at::ScalarType dtype,
+       uint64_t seed,
+       const ModelConfig& config = tiny_config(),
+       const char* schedule = "1f1b")
+      : groups(groups), model(config, groups, dtype, at::kCPU, {.schedule = schedule}) {
     initialise(model, seed);
-    for (Param& param : model.params()) param.trainable = !param.spec.name.starts_with("tower.");
+    for (ParamTable* table : {&model.params(), &model.whole()})
+      for (Param& param : *table) param.trainable = !param.spec.name.starts_with("tower.");
     grads.emplace(model.params(), groups, at::kFloat);
     optimizer.emplace(OptimizerConfig{}, model.params(), *grads);
   }
@@ -71,9 +83,10 @@ struct Rank {
 };
 
 /// A value for every element of every buffer that depends on its place in the global tensor alone, exact in f32.
-Tensor expected_state(int param, size_t buffer, int64_t begin, int64_t size) {
+Tensor expected_state(const std::string& param, size_t buffer, int64_t begin, int64_t size) {
   const Tensor index = at::arange(begin, begin + size, at::kLong);
-  return ((index * 7919 + param * 104729 + static_cast<int64_t>(buffer) * 15485863) % 9999991).to(at::kFloat);
+  const auto number = static_cast<int64_t>(key_of(0, param) % 1000);
+  return ((index * 7919 + number * 104729 + static_cast<int64_t>(buffer) * 15485863) % 9999991).to(at::kFloat);
 }
 
 void visit_state(Rank& rank, const std::function<void(Tensor here, const Tensor& expected)>& visit) {
@@ -84,7 +97,7 @@ void visit_state(Rank& rank, const std::function<void(Tensor here, const Tensor&
       for (size_t i = 0; i < ShardBuffers::named().size(); ++i)
         visit((buffers.*ShardBuffers::named()[i].tensor)
                   .narrow(0, piece.shard_begin + run.local_begin - piece.local_begin, run.size),
-              expected_state(piece.param, i, run.global_begin, run.size));
+              expected_state(rank.model.params()[piece.param].spec.name, i, run.global_begin, run.size));
   }
 }
 
@@ -156,7 +169,7 @@ TEST(Checkpoint, EveryLayoutLoadsWhatEveryOtherSavedBitForBit) {
       const TempFolder temp;
       const RunConfig config = run_config(temp.path());
       on_layout(from, [&](const Groups& groups) {
-        Rank rank(groups, dtype, 1);
+        Rank rank(groups, dtype, 1, tiny_config(), from.schedule);
         visit_state(rank, [](Tensor here, const Tensor& expected) { here.copy_(expected); });
         save_one(rank, config, some_state(10));
       });
@@ -164,8 +177,8 @@ TEST(Checkpoint, EveryLayoutLoadsWhatEveryOtherSavedBitForBit) {
         on_layout(to, [&](const Groups& groups) {
           const CheckpointPath found = find_checkpoint(config, RunFolder(config.out), "auto", groups);
           ASSERT_EQ(found.step, 10);
-          const Rank original(groups, dtype, 1);
-          Rank rank(groups, dtype, 2);
+          const Rank original(groups, dtype, 1, tiny_config(), to.schedule);
+          Rank rank(groups, dtype, 2, tiny_config(), to.schedule);
           const TrainState state = load_checkpoint(found.directory, rank.model, *rank.optimizer);
           EXPECT_EQ(state.step, 10);
           EXPECT_EQ(rank.optimizer->num_steps(), 9);
@@ -231,8 +244,7 @@ TEST(Checkpoint, WeightsOfAnotherDtypeComeFromTheMasterValues) {
   Rank rank(make_single_groups(), at::kFloat, 2);
   load_checkpoint(find_one(config).directory, rank.model, *rank.optimizer);
   const Param& embed = find_param(rank.model.params(), "decoder.embed.weight");
-  const auto index = static_cast<int>(&embed - rank.model.params().data());
-  EXPECT_TRUE(at::equal(embed.value.detach().view(-1), expected_state(index, 0, 0, embed.value.numel())));
+  EXPECT_TRUE(at::equal(embed.value.detach().view(-1), expected_state(embed.spec.name, 0, 0, embed.value.numel())));
 }
 
 TEST(Checkpoint, DamagedNewestIsPassedOverForTheOneBefore) {
