@@ -56,12 +56,13 @@ Load load_of(const RunConfig& config, const StageConfig& stage, const Groups& gr
   const int64_t vision_of_row =
       pictures ? static_cast<int64_t>(static_cast<double>(stage.seq_len) * supposed.picture_share) : 0;
   const int64_t rows = stage.rows_per_micro_batch;
-  const int64_t multiple = groups.sequence_parallel ? groups.tp->size() : 1;
+  const int64_t cp = groups.cp->size(), multiple = (groups.sequence_parallel ? groups.tp->size() : 1) * cp;
+  const auto share = [cp](int64_t count) { return (count + cp - 1) / cp; };
   Load load;
-  load.batch = {.tokens = (rows * stage.seq_len + multiple - 1) / multiple * multiple,
-                .labels = rows * (stage.seq_len - vision_of_row),
-                .patches = rows * vision_of_row * merge,
-                .vision_tokens = rows * vision_of_row};
+  load.batch = {.tokens = (rows * stage.seq_len + multiple - 1) / multiple * multiple / cp,
+                .labels = share(rows * (stage.seq_len - vision_of_row)),
+                .patches = share(rows * vision_of_row) * merge,
+                .vision_tokens = share(rows * vision_of_row)};
   const double all = static_cast<double>(stage.rows_per_step), length = static_cast<double>(stage.seq_len);
   const double patches = all * static_cast<double>(vision_of_row * merge);
   load.work = {
@@ -133,6 +134,24 @@ double tensor_parallel_s(
   return bytes / (gpu.link.bus_gb_s * 1e9);
 }
 
+/// Time of the collectives of attention over cp, not overlapped. Gathered: keys and values in both passes, their
+/// gradients summed in the backward. Ring: the same, the gradients in f32. By heads: all of q, k, v there and the
+/// result back, in both passes.
+double context_parallel_s(
+    const ModelConfig& config, const StageConfig& stage, const Estimate& e, const Load& load, const GpuConfig& gpu) {
+  const double n = e.mesh.cp;
+  if (n == 1) return 0;
+  const DecoderConfig& d = config.decoder;
+  const double size = static_cast<double>(c10::elementSize(e.dtype));
+  const double again = stage.recompute == "full" ? 1.0 / static_cast<double>(stage.recompute_every) : 0;
+  const double rows = static_cast<double>(load.batch.tokens * d.layers * d.head_dim) / e.mesh.tp;
+  const double kv = 2 * rows * static_cast<double>(d.kv_heads), q = rows * static_cast<double>(d.heads);
+  const bool heads = stage.parallel.context == "heads", ring = stage.parallel.context == "ring";
+  const double bytes =
+      heads ? (2 * q + kv) * (n - 1) / n * (2 + again) * size : kv * (n - 1) * ((2 + again) * size + (ring ? 4 : size));
+  return bytes * static_cast<double>(e.micro_batches) / (gpu.link.bus_gb_s * 1e9);
+}
+
 Estimate::Seconds seconds_of(const RunConfig& config,
                              const StageConfig& stage,
                              const PlannedModel& planned,
@@ -160,6 +179,7 @@ Estimate::Seconds seconds_of(const RunConfig& config,
   // Master and moments read and written, the gradient zeroed, read for the norm and for the update, the weight written.
   s.optimizer = shard * (24 + 3 * 4 + static_cast<double>(c10::elementSize(e.dtype))) / copy;
   s.tensor_parallel = tensor_parallel_s(config.model, stage, e, load, gpu);
+  s.context_parallel = context_parallel_s(config.model, stage, e, load, gpu);
   const double n = groups.grad->size();
   const double summed =
       shard * n *
@@ -232,7 +252,9 @@ Estimate estimate(const RunConfig& config,
   const Load load = load_of(config, stage, groups, supposed);
   const int64_t every = stage.recompute == "full" ? stage.recompute_every : 0;
   Estimate e{.mesh = groups.mesh.shape(), .dtype = dtype_on(config.model, gpu)};
-  const KernelSet kernels{.on_gpu = gpu != nullptr, .attention = attention_on(stage.attention, gpu, e.dtype)};
+  const KernelSet kernels{.on_gpu = gpu != nullptr,
+                          .attention = attention_on(stage.attention, gpu, e.dtype),
+                          .context = context_way(stage.parallel.context)};
   e.attention = name(kernels.attention);
   e.parameters = count(params, false);
   e.trainable = count(params, true);
@@ -245,7 +267,8 @@ Estimate estimate(const RunConfig& config,
               {"gradients", gradient_bytes(params, groups, stage.optimizer)},
               {"optimizer (f32 master, two moments)", optimizer_bytes(params, groups)}};
   if (gpu) {
-    const int used = (groups.tp->size() > 1) + 2 * (groups.grad->size() > 1) + (groups.world->size() > 1);
+    const int used =
+        (groups.tp->size() > 1) + 2 * (groups.grad->size() > 1) + (groups.cp->size() > 1) + (groups.world->size() > 1);
     e.always.push_back({"CUDA context (allowance)", kContextBytes});
     if (used > 0) e.always.push_back({"NCCL communicators (allowance)", used * kCommunicatorBytes});
   }

@@ -41,8 +41,11 @@ struct Estimate {
   double peak_bytes = 0;                 // the most at any time of a step
   FlopsByPart flops;                     // of one step, all ranks
   struct Seconds {
-    double matrices = 0, attention = 0, memory = 0, optimizer = 0, tensor_parallel = 0, data_parallel = 0;
-    double total() const { return matrices + attention + memory + optimizer + tensor_parallel + data_parallel; }
+    double matrices = 0, attention = 0, memory = 0, optimizer = 0, tensor_parallel = 0, context_parallel = 0,
+           data_parallel = 0;
+    double total() const {
+      return matrices + attention + memory + optimizer + tensor_parallel + context_parallel + data_parallel;
+    }
   };
   std::optional<Seconds> seconds;  // of one step, where the device's rates are known; nothing is supposed to overlap
   double tokens_per_s() const { return seconds ? tokens_per_step / seconds->total() : 0; }

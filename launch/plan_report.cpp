@@ -95,6 +95,7 @@ std::vector<NamedSeconds> parts_of(const Estimate::Seconds& s) {
           {"norms, rotations, activations", s.memory},
           {"optimizer", s.optimizer},
           {"tensor parallel collectives", s.tensor_parallel},
+          {"context parallel collectives", s.context_parallel},
           {"data parallel collectives", s.data_parallel}};
 }
 

@@ -114,6 +114,7 @@ class Walk {
   /// q, k, v (views of one tensor), the result, and the log-sum of every row and head.
   double attention(const BlockSizes& s, BlockBytes& block) const {
     if (!grad_) return 0;
+    if (s.gated && groups_.cp->size() > 1) return context_attention(s, block);
     double rows_kept = s.rows;
     double repeated = 0;
     if (kernels_.attention == AttentionStore::kEfficient) {
@@ -130,6 +131,25 @@ class Walk {
       case AttentionStore::kEfficient: block.workspace = f32_heads; break;
     }
     return s.rows * (s.qkv + s.query) * size_ + rows_kept * s.heads * wide_ + repeated;
+  }
+
+  /// As model/layers/context_attention.cpp does it. Gathered and in a ring: the projection (through its queries), a
+  /// copy of the keys and values, the result and its log-sums. By heads: all rows of a share of them, and the result
+  /// once more as rows.
+  double context_attention(const BlockSizes& s, BlockBytes& block) const {
+    const double n = groups_.cp->size(), kv = s.qkv - s.query, sums = s.rows * s.heads * wide_;
+    const double kv_heads = kv / 2 / (s.query / s.heads);
+    if (kernels_.context == ContextWay::kHeads) {
+      const double columns = s.query + kv * std::max(1.0, n / kv_heads);
+      if (kernels_.on_gpu) block.workspace = s.rows * s.query * 4;
+      return s.rows * (columns + 2 * s.query) * size_ + sums;
+    }
+    const bool ring = kernels_.context == ContextWay::kRing;
+    // Gathered: as they come and in order, and their gradients likewise. Ring: the block that is here and the next one,
+    // the gradients of both and the share of this rank.
+    block.workspace = s.rows * s.query * wide_ +
+                      (ring ? s.rows * kv * (2 * size_ + 3 * wide_) : n * s.rows * kv * (2 * size_ + 2 * wide_));
+    return s.rows * (s.qkv + kv + s.query) * size_ + sums;
   }
 
   /// SwiGLU keeps gate and up, GELU its input; the result is kept by the next matrix.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "configs/schema/config.h"
+#include "model/execution.h"
 #include "parallel/param.h"
 
 namespace hanok {
@@ -19,9 +20,10 @@ enum class AttentionStore {
 struct KernelSet {
   bool on_gpu = false;
   AttentionStore attention = AttentionStore::kOwn;
+  ContextWay context = ContextWay::kAuto;
 };
 
-/// One micro-batch of one rank, padding included.
+/// One micro-batch of one rank, padding included; with context parallelism its rows and its patches.
 struct MicroBatch {
   int64_t tokens = 0;         // packed rows laid end to end
   int64_t labels = 0;         // of them

@@ -172,7 +172,7 @@ StageData make_stage_data(const RunConfig& config,
   const uint64_t seed = key_of(static_cast<uint64_t>(config.seed), "data order of " + stage.name);
   out.sampler = std::make_shared<const Sampler>(
       std::move(sources), stage.seq_len, stage.rows_per_step, config.data.pack_window, seed);
-  const int64_t pad_multiple = groups.sequence_parallel ? int64_t{groups.tp->size()} * groups.cp->size() : 1;
+  const int64_t pad_multiple = int64_t{groups.sequence_parallel ? groups.tp->size() : 1} * groups.cp->size();
   const SampleEncoder encoder{.vision = vision};
   const bool pin_memory = at::hasCUDA() && config.device != "cpu";
   out.options = {.batch = batch_spec(stage, config.data, encoder, pad_multiple, pin_memory),

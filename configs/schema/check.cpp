@@ -64,11 +64,6 @@ const Rule<S> kStageRules[] = {
                      s.parallel.schedule == "zb-v" ? 2 : 1,
                      " (only interleaved takes any number); set chunks: 0, or schedule: interleaved");
      }},
-    {"cp_built",
-     [](const S& s) { return s.parallel.cp == 1; },
-     [](const S& s) {
-       return concat("parallel.cp: got ", s.parallel.cp, ", expected 1; context parallelism is not in this version");
-     }},
     {"ep_built",
      [](const S& s) { return s.parallel.ep == 1; },
      [](const S& s) {

@@ -57,6 +57,25 @@ const Rule<M> kModelRules[] = {
                      ", expected a multiple of kv_heads = ",
                      m.model.decoder.kv_heads);
      }},
+    {"heads_over_cp",
+     [](const M& m) {
+       const ParallelConfig& p = m.parallel;
+       const auto& d = m.model.decoder;
+       if (p.context != "heads" || p.cp == 1 || d.heads % p.tp != 0) return true;
+       const int64_t heads = d.heads / p.tp, kv = std::max<int64_t>(1, d.kv_heads / p.tp);
+       return heads % p.cp == 0 && (kv % p.cp == 0 || p.cp % kv == 0);
+     },
+     [](const M& m) {
+       return concat("parallel.context: got heads with ",
+                     m.model.decoder.heads,
+                     " query and ",
+                     m.model.decoder.kv_heads,
+                     " key/value heads over tp = ",
+                     m.parallel.tp,
+                     ", expected heads of a rank that cp = ",
+                     m.parallel.cp,
+                     " divides (key/value heads: or that divide it); set parallel.context: gather or ring");
+     }},
     {"heads_over_tp",
      [](const M& m) { return m.model.decoder.heads % m.parallel.tp == 0; },
      [](const M& m) {

@@ -106,10 +106,6 @@ const RunCase kRunCases[] = {
      0,
      "stages.a.parallel.chunks: got 2 with parallel.schedule 1f1b, expected 1 (only interleaved takes any number); set "
      "chunks: 0, or schedule: interleaved"},
-    {"cp_built",
-     [](RunConfig& r) { r.stages[0].parallel.cp = 2; },
-     0,
-     "stages.a.parallel.cp: got 2, expected 1; context parallelism is not in this version"},
     {"ep_built",
      [](RunConfig& r) { r.stages[0].parallel.ep = 2; },
      0,
@@ -145,6 +141,8 @@ struct ModelCase {
   std::function<void(ModelConfig&)> spoil;
   int64_t tp;
   const char* message;
+  int64_t cp = 1;
+  ParallelConfig layout() const { return {.tp = tp, .cp = cp, .context = "heads"}; }
 };
 const ModelCase kModelCases[] = {
     {"family_tower",
@@ -163,6 +161,11 @@ const ModelCase kModelCases[] = {
      [](ModelConfig& m) { m.decoder.kv_heads = 3; },
      1,
      "model.decoder.heads: got 4, expected a multiple of kv_heads = 3"},
+    {"heads_over_cp",
+     [](ModelConfig&) {},
+     2,
+     "parallel.context: got heads with 4 query and 2 key/value heads over tp = 2, expected heads of a rank that cp = 4",
+     4},
     {"heads_over_tp",
      [](ModelConfig& m) { m.tower.heads = 8; },
      8,
@@ -266,8 +269,8 @@ TEST(Check, EveryRuleOfAModelIsTriggeredAndSaysWhatIsWrong) {
   for (const ModelCase& c : kModelCases) {
     ModelConfig model = valid_model();
     c.spoil(model);
-    expect_found(violations(model, {.tp = c.tp}), c.rule, c.message);
-    EXPECT_THROW(check_model(model, {.tp = c.tp}), Error) << c.rule;
+    expect_found(violations(model, c.layout()), c.rule, c.message);
+    EXPECT_THROW(check_model(model, c.layout()), Error) << c.rule;
   }
 }
 

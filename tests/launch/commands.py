@@ -59,7 +59,6 @@ def check_plan_refusals(config):
     refused(2, "did you mean h200", "plan", "--config", config, "--gpu", "h20")
     refused(2, "rtx4090", "plan", "--config", config, "--gpu", "something")
     refused(2, "pipeline parallelism is not in this version", "plan", "--config", config, "--mesh", "pp2")
-    refused(2, "context parallelism is not in this version", "plan", "--config", config, "--mesh", "tp2,cp2")
     refused(2, "expert parallelism is not in this version", "plan", "--config", config, "--mesh", "ep2,dp2")
     refused(2, "expected axes of tp, dp", "plan", "--config", config, "--mesh", "zp2")
     refused(2, "with a size above 0", "plan", "--config", config, "--mesh", "tp0")

@@ -95,27 +95,34 @@ TEST(Lines, AreQuotedWhereTheirFormatAsksForIt) {
   EXPECT_FALSE(json::parse(dump_line("x", JudgedSample{})).contains("choices"));
 }
 
-/// A random model and packed digits, evaluated on `ranks` ranks of dp and tp.
+/// A random model and packed digits, evaluated on a layout of threads.
 class Evaluation : public testing::Test {
  protected:
   EvalResult run(int dp, int tp, const std::string& set, EvalOptions options = {}) {
-    at::set_num_threads(dp * tp);  // one a rank
-    EvalResult result;
-    run_on_threads(dp * tp, [&](World& world) {
-      const Groups groups = make_groups(world, Mesh({.dp = dp, .tp = tp}), tp > 1);
+    return run_on({.dp = dp, .tp = tp}, set, std::move(options)).front();
+  }
+  /// What each rank returns.
+  std::vector<EvalResult> run_on(const MeshShape& shape,
+                                 const std::string& set,
+                                 EvalOptions options = {},
+                                 ContextWay way = ContextWay::kAuto) {
+    at::set_num_threads(shape.world());  // one a rank
+    std::vector<EvalResult> results(shape.world());
+    run_on_threads(shape.world(), [&](World& world) {
+      const Groups groups = make_groups(world, Mesh(shape), shape.tp > 1);
       RunConfig config = tiny_.config();
       config.eval.set = set;
       const SampleEncoder encoder = make_encoder(config);
       const auto datasets = open_datasets(config, encoder, groups);
       Vlm model(config.model, groups, at::kFloat, at::kCPU);
+      model.set_execution({.context = way});
       initialise(model, 5);
       EvalOptions own = options;
       own.seq_len = 400;
-      own.batch = {.seq_len = 400, .pad_multiple = tp, .vision = encoder.vision};
-      const EvalResult here = evaluate(model, *datasets.at(set), encoder, own);
-      if (world.rank() == 0) result = here;
+      own.batch = {.seq_len = 400, .pad_multiple = shape.tp * shape.cp, .vision = encoder.vision};
+      results[world.rank()] = evaluate(model, *datasets.at(set), encoder, own);
     });
-    return result;
+    return results;
   }
   std::string dump(int dp, int tp, const std::string& set, int shuffles = 1) {
     const std::string file = tiny_.file("dump.jsonl");
@@ -148,6 +155,29 @@ TEST_F(Evaluation, TensorParallelRanksAgreeWithinRounding) {
   }
 }
 
+// Two labels of an answer may lie on different ranks, and so may the row that predicts its letter.
+TEST_F(Evaluation, ContextParallelRanksAgreeWithinRoundingAndAllKnowTheResult) {
+  const EvalResult one = run(1, 1, "heldout", {.rows_per_forward = 2, .shuffles = 2, .dump = tiny_.file("one.jsonl")});
+  for (const MeshShape& shape : {MeshShape{.cp = 2}, {.cp = 4}, {.cp = 2, .tp = 2}, {.dp = 2, .cp = 2}}) {
+    for (const ContextWay way : {ContextWay::kGather, ContextWay::kRing}) {
+      const EvalOptions options{.rows_per_forward = 2, .shuffles = 2, .dump = tiny_.file("dump.jsonl")};
+      for (const EvalResult& got : run_on(shape, "heldout", options, way)) {
+        ASSERT_EQ(got.samples.size(), one.samples.size());
+        EXPECT_EQ(got.num_labels, one.num_labels);
+        EXPECT_EQ(got.num_correct, one.num_correct);
+        EXPECT_NEAR(got.loss, one.loss, 1e-5);
+        for (size_t i = 0; i < one.samples.size(); ++i) {
+          EXPECT_EQ(got.samples[i].label_ids, one.samples[i].label_ids);
+          for (size_t k = 0; k < one.samples[i].label_logprobs.size(); ++k)
+            EXPECT_NEAR(got.samples[i].label_logprobs[k], one.samples[i].label_logprobs[k], 1e-5);
+          for (size_t c = 0; c < one.samples[i].probabilities.size(); ++c)
+            EXPECT_NEAR(got.samples[i].probabilities[c], one.samples[i].probabilities[c], 1e-5);
+        }
+      }
+    }
+  }
+}
+
 TEST_F(Evaluation, ProbabilitiesAreThoseOfTheLetterTokens) {
   const RunConfig config = tiny_.config();
   const SampleEncoder encoder = make_encoder(config);
@@ -161,7 +191,7 @@ TEST_F(Evaluation, ProbabilitiesAreThoseOfTheLetterTokens) {
   for (const int64_t index : {0, 9}) {
     const Sample sample = dataset.read(index);
     const Batch batch = make_batch({sample}, {{0, index}}, {.vision = encoder.vision});
-    const Tensor y = model.forward(model_input(batch, at::kCPU)).y_TD;
+    const Tensor y = model.forward(model_input(batch, model)).y_TD;
     const Tensor logprobs = at::log_softmax(at::mm(y, model.head().weight_VD.t()), 1);
     // The byte tokenizer has one token a letter: token 'a' + i, predicted just before the answer.
     const int64_t row = sample.labels[0].begin - 1;
