@@ -28,6 +28,8 @@ class Judge {
 
  private:
   bool stop_is_agreed() const;
+  /// Whether ranks with other batches take part in a forward: then every one has as many.
+  bool ranks_meet() const { return model_.groups().ep->size() > 1; }
   /// This rank's batches of one order of the choices, prepared ahead.
   RowReader reader_of(const std::vector<Row>& rows, int64_t num_batches, int shuffle) const;
   void judge_batch(const Batch& batch, int shuffle);
@@ -52,7 +54,9 @@ bool Judge::judge_all() {
     // Batches have the same rows whatever the number of ranks: turn t gives batch t * size + r to rank r.
     for (int64_t first = 0; first < num_batches; first += ranks.size()) {
       if (stop_is_agreed()) return false;
-      if (const std::optional<Batch> batch = reader.next()) judge_batch(*batch, shuffle);
+      std::optional<Batch> batch = reader.next();
+      if (!batch && ranks_meet()) batch = make_batch({}, {}, options_.batch);
+      if (batch) judge_batch(*batch, shuffle);
       progress.update(shuffle * num_batches + std::min(first + ranks.size(), num_batches));
     }
   }
@@ -106,7 +110,7 @@ class ForwardWork : public PieceWork {
 };
 
 void Judge::judge_batch(const Batch& batch, int shuffle) {
-  if (batch.samples.empty()) return;
+  if (batch.samples.empty() && !ranks_meet()) return;
   for (const PlacedSample& placed : batch.samples)
     if (placed.num_choices > 0) samples_[placed.index].probabilities.resize(placed.num_choices, 0.0);
   ForwardWork work(model_, batch);

@@ -60,36 +60,48 @@ void take_up(const std::string& path, const ResumePoint& from, RunHistory& histo
 }
 
 json json_of(const StepMetrics& s) {
-  return {{"kind", "step"},
-          {"stage", s.stage},
-          {"step", s.step},
-          {"num_steps", s.num_steps},
-          {"tokens", s.tokens},
-          {"label_tokens", s.label_tokens},
-          {"loss", s.loss},
-          {"grad_norm", s.grad_norm},
-          {"lr", s.lr},
-          {"step_s", s.step_s},
-          {"data_wait_s", s.data_wait_s},
-          {"checkpoint_stall_s", s.checkpoint_stall_s},
-          {"tokens_per_s", s.tokens_per_s},
-          {"model_flops_per_s", s.model_flops_per_s},
-          {"memory_gib", s.memory_gib},
-          {"memory_peak_gib", s.memory_peak_gib},
-          {"fill", s.fill},
-          {"applied", s.applied}};
+  json out = {{"kind", "step"},
+              {"stage", s.stage},
+              {"step", s.step},
+              {"num_steps", s.num_steps},
+              {"tokens", s.tokens},
+              {"label_tokens", s.label_tokens},
+              {"loss", s.loss},
+              {"grad_norm", s.grad_norm},
+              {"lr", s.lr},
+              {"step_s", s.step_s},
+              {"data_wait_s", s.data_wait_s},
+              {"checkpoint_stall_s", s.checkpoint_stall_s},
+              {"tokens_per_s", s.tokens_per_s},
+              {"model_flops_per_s", s.model_flops_per_s},
+              {"memory_gib", s.memory_gib},
+              {"memory_peak_gib", s.memory_peak_gib},
+              {"fill", s.fill},
+              {"applied", s.applied}};
+  if (s.experts) {
+    out["aux_loss"] = s.experts->aux_loss;
+    out["expert_tokens_mean"] = s.experts->tokens_mean;
+    out["expert_tokens_max"] = s.experts->tokens_max;
+    out["expert_tokens_dropped"] = s.experts->dropped;
+  }
+  return out;
 }
 
 EventFile::Scalars scalars_of(const StepMetrics& s) {
-  return {{"train/loss", s.loss},
-          {"train/grad_norm", s.grad_norm},
-          {"train/lr", s.lr},
-          {"speed/step_s", s.step_s},
-          {"speed/data_wait_s", s.data_wait_s},
-          {"speed/tokens_per_s", s.tokens_per_s},
-          {"speed/model_flops_per_s", s.model_flops_per_s},
-          {"memory/gib", s.memory_gib},
-          {"memory/peak_gib", s.memory_peak_gib}};
+  EventFile::Scalars out = {{"train/loss", s.loss},
+                            {"train/grad_norm", s.grad_norm},
+                            {"train/lr", s.lr},
+                            {"speed/step_s", s.step_s},
+                            {"speed/data_wait_s", s.data_wait_s},
+                            {"speed/tokens_per_s", s.tokens_per_s},
+                            {"speed/model_flops_per_s", s.model_flops_per_s},
+                            {"memory/gib", s.memory_gib},
+                            {"memory/peak_gib", s.memory_peak_gib}};
+  if (s.experts) {
+    out.emplace_back("experts/aux_loss", s.experts->aux_loss);
+    out.emplace_back("experts/tokens_max_over_mean", s.experts->tokens_max / std::max(1.0, s.experts->tokens_mean));
+  }
+  return out;
 }
 
 EventFile::Scalars scalars_of(const json& evaluation) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "trainer/history.h"
@@ -19,7 +20,14 @@ struct StepMetrics {
   double tokens_per_s = 0, model_flops_per_s = 0;  // over all ranks
   double memory_gib = 0, memory_peak_gib = 0;      // largest of a rank: device memory, or resident host memory
   double fill = 0;                                 // real tokens / row capacity
-  bool applied = true;                             // false: skipped as non-finite
+  /// Of models with experts only.
+  struct Experts {
+    double aux_loss = 0;                     // balancing loss before its coefficient
+    double tokens_mean = 0, tokens_max = 0;  // sent to an expert of a layer; the most to one of any layer
+    double dropped = 0;                      // of tokens x experts per token
+  };
+  std::optional<Experts> experts;
+  bool applied = true;  // false: skipped as non-finite
 };
 
 /// "sft 12/100  loss 2.3456  norm 0.712  lr 1.00e-04  12.3k tok/s  4.56 TFLOP/s  wait 0%  1.20/1.35 GiB  eta 3:12": the

@@ -40,6 +40,22 @@ ModelInput model_input(const Batch& batch, const Vlm& model) {
   return input;
 }
 
+std::shared_ptr<Routing> routing_of(const Batch& batch, const RowCut& cut, const Vlm& model, double tokens_of_step) {
+  const DecoderConfig& decoder = model.config().decoder;
+  Tensor row_T = at::full({batch.tokens_T.size(0)}, -1, at::kLong);
+  int64_t rows = 1;
+  for (const PlacedSample& sample : batch.samples) {
+    row_T.narrow(0, sample.begin, sample.end - sample.begin).fill_(sample.row);
+    rows = std::max<int64_t>(rows, sample.row + 1);
+  }
+  if (cut.is_cut()) row_T = row_T.index_select(0, cut.rows_of(model.groups().cp->rank()));
+  return std::make_shared<Routing>(Routing{.row_T = row_T.to(model.device(), /*non_blocking=*/true),
+                                           .num_rows = rows,
+                                           .tokens_of_step = tokens_of_step,
+                                           .coefficient = tokens_of_step > 0 ? decoder.aux_loss : 0,
+                                           .expert_layers = decoder.num_expert_layers()});
+}
+
 Batch own_rows(const Batch& batch, const RowCut& cut, const Groups& groups) {
   if (!cut.is_cut()) return batch;
   const Tensor rows = cut.rows_of(groups.cp->rank());

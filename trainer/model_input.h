@@ -9,6 +9,10 @@ namespace hanok {
 /// The tensors of a micro-batch on the model's device, without copies where they are there already.
 ModelInput model_input(const Batch& batch, const Vlm& model);
 
+/// Records where the tokens of a forward go in the layers with experts: packed rows of the micro-batch, of this rank's
+/// rows of it. `tokens_of_step`: over all ranks; 0: the balancing loss has no share (evaluation).
+std::shared_ptr<Routing> routing_of(const Batch& batch, const RowCut& cut, const Vlm& model, double tokens_of_step);
+
 /// Tokens, targets, weights and positions of this rank's rows. What tells of samples and of sums stays that of the
 /// whole micro-batch.
 Batch own_rows(const Batch& batch, const RowCut& cut, const Groups& groups);

@@ -20,11 +20,31 @@ Tensor global_weight(const Vlm& model, const std::vector<Batch>& batches) {
   return weight;
 }
 
+/// Real tokens of the step over all ranks, likewise; counted on the host, where they are needed.
+double global_tokens(const Vlm& model, const std::vector<Batch>& batches) {
+  double local = 0;
+  for (const Batch& batch : batches) local += static_cast<double>(batch.num_tokens);
+  const Groups& groups = model.groups();
+  const bool speaks = groups.at.cp == 0 && groups.at.tp == 0 && groups.at.pp == 0;
+  Tensor tokens = at::full({}, speaks ? local : 0, at::kDouble);
+  groups.control->all_reduce(tokens, Reduce::kSum);
+  return tokens.item<double>();
+}
+
+bool has_experts(const Vlm& model) {
+  return model.config().decoder.num_expert_layers() > 0;
+}
+
 /// The micro-batches of a step on the pieces of this rank.
 class StepWork : public PieceWork {
  public:
-  StepWork(const Learner& t, std::vector<const Batch*> batches, const Tensor& weight)
-      : t_(t), batches_(std::move(batches)), inputs_(batches_.size()), weight_(weight), loss_(at::zeros_like(weight)) {
+  StepWork(const Learner& t, std::vector<const Batch*> batches, const Tensor& weight, double tokens_of_step)
+      : t_(t),
+        batches_(std::move(batches)),
+        inputs_(batches_.size()),
+        weight_(weight),
+        loss_(at::zeros_like(weight)),
+        tokens_of_step_(tokens_of_step) {
     trains_.resize(t.model.pieces().size());
     for (const Param& param : t.model.whole())
       if (param.trainable) trains_[t.model.piece_of_weight(param.spec.name)] = true;
@@ -49,11 +69,18 @@ class StepWork : public PieceWork {
   int num_micro_batches() const { return static_cast<int>(batches_.size()); }
   /// Of the micro-batches so far, on the rank that holds the last piece.
   const Tensor& loss() const { return loss_; }
+  /// Where the tokens of all micro-batches went. Collective over the stage and pp.
+  void share_routing(StepResult& result) const;
 
  private:
   const ModelInput& input(int micro_batch) const {
-    if (!inputs_[micro_batch]) inputs_[micro_batch] = model_input(*batches_[micro_batch], t_.model);
-    return *inputs_[micro_batch];
+    std::optional<ModelInput>& input = inputs_[micro_batch];
+    if (!input) {
+      const Batch& batch = *batches_[micro_batch];
+      input = model_input(batch, t_.model);
+      if (has_experts(t_.model)) input->routing = routing_of(batch, input->cut, t_.model, tokens_of_step_);
+    }
+    return *input;
   }
 
   const Learner& t_;
@@ -61,18 +88,40 @@ class StepWork : public PieceWork {
   mutable std::vector<std::optional<ModelInput>> inputs_;  // made when first asked for
   Tensor weight_, loss_;
   std::vector<bool> trains_;  // by piece
+  double tokens_of_step_;
 };
+
+void StepWork::share_routing(StepResult& result) const {
+  const DecoderConfig& decoder = t_.model.config().decoder;
+  const Groups& groups = t_.model.groups();
+  Tensor aux = at::zeros_like(loss_);
+  Tensor assigned_LE = at::zeros({decoder.layers, decoder.experts}, aux.options().dtype(at::kLong));
+  for (const std::optional<ModelInput>& input : inputs_) {
+    if (!input || !input->routing->assigned_LRE.defined()) continue;
+    assigned_LE += input->routing->assigned_LRE.sum(1);
+    if (input->routing->is_finished()) aux += input->routing->aux;
+  }
+  for (Comm* group : {groups.stage.get(), groups.pp.get()}) {
+    group->all_reduce(assigned_LE, Reduce::kSum);
+    group->all_reduce(aux, Reduce::kSum);
+  }
+  result.aux_loss = aux;
+  result.assigned_LE = assigned_LE;
+}
 
 }  // namespace
 
 StepResult run_step(Learner& t, const std::vector<Batch>& batches, double lr) {
   const Groups& groups = t.model.groups();
   const Tensor weight = global_weight(t.model, batches);
-  std::vector<const Batch*> labelled;  // ranks that meet in a forward see the same batches
+  const bool experts = has_experts(t.model);
+  // Ranks that meet in a forward see the same batches; those of ep meet with others, in every one of them, and tokens
+  // without a label have their share in the balancing loss.
+  std::vector<const Batch*> taken;
   for (const Batch& batch : batches)
-    if (batch.num_labels > 0) labelled.push_back(&batch);
+    if (batch.num_labels > 0 || experts) taken.push_back(&batch);
   t.grads.start();
-  StepWork work(t, std::move(labelled), weight);
+  StepWork work(t, std::move(taken), weight, experts ? global_tokens(t.model, batches) : 0);
   run_pipeline(t.model.pipeline(), work.num_micro_batches(), work, *groups.pp);
   t.grads.finish();
   Tensor loss = work.loss();
@@ -82,7 +131,9 @@ StepResult run_step(Learner& t, const std::vector<Batch>& batches, double lr) {
   const Clip clip = clip_by_norm(t.grads, t.stage.optimizer.clip_norm);
   const Tensor applied = loss.isfinite().logical_and(clip.norm.isfinite()).logical_and(weight.gt(0));
   t.optimizer.step(clip.scale, applied, lr);
-  return {loss, clip.norm, applied};
+  StepResult result{.loss = loss, .grad_norm = clip.norm, .applied = applied};
+  if (experts) work.share_routing(result);
+  return result;
 }
 
 at::Device device_of(const Vlm& model) {

@@ -23,11 +23,15 @@ struct Learner {
 struct StepResult {
   Tensor loss;       // global weighted mean, scalar f64 on the device, equal on every rank
   Tensor grad_norm;  // before clipping, f32
-  Tensor applied;    // bool scalar; false: loss or norm was not finite, or no rank had a label; nothing changed
+  // Of models with experts (model/layers/routing.h), equal on every rank; undefined without.
+  Tensor aux_loss;     // f64 scalar: the balancing loss before its coefficient; not in `loss`
+  Tensor assigned_LE;  // int64: tokens that each expert of each layer was sent, padding left out
+  Tensor applied;      // bool scalar; false: loss or norm was not finite, or no rank had a label; nothing changed
 };
 
 /// Weight of all ranks first, then forward and backward of each micro-batch, gradient sum, clipping, update. Ranks may
-/// have different numbers of micro-batches; those of one tp, cp or pp group have the same. Does not wait for the device.
+/// have different numbers of micro-batches; those of one tp, cp or pp group have the same. Does not wait for the
+/// device.
 StepResult run_step(Learner& learner, const std::vector<Batch>& batches, double lr);
 
 at::Device device_of(const Vlm& model);

@@ -99,15 +99,27 @@ void save(Trainer& t, bool is_best) {
   t.report.refresh(t.metrics.history());
 }
 
+/// How evenly the experts were loaded.
+std::optional<StepMetrics::Experts> expert_load(const StepResult& result, const DecoderConfig& decoder) {
+  if (!result.assigned_LE.defined()) return std::nullopt;
+  const Tensor numbers =
+      at::stack({result.aux_loss, result.assigned_LE.sum().to(at::kDouble), result.assigned_LE.amax().to(at::kDouble)})
+          .cpu();
+  const auto* n = numbers.const_data_ptr<double>();
+  const auto experts = static_cast<double>(decoder.num_expert_layers() * decoder.experts);
+  return StepMetrics::Experts{.aux_loss = n[0], .tokens_mean = n[1] / experts, .tokens_max = n[2]};
+}
+
 /// The scalars that people see: the only place of a step where the host waits for the device.
 struct Logged {
   double loss, grad_norm;
   bool applied;
+  std::optional<StepMetrics::Experts> experts;
 };
-Logged read_scalars(const StepResult& result) {
+Logged read_scalars(const StepResult& result, const ModelConfig& config) {
   const Tensor all = at::stack({result.loss, result.grad_norm.to(at::kDouble), result.applied.to(at::kDouble)}).cpu();
   const auto* values = all.const_data_ptr<double>();
-  return {values[0], values[1], values[2] != 0};
+  return {values[0], values[1], values[2] != 0, expert_load(result, config.decoder)};
 }
 
 /// Where the trace of the coming step goes; empty: none is wanted of it.
@@ -147,7 +159,7 @@ void train_step(Trainer& t) {
   const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
   const Logged logged = [&] {
     const StepProfile profile(trace_of_next_step(t));
-    return read_scalars(run_step(learner, batches, lr));
+    return read_scalars(run_step(learner, batches, lr), learner.model.config());
   }();
   t.checkpoint.poll();
 
@@ -178,6 +190,7 @@ void train_step(Trainer& t) {
                     .memory_gib = report.memory_gib,
                     .memory_peak_gib = report.memory_peak_gib,
                     .fill = report.work.tokens / tokens_per_step(learner.stage),
+                    .experts = logged.experts,
                     .applied = logged.applied});
   t.save_stall_s = 0;
   t.stop = report.stop_requested;

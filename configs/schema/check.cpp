@@ -64,10 +64,12 @@ const Rule<S> kStageRules[] = {
                      s.parallel.schedule == "zb-v" ? 2 : 1,
                      " (only interleaved takes any number); set chunks: 0, or schedule: interleaved");
      }},
-    {"ep_built",
-     [](const S& s) { return s.parallel.ep == 1; },
+    {"etp_built",
+     [](const S& s) { return s.parallel.etp == 1; },
      [](const S& s) {
-       return concat("parallel.ep: got ", s.parallel.ep, ", expected 1; expert parallelism is not in this version");
+       return concat("parallel.etp: got ",
+                     s.parallel.etp,
+                     ", expected 1; tensor parallelism inside an expert is not in this version; raise parallel.ep");
      }},
     {"seq_len_cut",
      [](const S& s) { return !s.parallel.sequence || s.seq_len % s.parallel.tp == 0; },
@@ -222,6 +224,21 @@ const Rule<W> kWorldRules[] = {
     {"layout_fits",
      [](const W& w) { return w.fits(); },
      [](const W& w) { return layout_fault(w.stage.parallel, w.world_size); }},
+    {"ep_over_ranks",
+     [](const W& w) {
+       return !w.fits() || w.dp() * w.stage.parallel.cp * w.stage.parallel.tp % w.stage.parallel.ep == 0;
+     },
+     [](const W& w) {
+       return concat("parallel.ep: got ",
+                     w.stage.parallel.ep,
+                     ", expected a divisor of dp ",
+                     w.dp(),
+                     " x cp ",
+                     w.stage.parallel.cp,
+                     " x tp ",
+                     w.stage.parallel.tp,
+                     "; experts are cut over these ranks");
+     }},
     {"rows_over_dp",
      [](const W& w) { return !w.fits() || w.stage.rows_per_step % (w.dp() * w.stage.rows_per_micro_batch) == 0; },
      [](const W& w) {

@@ -19,13 +19,66 @@ bool has_tower(const M& m) {
 }
 const Rule<M> kModelRules[] = {
     {"family_tower",
-     [](const M& m) { return has_tower(m) == (m.model.known_family() != "qwen3"); },
+     [](const M& m) { return has_tower(m) == (m.model.known_family().find("_vl") != std::string::npos); },
      [](const M& m) {
        return concat("model.family: got ",
                      m.model.family,
                      " with model.tower.type ",
                      m.model.tower.type,
                      ", expected qwen3 without a tower or qwen3_vl with one; set model.family: auto");
+     }},
+    {"family_decoder",
+     [](const M& m) { return m.model.decoder.is_moe() == m.model.known_family().ends_with("_moe"); },
+     [](const M& m) {
+       return concat("model.family: got ",
+                     m.model.family,
+                     " with model.decoder.type ",
+                     m.model.decoder.type,
+                     ", expected one that ends in _moe for qwen3_moe and no other; set model.family: auto");
+     }},
+    {"expert_sizes",
+     [](const M& m) {
+       const auto& d = m.model.decoder;
+       return !d.is_moe() ||
+              (d.experts > 0 && d.expert_ffn > 0 && d.experts_per_token > 0 && d.experts_per_token <= d.experts);
+     },
+     [](const M& m) {
+       const auto& d = m.model.decoder;
+       return concat("model.decoder: got experts ",
+                     d.experts,
+                     ", experts_per_token ",
+                     d.experts_per_token,
+                     ", expert_ffn ",
+                     d.expert_ffn,
+                     ", expected all above 0 and no more experts for a token than there are");
+     }},
+    {"vl_shares_sum_to_one",
+     [](const M& m) { return m.model.decoder.norm_topk || m.model.known_family() != "qwen3_vl_moe"; },
+     [](const M&) {
+       return std::string("model.decoder.norm_topk: got false, expected true; Qwen3-VL-MoE knows no other");
+     }},
+    {"experts_over_ep",
+     [](const M& m) {
+       return m.parallel.ep == 1 || (m.model.decoder.is_moe() && m.model.decoder.experts % m.parallel.ep == 0);
+     },
+     [](const M& m) {
+       return concat("parallel.ep: got ",
+                     m.parallel.ep,
+                     ", expected a divisor of model.decoder.experts = ",
+                     m.model.decoder.experts,
+                     m.model.decoder.is_moe() ? "; choose another ep" : "; this model has none: leave ep at 1");
+     }},
+    {"balance_on_one_stage",
+     [](const M& m) {
+       return m.parallel.pp == 1 || m.model.decoder.num_expert_layers() == 0 || m.model.decoder.aux_loss == 0;
+     },
+     [](const M& m) {
+       return concat("model.decoder.aux_loss: got ",
+                     m.model.decoder.aux_loss,
+                     " with parallel.pp ",
+                     m.parallel.pp,
+                     ", expected 0; the load-balancing loss takes all layers together, and a pipeline stage has some; "
+                     "set it to 0, or parallel.pp to 1");
      }},
     {"decoder_sizes",
      [](const M& m) {
@@ -45,6 +98,16 @@ const Rule<M> kModelRules[] = {
                      ", kv_heads ",
                      d.kv_heads,
                      ", expected all above 0; give model.path or a base: from configs/model/");
+     }},
+    {"experts_without_pipeline",
+     [](const M& m) { return !m.model.decoder.is_moe() || m.parallel.pp == 1; },
+     [](const M& m) {
+       return concat("parallel.pp: got ",
+                     m.parallel.pp,
+                     " with model.decoder.type ",
+                     m.model.decoder.type,
+                     ", expected 1; the balancing loss of experts sums over all layers and is not carried over a "
+                     "pipeline in this version; use tp, cp, dp or ep");
      }},
     {"kv_heads_divide",
      [](const M& m) {

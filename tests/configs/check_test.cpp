@@ -141,8 +141,8 @@ struct ModelCase {
   std::function<void(ModelConfig&)> spoil;
   int64_t tp;
   const char* message;
-  int64_t cp = 1;
-  ParallelConfig layout() const { return {.tp = tp, .cp = cp, .context = "heads"}; }
+  int64_t cp = 1, pp = 1;
+  ParallelConfig layout() const { return {.tp = tp, .pp = pp, .cp = cp, .context = "heads"}; }
 };
 const ModelCase kModelCases[] = {
     {"family_tower",
@@ -157,6 +157,12 @@ const ModelCase kModelCases[] = {
      [](ModelConfig& m) { m.decoder.layers = 0, m.taps = {}; },
      1,
      "model.decoder: got layers 0, hidden 64, ffn 128, heads 4, kv_heads 2, expected all above 0; give model.path"},
+    {"experts_without_pipeline",
+     [](ModelConfig& m) { m.decoder.type = "qwen3_moe"; },
+     1,
+     "parallel.pp: got 2 with model.decoder.type qwen3_moe, expected 1; the balancing loss",
+     1,
+     2},
     {"kv_heads_divide",
      [](ModelConfig& m) { m.decoder.kv_heads = 3; },
      1,
