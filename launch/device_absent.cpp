@@ -17,7 +17,7 @@ bool reads_peer(int, int) {
 }
 
 std::vector<std::pair<std::string, std::string>> accelerator_versions() {
-  return {{"CUDA", "absent from this build"}};
+  return {{"CUDA", "absent from this build"}, {"cuDNN", "absent from this build"}, {"NCCL", nccl_version()}};
 }
 
 at::Device bind_device(const std::string& wanted, int local_rank, int local_size) {
