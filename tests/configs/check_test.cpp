@@ -106,10 +106,14 @@ const RunCase kRunCases[] = {
      0,
      "stages.a.parallel.chunks: got 2 with parallel.schedule 1f1b, expected 1 (only interleaved takes any number); set "
      "chunks: 0, or schedule: interleaved"},
-    {"ep_built",
-     [](RunConfig& r) { r.stages[0].parallel.ep = 2; },
+    {"etp_built",
+     [](RunConfig& r) { r.stages[0].parallel.etp = 2; },
      0,
-     "stages.a.parallel.ep: got 2, expected 1; expert parallelism is not in this version"},
+     "stages.a.parallel.etp: got 2, expected 1; tensor parallelism inside an expert is not in this version"},
+    {"ep_over_ranks",
+     [](RunConfig& r) { r.stages[0].parallel.ep = 3; },
+     4,
+     "stages.a.parallel.ep: got 3, expected a divisor of dp 4 x cp 1 x tp 1; experts are cut over these ranks"},
     {"seq_len_cut",
      [](RunConfig& r) { r.stages[0].parallel.tp = 3; },
      0,
@@ -141,9 +145,15 @@ struct ModelCase {
   std::function<void(ModelConfig&)> spoil;
   int64_t tp;
   const char* message;
-  int64_t cp = 1, pp = 1;
-  ParallelConfig layout() const { return {.tp = tp, .pp = pp, .cp = cp, .context = "heads"}; }
+  int64_t cp = 1, pp = 1, ep = 1;
+  ParallelConfig layout() const { return {.tp = tp, .pp = pp, .cp = cp, .ep = ep, .context = "heads"}; }
 };
+void add_experts(ModelConfig& m) {
+  m.decoder.type = "qwen3_moe";
+  m.decoder.experts = 8;
+  m.decoder.experts_per_token = 2;
+  m.decoder.expert_ffn = 32;
+}
 const ModelCase kModelCases[] = {
     {"family_tower",
      [](ModelConfig& m) { m.family = "qwen3"; },
@@ -153,6 +163,33 @@ const ModelCase kModelCases[] = {
      [](ModelConfig& m) { m.family = "qwen3_vl", m.tower = {.type = "none"}, m.taps = {}; },
      1,
      "model.family: got qwen3_vl with model.tower.type none, expected qwen3 without a tower"},
+    {"family_decoder",
+     [](ModelConfig& m) { add_experts(m), m.family = "qwen3_vl"; },
+     1,
+     "model.family: got qwen3_vl with model.decoder.type qwen3_moe, expected one that ends in _moe"},
+    {"expert_sizes",
+     [](ModelConfig& m) { add_experts(m), m.decoder.experts_per_token = 9; },
+     1,
+     "model.decoder: got experts 8, experts_per_token 9, expert_ffn 32, expected all above 0 and no more"},
+    {"vl_shares_sum_to_one",
+     [](ModelConfig& m) { add_experts(m), m.decoder.norm_topk = false; },
+     1,
+     "model.decoder.norm_topk: got false, expected true; Qwen3-VL-MoE knows no other"},
+    {.rule = "experts_over_ep",
+     .spoil = add_experts,
+     .tp = 1,
+     .message = "parallel.ep: got 3, expected a divisor of model.decoder.experts = 8; choose another ep",
+     .ep = 3},
+    {.rule = "experts_over_ep",
+     .spoil = [](ModelConfig&) {},
+     .tp = 1,
+     .message = "parallel.ep: got 2, expected a divisor of model.decoder.experts = 0; this model has none",
+     .ep = 2},
+    {.rule = "balance_on_one_stage",
+     .spoil = add_experts,
+     .tp = 1,
+     .message = "model.decoder.aux_loss: got 0.001 with parallel.pp 2, expected 0",
+     .pp = 2},
     {"decoder_sizes",
      [](ModelConfig& m) { m.decoder.layers = 0, m.taps = {}; },
      1,

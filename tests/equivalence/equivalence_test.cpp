@@ -74,6 +74,12 @@ const Layout kLayouts[] = {
     {{.tp = 2, .cp = 2, .context = "heads"}},
     {{.tp = 2, .cp = 2, .sequence = false, .context = "gather"}},
     {{.tp = 2, .cp = 2, .sequence = false, .context = "ring"}},
+    {{.pp = 2, .cp = 2, .context = "gather"}},
+    {{.pp = 2, .cp = 2, .schedule = "zb-v", .context = "ring"}},
+    {{.tp = 2, .pp = 2, .cp = 2, .schedule = "interleaved", .context = "gather"}},
+    {{.pp = 2, .cp = 2, .context = "gather"}},
+    {{.pp = 2, .cp = 2, .schedule = "zb-v", .context = "ring"}},
+    {{.tp = 2, .pp = 2, .cp = 2, .schedule = "interleaved", .context = "ring"}},
 };
 
 std::unique_ptr<World> processes;  // null: ranks are threads

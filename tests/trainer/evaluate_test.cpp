@@ -145,6 +145,19 @@ TEST_F(Evaluation, IsTheSameInEveryBitOnAnyNumberOfDataParallelRanks) {
   EXPECT_EQ(lines(one).size(), 16u);
 }
 
+TEST_F(Evaluation, IsTheSameInEveryBitOnAPipelineAndOnEveryRankOfIt) {
+  const auto dump_of = [&](const MeshShape& shape) {
+    const std::string file = tiny_.file("dump.jsonl");
+    std::vector<EvalResult> results = run_on(shape, "heldout", {.shuffles = 2, .dump = file});
+    for (EvalResult& result : results) result.seconds = 0;
+    for (const EvalResult& result : results) EXPECT_EQ(to_json(result), to_json(results.front()));
+    return read_file(file);
+  };
+  const std::string one = dump_of({});
+  EXPECT_EQ(dump_of({.pp = 2}), one);
+  EXPECT_EQ(dump_of({.pp = 3, .dp = 2}), one);
+}
+
 TEST_F(Evaluation, TensorParallelRanksAgreeWithinRounding) {
   const std::vector<json> one = lines(dump(1, 1, "heldout")), two = lines(dump(1, 2, "heldout"));
   ASSERT_EQ(one.size(), two.size());

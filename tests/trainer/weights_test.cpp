@@ -27,11 +27,13 @@ using Json = nlohmann::json;
 struct Layout {
   int tp = 1, dp = 1;
   bool sequence = false;
+  int pp = 1;
+  const char* schedule = "1f1b";
 };
 
 /// Runs `body` on every rank of a layout, as threads.
 void on_layout(const Layout& layout, const std::function<void(const Groups&)>& body) {
-  const Mesh mesh(MeshShape{.dp = layout.dp, .tp = layout.tp});
+  const Mesh mesh(MeshShape{.pp = layout.pp, .dp = layout.dp, .tp = layout.tp});
   run_on_threads(
       mesh.world(), [&](World& world) { body(make_groups(world, mesh, layout.sequence)); }, 60);
 }
@@ -78,7 +80,16 @@ void expect_same_bits(const std::map<std::string, Tensor>& got, const std::map<s
   }
 }
 
-const std::vector<Layout> kLayouts = {{1, 1}, {2, 1}, {2, 1, true}, {4, 1}, {4, 1, true}, {1, 2}, {2, 2}};
+const std::vector<Layout> kLayouts = {{1, 1},
+                                      {2, 1},
+                                      {2, 1, true},
+                                      {4, 1},
+                                      {4, 1, true},
+                                      {1, 2},
+                                      {2, 2},
+                                      {1, 1, false, 2},
+                                      {2, 1, true, 2, "zb-v"},
+                                      {1, 1, false, 4}};
 
 TEST(Weights, ImportFollowedByExportIsTheSameBitsUnderEveryLayout) {
   for (const bool tied : {true, false}) {
@@ -90,7 +101,7 @@ TEST(Weights, ImportFollowedByExportIsTheSameBitsUnderEveryLayout) {
       EXPECT_EQ(expected.count("lm_head.weight"), tied ? 0u : 1u);
       for (const Layout& layout : kLayouts) {
         on_layout(layout, [&](const Groups& groups) {
-          Vlm model(config, groups, dtype, at::kCPU);
+          Vlm model(config, groups, dtype, at::kCPU, {.schedule = layout.schedule});
           for (Param& param : model.params()) param.value.detach().fill_(99);
           load_weights(model, temp / "a");
           export_model(model, temp / "b", {.source_folder = temp / "a"});
