@@ -99,16 +99,6 @@ const Rule<M> kModelRules[] = {
                      d.kv_heads,
                      ", expected all above 0; give model.path or a base: from configs/model/");
      }},
-    {"experts_without_pipeline",
-     [](const M& m) { return !m.model.decoder.is_moe() || m.parallel.pp == 1; },
-     [](const M& m) {
-       return concat("parallel.pp: got ",
-                     m.parallel.pp,
-                     " with model.decoder.type ",
-                     m.model.decoder.type,
-                     ", expected 1; the balancing loss of experts sums over all layers and is not carried over a "
-                     "pipeline in this version; use tp, cp, dp or ep");
-     }},
     {"kv_heads_divide",
      [](const M& m) {
        const auto& d = m.model.decoder;
