@@ -45,9 +45,9 @@ def check_big_plan():
         expect(suggestion["peak_bytes"] <= full["memory_bytes"], f"{suggestion} does not fit")
     # What is proposed holds when it is asked for.
     chosen = full["would_fit"][0]
-    tp = next((s.split("=")[1] for s in chosen["set"] if s.startswith("parallel.tp=")), "1")
+    tp, cp = (next((s.split("=")[1] for s in chosen["set"] if s.startswith(f"parallel.{axis}=")), "1") for axis in ("tp", "cp"))
     sets = [word for s in chosen["set"] if not s.startswith("parallel.") for word in ("--set", s)]
-    mesh = f"tp{tp},dp{chosen['world'] // int(tp)}"
+    mesh = f"tp{tp},cp{cp},dp{chosen['world'] // int(tp) // int(cp)}"
     again = json.loads(run(1, "plan", "--config", BIG, "--gpu", "h100", "--json", "--mesh", mesh, *sets).stdout)
     expect(again["stages"][1]["gpus"][0]["fits"], f"{chosen} was proposed, and does not fit")
     table = run(1, "plan", "--config", BIG, "--gpu", "all", "--mesh", "dp8").stdout

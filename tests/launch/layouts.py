@@ -11,7 +11,7 @@ def main():
     run(1, "--config", config)
     expected = {m["step"]: m["loss"] for m in metrics(reference) if "grad_norm" in m}
     for ranks, settings in [(2, ["parallel.tp=2"]), (4, ["parallel.tp=2"]), (2, []), (4, ["parallel.tp=4", "parallel.sequence=false"]),
-                            (2, ["parallel.cp=2"]), (4, ["parallel.cp=2", "parallel.tp=2", "parallel.context=ring"]),
+                            (2, ["parallel.cp=2"]), (4, ["parallel.cp=2", "parallel.tp=2", "parallel.context=ring", "stages.all.recompute=full"]),
                             (2, ["parallel.cp=2", "parallel.context=heads"])]:
         folder, config = make_case(**{"stages": stages(12), "optimizer": {"lr": 1e-3, "schedule": "constant"}})
         sets = [word for s in settings for word in ("--set", s)]

@@ -28,7 +28,16 @@ def draw_model(rng):
             "model.taps": taps, "model.decoder.layers": layers, "model.decoder.hidden": 4 * rng.randrange(6, 20), "model.decoder.head_dim": head_dim,
             "model.decoder.heads": kv * rng.choice([n for n in (1, 2, 4, 8) if n * kv >= 4 and n * kv <= 8]), "model.decoder.kv_heads": kv,
             "model.decoder.ffn": 4 * rng.randrange(6, 40), "model.decoder.vocab": 304 + rng.randrange(40), "model.decoder.tied": rng.random() < 0.5,
-            "model.decoder.mrope_section": [half - 2 * height, height, height]}
+            "model.decoder.mrope_section": [half - 2 * height, height, height], **draw_experts(rng, layers)}
+
+
+def draw_experts(rng, layers):
+    if rng.random() < 0.6:
+        return {}
+    experts = rng.choice([4, 6, 8])
+    return {"model.decoder.type": "qwen3_moe", "model.decoder.experts": experts, "model.decoder.experts_per_token": rng.choice([1, 2, 3]),
+            "model.decoder.expert_ffn": 4 * rng.randrange(4, 12), "model.decoder.expert_step": rng.choice([1, 1, 2]),
+            "model.decoder.dense_layers": rng.choice([[], [0]]), "model.decoder.norm_topk": rng.random() < 0.7, "model.decoder.aux_loss": rng.choice([0, 0, 0.01])}
 
 
 def draw_stages(rng):
@@ -40,15 +49,27 @@ def draw_stages(rng):
     return [{"name": "first", "trainable": frozen, "steps": cut, **common}, {"name": "second", "steps": STEPS - cut, **common}]
 
 
-def draw_layout(rng, stage):
+def draw_layout(rng, model, stage):
     """(ranks, settings) that fit the model and the rows of a step."""
+    layers, experts = model["model.decoder.layers"], model.get("model.decoder.experts", 0)
     while True:
-        ranks = rng.choice([1, 2, 2, 3, 4, 4, 6])
-        tp = rng.choice([n for n in (1, 2, 4) if ranks % n == 0])
-        if stage["rows_per_step"] % (ranks // tp * stage["rows_per_micro_batch"]) == 0:
-            break
-    settings = {"parallel.tp": tp, "parallel.sequence": rng.random() < 0.6}
-    return ranks, settings
+        tp, cp, pp, dp = (rng.choice(sizes) for sizes in ((1, 1, 2, 4), (1, 1, 2, 3), (1, 1, 2, 3), (1, 1, 2, 3, 4)))
+        ranks = tp * cp * pp * dp
+        if ranks > 6 or stage["rows_per_step"] % (dp * stage["rows_per_micro_batch"]) or pp > layers:
+            continue
+        out = {"parallel.tp": tp, "parallel.cp": cp, "parallel.pp": pp, "parallel.sequence": rng.random() < 0.6}
+        if cp > 1:
+            out["parallel.context"] = rng.choice(["auto", "gather", "ring"])
+        if pp > 1:
+            schedules = ["1f1b", "zb-h1"]
+            schedules += ["zb-v"] if layers >= 2 * pp else []
+            schedules += ["interleaved"] if layers >= 2 * pp and stage["rows_per_step"] // (dp * stage["rows_per_micro_batch"]) % pp == 0 else []
+            out["parallel.schedule"] = rng.choice(schedules)
+        if experts:
+            if pp > 1 and model["model.decoder.aux_loss"]:
+                continue
+            out["parallel.ep"] = rng.choice([n for n in (1, 2, 4) if tp * cp * dp % n == 0 and experts % n == 0])
+        return ranks, out
 
 
 def words(settings):
@@ -121,7 +142,7 @@ def attempt(seed):
     run(1, "--config", config)
     expected, dump, weights = losses(folder), dump_of(folder, config, (1, {})), weights_of(f"{folder}/run/model")
     os.rename(f"{folder}/run", f"{folder}/reference")
-    layouts = [draw_layout(rng, stages[0]) for _ in range(4)]
+    layouts = [draw_layout(rng, keys, stages[0]) for _ in range(4)]
     how = rng.choice([signal.SIGKILL, signal.SIGTERM])
     what = f"seed {seed}: {json.dumps(keys)} {json.dumps(stages[0])} layouts {json.dumps(layouts)} {how.name}"
     stopped = disturb(rng, folder, config, layouts[0], how)
