@@ -1,9 +1,11 @@
 #include "model/kernels/attention_pieces.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "model/kernels/attention_aten.h"
 #include "model/kernels/attention_cpu.h"
 #include "model/kernels/dispatch.h"
@@ -184,7 +186,13 @@ AttentionKernel choose(const Tensor& q, const AttentionSizes& sizes, AttentionKe
       << "attention: got flash for " << at::toString(q.scalar_type()) << " heads of width " << sizes.width
       << ", expected a kernel that this GPU can run; key stage.attention; set attention: auto";
   const bool wants_flash = wanted != AttentionKernel::kPlain && wanted != AttentionKernel::kEfficient;
-  return flash && wants_flash ? AttentionKernel::kFlash : AttentionKernel::kPlain;
+  const bool takes_flash = flash && wants_flash;
+  static std::atomic<unsigned> logged{0};
+  const unsigned bit = takes_flash ? 1 : 2;
+  if (!(logged.fetch_or(bit) & bit)) {
+    HANOK_LOG_RANK0(INFO) << "attention over cp: " << (takes_flash ? "flash" : "plain") << " kernels";
+  }
+  return takes_flash ? AttentionKernel::kFlash : AttentionKernel::kPlain;
 }
 
 int64_t padding_of(AttentionKernel kernel, const AttentionSizes& sizes) {
@@ -230,7 +238,7 @@ LevelGrads level_backward(const Tensor& dout_TNH,
   const LevelRows rows = rows_of(q, kv, level, sizes, padding);
   if (kernel == AttentionKernel::kPlain) return plain_backward(dout_TNH, rows, whole, level, sizes, causal);
   const auto padded = [&](const Tensor& x) { return at::constant_pad_nd(x, {0, padding}).contiguous(); };
-  const Tensor state = at::zeros({2}, at::TensorOptions(q.device()).dtype(at::kUInt64));  // of dropout: there is none
+  const Tensor none = at::empty({2}, at::TensorOptions(q.device()).dtype(at::kUInt64));  // state of dropout
   const auto [dq, dk, dv] = at::_flash_attention_backward(padded(dout_TNH),
                                                           rows.q_TNH,
                                                           rows.k_TKH,
@@ -243,8 +251,8 @@ LevelGrads level_backward(const Tensor& dout_TNH,
                                                           level.most_keys,
                                                           0.0,
                                                           causal,
-                                                          state,
-                                                          Tensor(),
+                                                          none,
+                                                          none,
                                                           scale_of(sizes));
   const auto cut = [&](const Tensor& x) { return x.narrow(-1, 0, sizes.width); };
   return {cut(dq), cut(dk), cut(dv)};
