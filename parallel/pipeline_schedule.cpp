@@ -95,6 +95,9 @@ class ZeroBubbleV {
     return out;
   }
 
+  /// That run() took; a rank works for six a micro-batch.
+  int ticks() const { return now_; }
+
  private:
   struct Rank {
     int forwards[2] = {0, 0}, inputs[2] = {0, 0}, weights[2] = {0, 0};
@@ -188,6 +191,32 @@ std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int m
     case Schedule::kZeroBubbleV: return ZeroBubbleV(shape, micro_batches).run().at(rank);
   }
   return {};
+}
+
+int peak_live_chunks(const PipelineShape& shape, int rank, int micro_batches) {
+  int live = 0, peak = 0;
+  for (const Action& action : pipeline_actions(shape, rank, micro_batches)) {
+    live += action.kind == Kind::kForward;
+    live -= action.kind == Kind::kBackward || action.kind == Kind::kBackwardWeight;
+    peak = std::max(peak, live);
+  }
+  return peak;
+}
+
+double waiting_share(const PipelineShape& shape, int micro_batches) {
+  if (micro_batches == 0) return 0;
+  const double plain = (shape.ranks - 1.0) / micro_batches;
+  switch (shape.schedule) {
+    case Schedule::k1F1B: return plain;
+    case Schedule::kInterleaved: return plain / shape.chunks;
+    case Schedule::kZeroBubbleH1: return plain / 3;
+    case Schedule::kZeroBubbleV: {
+      ZeroBubbleV steps(shape, micro_batches);
+      steps.run();
+      return steps.ticks() / (6.0 * micro_batches) - 1;
+    }
+  }
+  return plain;
 }
 
 }  // namespace hanok

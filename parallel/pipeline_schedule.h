@@ -58,4 +58,11 @@ struct Action {
 /// source: Megatron-LM arXiv:2104.04473 (1F1B, interleaved); zero bubble arXiv:2401.10241 (H1), 2405.15362 (V)
 std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int micro_batches);
 
+/// The most chunks of micro-batches that a rank holds at once.
+int peak_live_chunks(const PipelineShape& shape, int rank, int micro_batches);
+/// Time that ranks wait, as a share of the time that they work, where a backward takes as long as two forwards and a
+/// weight gradient as long as an input gradient: (p - 1) / m, divided by the chunks or, for H1, by three; for V
+/// what its list takes.
+double waiting_share(const PipelineShape& shape, int micro_batches);
+
 }  // namespace hanok

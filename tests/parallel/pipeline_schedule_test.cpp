@@ -171,6 +171,7 @@ TEST(PipelineSchedule, LiveMicroBatchesAreThosePromised) {
       const int p = shape.ranks, v = shape.chunks;
       for (int rank = 0; rank < p; ++rank) {
         const int live = s.peak_live[rank];
+        EXPECT_EQ(live, peak_live_chunks(shape, rank, m)) << text(shape, m);
         switch (shape.schedule) {
           case Schedule::k1F1B: EXPECT_EQ(live, std::min(m, p - rank)) << text(shape, m); break;
           case Schedule::kInterleaved:
@@ -217,6 +218,16 @@ TEST(PipelineSchedule, SplitWeightGradientsLeaveAThirdOfTheBubbleAndLess) {
       const Simulation v =
           Simulator({Schedule::kZeroBubbleV, p, 2}, m, {.forward = 0.5, .input = 0.5, .weight = 0.5}).run();
       EXPECT_LT(bubble(v), bubble(h1)) << p << " " << m;
+    }
+  }
+}
+
+TEST(PipelineSchedule, WaitingIsWhatPlansSay) {
+  for (const PipelineShape& shape : all_shapes()) {
+    const Durations durations = {1.0 / shape.chunks, 1.0 / shape.chunks, 1.0 / shape.chunks};
+    for (const int m : {2 * shape.ranks, 3 * shape.ranks}) {
+      const Simulation s = Simulator(shape, m, durations).run();
+      EXPECT_NEAR(s.makespan / (3 * m) - 1, waiting_share(shape, m), 1e-9) << text(shape, m);
     }
   }
 }
