@@ -1,5 +1,6 @@
 // Settings with which a stage fits a GPU.
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 
@@ -12,7 +13,7 @@ namespace {
 
 /// A way to the same training (or, for seq_len, to shorter rows) with less memory on a rank.
 struct Change {
-  enum class Kind { kRecompute, kRows, kTp, kDp, kGradDtype, kSeqLen } kind;
+  enum class Kind { kRecompute, kRows, kTp, kCp, kDp, kGradDtype, kSeqLen } kind;
   int64_t value = 0;
 };
 
@@ -41,6 +42,11 @@ void apply(const Change& change, const std::string& key, Candidate& c) {
       c.sets.push_back(concat("parallel.tp=", change.value));
       break;
     }
+    case Change::Kind::kCp:
+      c.layout.dp = std::max<int64_t>(1, c.layout.cp * c.layout.dp / change.value);
+      c.layout.cp = change.value;
+      c.sets.push_back(concat("parallel.cp=", change.value));
+      break;
     case Change::Kind::kDp:
       c.layout.dp = change.value;
       c.sets.push_back(concat("parallel.dp=", change.value));
@@ -66,6 +72,8 @@ std::vector<Change> changes_of(const StageConfig& stage, const ParallelConfig& l
   for (int64_t rows = stage.rows_per_micro_batch / 2; rows >= 1; rows /= 2) out.push_back({Kind::kRows, rows});
   for (const int64_t tp : {2, 4, 8})
     if (tp > layout.tp) out.push_back({Kind::kTp, tp});
+  for (const int64_t cp : {2, 4, 8})
+    if (cp > layout.cp) out.push_back({Kind::kCp, cp});
   for (const int64_t dp : {2, 4, 8, 16, 32, 64})
     if (dp > layout.dp) out.push_back({Kind::kDp, dp});
   if (stage.optimizer.grad_dtype == "float32") out.push_back({Kind::kGradDtype});
@@ -79,7 +87,7 @@ bool is_allowed(const RunConfig& config, const Candidate& c) {
   StageConfig stage = c.stage;
   stage.parallel = c.layout;
   changed.stages = {stage};
-  return violations(changed, static_cast<int>(c.layout.tp * c.layout.dp)).empty();
+  return violations(changed, static_cast<int>(c.layout.tp * c.layout.pp * c.layout.cp * c.layout.dp)).empty();
 }
 
 /// Which keys a suggestion sets: "recompute, rows_per_micro_batch".
@@ -163,7 +171,7 @@ class Search {
 
   /// Most changes leave the layout as it is, and the model depends on nothing else.
   const PlannedModel& model_on(const ParallelConfig& layout) {
-    auto& model = models_[{layout.tp, layout.dp}];
+    auto& model = models_[{layout.tp, layout.cp, layout.dp}];
     if (!model.model) model = plan_model(config_, start_.stage, layout, &gpu_);
     return model;
   }
@@ -176,7 +184,7 @@ class Search {
   std::vector<const Change*> chosen_;
   std::set<size_t> fits_with_;
   std::vector<Suggestion> found_;
-  std::map<std::pair<int64_t, int64_t>, PlannedModel> models_;  // by tp and dp
+  std::map<std::array<int64_t, 3>, PlannedModel> models_;  // by tp, cp and dp
 };
 
 }  // namespace

@@ -75,6 +75,31 @@ TEST(Estimate, AnEightBillionModelNeedsSixteenBytesAParameterAndMore) {
   EXPECT_GT(one.seconds->total(), 4 * eight.seconds->total());
 }
 
+TEST(Estimate, ContextRanksShareRowsAndPictures) {
+  RunConfig config = eight_billion();
+  config.stages[0].seq_len = 32768;
+  config.stages[0].rows_per_micro_batch = 1;
+  const auto gpus = read_gpus(HANOK_SOURCE_DIR "/configs/gpu");
+  const GpuConfig& h200 = find_gpu(gpus, "h200");
+  const auto kept = [](const Estimate& e) {
+    double sum = 0;
+    for (const Amount& amount : e.kept) sum += amount.bytes;
+    return sum;
+  };
+  const Estimate one = estimate_on(config, {.dp = 8}, h200);
+  for (const char* way : {"gather", "ring", "heads"}) {
+    config.stages[0].parallel.context = way;
+    const Estimate eight = estimate_on(config, {.cp = 8}, h200);
+    EXPECT_EQ(eight.flops.sum().total(), one.flops.sum().total()) << way;
+    EXPECT_EQ(eight.micro_batches, 8 * one.micro_batches) << way;
+    EXPECT_GT(kept(eight), kept(one) / 8) << way;                       // keys and values once more, or the result
+    EXPECT_LT(kept(eight), 1.15 * kept(one) / 8) << way;                // but little beside the rest
+    EXPECT_NEAR(eight.always_bytes(), one.always_bytes(), 1e9) << way;  // optimizer shards lie over dp x cp
+    EXPECT_GT(eight.seconds->context_parallel, 0) << way;
+    EXPECT_EQ(one.seconds->context_parallel, 0) << way;
+  }
+}
+
 TEST(Estimate, RecomputationKeepsLessAndRunsMore) {
   RunConfig config = eight_billion();
   const auto gpus = read_gpus(HANOK_SOURCE_DIR "/configs/gpu");

@@ -122,16 +122,36 @@ INSTANTIATE_TEST_SUITE_P(Cases,
                                          Case{"bfloat16", 0, true, true, "**", at::kBFloat16}),
                          [](const auto& info) { return info.param.name; });
 
+/// The rows of a text that this rank of cp holds.
+TinyRow own_rows(const TinyRow& row, const Groups& groups) {
+  TinyRow own = row;
+  own.input.cut = cut_rows(row.input.row_starts, groups.cp->size());
+  if (!own.input.cut.is_cut()) return own;
+  const Tensor rows = own.input.cut.rows_of(groups.cp->rank());
+  own.input.tokens_T = row.input.tokens_T.index_select(0, rows);
+  own.input.position_3T = row.input.position_3T.index_select(1, rows);
+  own.targets_T = row.targets_T.index_select(0, rows);
+  own.weight_T = row.weight_T.index_select(0, rows);
+  return own;
+}
+
 /// Both ranks' bytes together: they live in one process.
-double held_by_two_ranks(const ModelConfig& config, const TinyRow& row, bool sequence, double& said) {
+double held_by_two_ranks(const ModelConfig& config,
+                         const TinyRow& whole,
+                         const MeshShape& shape,
+                         bool sequence,
+                         double& said,
+                         ContextWay way = ContextWay::kAuto) {
   static std::atomic<int64_t> before;
   double held = 0;
   std::mutex mutex;
   run_on_threads(2, [&](World& world) {
-    const Groups groups = make_groups(world, Mesh({.tp = 2}), sequence);
+    const Groups groups = make_groups(world, Mesh(shape), sequence);
     Vlm model(config, groups, at::kFloat, at::kCPU);
+    model.set_execution({.context = way});
     randomise(model, 1);
     train_only(model, "**");
+    const TinyRow row = own_rows(whole, groups);
     groups.control->barrier();
     if (world.rank() == 0) before = cpu().live();
     groups.control->barrier();
@@ -141,7 +161,7 @@ double held_by_two_ranks(const ModelConfig& config, const TinyRow& row, bool seq
     if (world.rank() == 0) held = static_cast<double>(cpu().live() - before);
     groups.control->barrier();
     const std::lock_guard lock(mutex);
-    said += activation_bytes(config, model.params(), groups, batch_of(row), 0, KernelSet{}).kept();
+    said += activation_bytes(config, model.params(), groups, batch_of(row), 0, KernelSet{.context = way}).kept();
   });
   return held;
 }
@@ -152,8 +172,19 @@ TEST(KeptBytes, OverTwoRanksOfTpEqualWhatAutogradHolds) {
   const TinyRow row = row_of(config, true);
   for (const bool sequence : {true, false}) {
     double said = 0;
-    const double held = held_by_two_ranks(config, row, sequence, said);
+    const double held = held_by_two_ranks(config, row, {.tp = 2}, sequence, said);
     EXPECT_NEAR(said / held, 1, 0.02) << (sequence ? "rows cut: " : "rows whole: ") << said << ", held " << held;
+  }
+}
+
+TEST(KeptBytes, OverTwoRanksOfCpEqualWhatAutogradHolds) {
+  cpu();
+  const ModelConfig config = small_config(false);
+  const TinyRow row = row_of(config, false);
+  for (const ContextWay way : {ContextWay::kGather, ContextWay::kRing, ContextWay::kHeads}) {
+    double said = 0;
+    const double held = held_by_two_ranks(config, row, {.cp = 2}, false, said, way);
+    EXPECT_NEAR(said / held, 1, 0.02) << "way " << static_cast<int>(way) << ": said " << said << ", held " << held;
   }
 }
 
