@@ -1,6 +1,7 @@
 #include "launch/estimate.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "parallel/grad_sync.h"
 #include "trainer/run_stages.h"
@@ -231,33 +232,63 @@ bool fits(const Estimate& estimate, const GpuConfig& gpu) {
 PlannedModel plan_model(const RunConfig& config,
                         const StageConfig& stage,
                         const ParallelConfig& layout,
-                        const GpuConfig* gpu) {
+                        const GpuConfig* gpu,
+                        int pp_stage) {
   const Mesh mesh({.pp = static_cast<int>(layout.pp),
                    .dp = static_cast<int>(std::max<int64_t>(1, layout.dp)),
                    .cp = static_cast<int>(layout.cp),
-                   .tp = static_cast<int>(layout.tp)});
-  PlannedModel out{.groups = make_planned_groups(mesh, 0, layout.sequence && layout.tp > 1)};
-  out.model = std::make_unique<Vlm>(config.model, out.groups, dtype_on(config.model, gpu), at::kMeta);
-  freeze(out.model->params(), stage);
+                   .tp = static_cast<int>(layout.tp),
+                   .ep = static_cast<int>(layout.ep)});
+  const int rank = mesh.rank_at(pp_stage, 0, 0, 0);
+  PlannedModel out{.groups = make_planned_groups(mesh, rank, layout.sequence && layout.tp > 1)};
+  out.model = std::make_unique<Vlm>(config.model, out.groups, dtype_on(config.model, gpu), at::kMeta, layout);
+  freeze(*out.model, stage);
   return out;
 }
 
-Estimate estimate(const RunConfig& config,
-                  const StageConfig& stage,
-                  const PlannedModel& planned,
-                  const Supposed& supposed,
-                  const GpuConfig* gpu) {
+namespace {
+
+/// Whether gradients pass the first piece of this stage.
+bool trains_before(const Vlm& model) {
+  const int first = piece_of(model.pipeline(), {model.groups().at.pp, 0});
+  return std::any_of(model.whole().begin(), model.whole().end(), [&](const Param& param) {
+    return param.trainable && model.piece_of_weight(param.spec.name) < first;
+  });
+}
+
+Estimate::Stage stage_of(const PlannedModel& planned, const ActivationBytes& act, int micro_batches) {
+  const PipelineShape& shape = planned.model->pipeline();
+  const int rank = planned.groups.at.pp;
+  Estimate::Stage out{.kept = act.input + act.kept()};
+  for (int chunk = 0; chunk < shape.chunks; ++chunk) {
+    const PieceRange& range = planned.model->pieces().at(piece_of(shape, {rank, chunk}));
+    out.layers += range.last - range.first;
+  }
+  for (const Param& param : planned.model->params()) out.parameters += static_cast<double>(param.value.numel());
+  out.live = std::max(1.0, static_cast<double>(peak_live_chunks(shape, rank, micro_batches)) / shape.chunks);
+  return out;
+}
+
+Estimate estimate_stage(const RunConfig& config,
+                        const StageConfig& stage,
+                        const PlannedModel& planned,
+                        const Supposed& supposed,
+                        const GpuConfig* gpu) {
   const ParamTable& params = planned.model->params();
   const Groups& groups = planned.groups;
-  const Load load = load_of(config, stage, groups, supposed);
+  Load load = load_of(config, stage, groups, supposed);
+  load.batch.trains_before = trains_before(*planned.model);
   const int64_t every = stage.recompute == "full" ? stage.recompute_every : 0;
   Estimate e{.mesh = groups.mesh.shape(), .dtype = dtype_on(config.model, gpu)};
   const KernelSet kernels{.on_gpu = gpu != nullptr,
                           .attention = attention_on(stage.attention, gpu, e.dtype),
                           .context = context_way(stage.parallel.context)};
   e.attention = name(kernels.attention);
-  e.parameters = count(params, false);
-  e.trainable = count(params, true);
+  // Pieces of samples go to the kernel that gives log-sums for them (model/kernels/attention_pieces.cpp).
+  if (gpu && groups.cp->size() > 1 && kernels.context != ContextWay::kHeads)
+    e.attention += gpu->compute_capability >= 8 && e.dtype == at::kBFloat16 ? ", flash over cp" : ", plain over cp";
+  e.parameters = count(planned.model->whole(), false);
+  e.trainable = count(planned.model->whole(), true);
   e.tokens_per_step = load.work.tokens;
   const int64_t rows_of_rank = (stage.rows_per_step + e.mesh.dp - 1) / e.mesh.dp;
   e.micro_batches = (rows_of_rank + stage.rows_per_micro_batch - 1) / stage.rows_per_micro_batch;
@@ -276,20 +307,49 @@ Estimate estimate(const RunConfig& config,
             {"tower", act.tower},
             {"connector", act.connector},
             {"decoder", act.decoder},
-            {"final states and loss", act.head}};
+            {"final states and loss", act.head},
+            {"handed on to the next stage", act.stream}};
   const double bucket = bucket_bytes(params, groups, accumulate_type_of(stage.optimizer));
   e.passing = {{"chunks of logits", act.logits},
                {"gradients of one block", act.block_gradients},
                {"  of which attention workspace", act.attention_workspace},
                {"a recomputed block", act.redone_block},
                {"gradients summed over tp", bucket}};
-  e.peak_bytes = e.always_bytes() + std::max(act.peak, bucket);
-  e.flops = flops_by_part(config.model, params, load.work, every);
+  Estimate::Stage own = stage_of(planned, act, static_cast<int>(e.micro_batches));
+  const double others = (own.live - 1) * own.kept;
+  e.kept.push_back({"other micro-batches under way", others});
+  e.peak_bytes = e.always_bytes() + std::max(others + act.peak, bucket);
+  own.always = e.always_bytes();
+  own.peak = e.peak_bytes;
+  e.stages = {own};
+  e.flops = flops_by_part(config.model, planned.model->whole(), load.work, every);
   if (gpu) {
     const ActivationBytes all = activation_bytes(config.model, params, groups, load.batch, 0, kernels);
     e.seconds = seconds_of(config, stage, planned, load, e, all.kept(), *gpu);
+    e.seconds->pipeline = e.seconds->total() * waiting_share(planned.model->pipeline(), e.micro_batches);
   }
   return e;
+}
+
+}  // namespace
+
+Estimate estimate(const RunConfig& config,
+                  const StageConfig& stage,
+                  const PlannedModel& planned,
+                  const Supposed& supposed,
+                  const GpuConfig* gpu) {
+  Estimate worst = estimate_stage(config, stage, planned, supposed, gpu);
+  std::vector<Estimate::Stage> stages = worst.stages;
+  ParallelConfig layout = stage.parallel;
+  const MeshShape& mesh = worst.mesh;
+  std::tie(layout.pp, layout.dp, layout.cp, layout.tp) = std::tuple(mesh.pp, mesh.dp, mesh.cp, mesh.tp);
+  for (int rank = 1; rank < mesh.pp; ++rank) {
+    Estimate next = estimate_stage(config, stage, plan_model(config, stage, layout, gpu, rank), supposed, gpu);
+    stages.push_back(next.stages.front());
+    if (next.peak_bytes > worst.peak_bytes) worst = std::move(next);
+  }
+  worst.stages = std::move(stages);
+  return worst;
 }
 
 }  // namespace hanok

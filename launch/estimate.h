@@ -41,15 +41,22 @@ struct Estimate {
   double peak_bytes = 0;                 // the most at any time of a step
   FlopsByPart flops;                     // of one step, all ranks
   struct Seconds {
+    double pipeline = 0;  // waiting for other stages
     double matrices = 0, attention = 0, memory = 0, optimizer = 0, tensor_parallel = 0, context_parallel = 0,
            data_parallel = 0;
     double total() const {
-      return matrices + attention + memory + optimizer + tensor_parallel + context_parallel + data_parallel;
+      return pipeline + matrices + attention + memory + optimizer + tensor_parallel + context_parallel + data_parallel;
     }
   };
   std::optional<Seconds> seconds;  // of one step, where the device's rates are known; nothing is supposed to overlap
   double tokens_per_s() const { return seconds ? tokens_per_step / seconds->total() : 0; }
   double always_bytes() const;
+  struct Stage {
+    int64_t layers = 0;
+    double parameters = 0, always = 0, kept = 0, peak = 0;  // of this rank; `kept`: of one micro-batch
+    double live = 1;                                        // micro-batches held at once, whole ones
+  };
+  std::vector<Stage> stages;  // of a pipeline, by rank of pp; the bytes above are those of the largest
 };
 
 /// The model of a layout on the meta device, with the stage's frozen weights marked: what shapes and cuts are asked of.
@@ -57,12 +64,15 @@ struct PlannedModel {
   Groups groups;
   std::unique_ptr<Vlm> model;
 };
-/// `layout`: dp of 0 stands for 1. `gpu` null: a CPU. errors: kConfig as the registry, the plan and freeze() say
+/// `layout`: dp of 0 stands for 1. `pp_stage`: whose part of a pipeline. `gpu` null: a CPU. errors: kConfig as the
+/// registry, the plan and freeze() say
 PlannedModel plan_model(const RunConfig& config,
                         const StageConfig& stage,
                         const ParallelConfig& layout,
-                        const GpuConfig* gpu);
+                        const GpuConfig* gpu,
+                        int pp_stage = 0);
 
+/// On a pipeline: of every stage, `planned` being the first.
 Estimate estimate(const RunConfig& config,
                   const StageConfig& stage,
                   const PlannedModel& planned,

@@ -72,6 +72,29 @@ std::vector<NamedFlops> parts_of(const FlopsByPart& f) {
           {"head", &f.head}};
 }
 
+void print_stages(const Estimate& e) {
+  if (e.stages.size() < 2) return;
+  std::printf("  %-16s %7s %14s %12s %16s %6s %12s\n",
+              "pipeline stage",
+              "layers",
+              "parameters",
+              "always",
+              "a micro-batch",
+              "live",
+              "at the most");
+  for (size_t i = 0; i < e.stages.size(); ++i) {
+    const Estimate::Stage& s = e.stages[i];
+    std::printf("  %-16zu %7lld %14.0f %12s %16s %6.1f %12s\n",
+                i,
+                static_cast<long long>(s.layers),
+                s.parameters,
+                human_bytes(s.always).c_str(),
+                human_bytes(s.kept).c_str(),
+                s.live,
+                human_bytes(s.peak).c_str());
+  }
+}
+
 void print_flops(const Estimate& e) {
   const Flops all = e.flops.sum();
   std::printf("  FLOPs of a step, all ranks: %s (forward %s, backward %s; run again %s)\n",
@@ -96,7 +119,8 @@ std::vector<NamedSeconds> parts_of(const Estimate::Seconds& s) {
           {"optimizer", s.optimizer},
           {"tensor parallel collectives", s.tensor_parallel},
           {"context parallel collectives", s.context_parallel},
-          {"data parallel collectives", s.data_parallel}};
+          {"data parallel collectives", s.data_parallel},
+          {"waiting for other stages", s.pipeline}};
 }
 
 void print_seconds(const Estimate& e) {
@@ -198,6 +222,13 @@ Json json_of(const Estimate& e) {
                 {"peak", e.peak_bytes}}},
               {"flops", flops},
               {"flops_total", e.flops.sum().total()}};
+  for (const Estimate::Stage& s : e.stages)
+    out["pipeline"].push_back({{"layers", s.layers},
+                               {"parameters", s.parameters},
+                               {"always_bytes", s.always},
+                               {"micro_batch_bytes", s.kept},
+                               {"live_micro_batches", s.live},
+                               {"peak_bytes", s.peak}});
   if (e.seconds) {
     Json seconds = Json::object();
     for (const auto& [name, value] : parts_of(*e.seconds)) seconds[name] = value;
@@ -253,6 +284,7 @@ void print_text(const StagePlan& plan) {
   print_amounts("bytes on each rank, from forward to backward", e.kept);
   print_amounts("bytes on each rank, for a moment, not all at once", e.passing);
   std::printf("    %-40s %12s\n", "together, at the most", human_bytes(e.peak_bytes).c_str());
+  print_stages(e);
   print_flops(e);
   print_seconds(e);
   if (plan.verdicts.size() == 1) print_verdict(plan.verdicts.front());

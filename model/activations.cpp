@@ -42,15 +42,20 @@ class Walk {
 
   ActivationBytes run() {
     const bool pictures = batch_.patches > 0 && config_.tower.type != "none";
+    const bool is_first = params_.contains("tower.patch_embed.weight");
     const double tokens = static_cast<double>(batch_.tokens);
     out_.input = tokens * 4 * 8 + static_cast<double>(batch_.vision_tokens) * 8;
-    if (pictures) {
+    if (pictures && is_first) {
       out_.input += static_cast<double>(batch_.patches) * patch_values() * 4;
       tower();
       connector();
     }
     decoder(pictures);
-    head();
+    if (params_.contains("decoder.norm.weight")) {
+      head();
+    } else {
+      out_.stream = cut(tokens) * static_cast<double>(config_.decoder.hidden) * size_;
+    }
     const double held = out_.input + out_.kept();
     out_.redone_block = std::max(decoder_redone_, tower_redone_);
     out_.block_gradients = std::max(decoder_gradients_, tower_gradients_);
@@ -286,10 +291,11 @@ class Walk {
     const DecoderConfig& decoder = config_.decoder;
     const double rows = static_cast<double>(batch_.tokens);
     const bool embeds = trains("decoder.embed.weight");
-    grad_ = embeds || (pictures && main_flows_);
+    grad_ = embeds || (pictures && main_flows_) || batch_.trains_before;
     bool turns = false;
     for (int64_t i = 0; i < decoder.layers; ++i) {
       const std::string prefix = "decoder.layers." + std::to_string(i) + ".";
+      if (!params_.contains(prefix + "attn_norm.weight")) continue;  // on another stage of a pipeline
       const BlockSizes s = sizes(prefix, rows, static_cast<double>(decoder.hidden), decoder.head_dim, true);
       layer(prefix, i, s, out_.decoder, decoder_redone_, decoder_gradients_);
       turns |= grad_;
@@ -299,6 +305,7 @@ class Walk {
     if (turns) out_.decoder += tables;
     forward_ += (turns ? 0 : tables) + (turns ? 0 : rows * static_cast<double>(decoder.hidden) * size_);
     bool keeps_input = false;
+    if (!params_.contains("decoder.norm.weight")) return;
     out_.decoder += rms_norm("decoder.norm", cut(rows), static_cast<double>(decoder.hidden), keeps_input);
   }
 

@@ -25,10 +25,11 @@ struct KernelSet {
 
 /// One micro-batch of one rank, padding included; with context parallelism its rows and its patches.
 struct MicroBatch {
-  int64_t tokens = 0;         // packed rows laid end to end
-  int64_t labels = 0;         // of them
-  int64_t patches = 0;        // of all pictures
-  int64_t vision_tokens = 0;  // placeholders: patches / merge^2
+  int64_t tokens = 0;          // packed rows laid end to end
+  int64_t labels = 0;          // of them
+  int64_t patches = 0;         // of all pictures
+  int64_t vision_tokens = 0;   // placeholders: patches / merge^2
+  bool trains_before = false;  // on a pipeline: a weight of an earlier stage trains, so that gradients pass this one
 };
 
 /// Bytes on one rank.
@@ -38,16 +39,18 @@ struct ActivationBytes {
   double connector = 0;  //
   double decoder = 0;    // rotary tables included
   double head = 0;       // final hidden states, labelled rows of them
+  double stream = 0;     // what a pipeline stage hands on to the next
   // Not all at once: each is gone before the next phase.
   double redone_block = 0;         // what the largest recomputed block keeps while its backward runs
   double logits = 0;               // chunks of logits and gradients of the loss
   double block_gradients = 0;      // of activations, in the backward of the largest block
   double attention_workspace = 0;  // of the attention backward
   double peak = 0;                 // input, activations and what is computed on them, when they take the most
-  double kept() const { return tower + connector + decoder + head; }
+  double kept() const { return tower + connector + decoder + head + stream; }
 };
 
-/// `params`: of a model on these groups (meta tensors will do); local shapes and `trainable` are read.
+/// `params`: of a model on these groups (meta tensors will do), or of one stage of it; local shapes and `trainable` are
+/// read.
 /// Tensors are counted once however many operations keep them; weights, and what is as small as a few numbers a
 /// segment, are not counted.
 /// source: the autograd functions of model/kernels and libtorch's derivatives.yaml, in the order of the forward

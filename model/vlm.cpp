@@ -112,8 +112,11 @@ const PipelineShape& Vlm::pipeline() const {
 const std::vector<PieceRange>& Vlm::pieces() const {
   return state_->pieces;
 }
-WeightGradients& Vlm::deferred() const {
-  return state_->deferred;
+void Vlm::defer_weight_gradients(bool on) {
+  state_->deferred.defer(on);
+}
+std::function<void()> Vlm::take_weight_gradients() {
+  return [products = state_->deferred.take()] { add_products(products); };
 }
 int Vlm::piece_of_weight(const std::string& name) const {
   const std::vector<PieceRange>& pieces = state_->pieces;

@@ -4,6 +4,7 @@
 //          -> decoder (taps added after its first layers) -> y_TD
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -70,8 +71,10 @@ class Vlm {
   std::vector<Tensor> run_piece(int piece, const ModelInput& input, const std::vector<Tensor>& stream) const;
   /// The piece that a weight belongs to (a tied table: the first).
   int piece_of_weight(const std::string& name) const;
-  /// Weight gradients that layers put off, where the schedule splits them off.
-  WeightGradients& deferred() const;
+  /// Puts the weight gradients of the coming backwards off, or no longer, where the schedule splits them off; and what
+  /// adds those that were.
+  void defer_weight_gradients(bool on);
+  std::function<void()> take_weight_gradients();
   /// The rank of pp that holds the last piece, and whether this is it: there the head is, and losses are known.
   int last_rank() const;
   bool has_head() const;

@@ -53,8 +53,8 @@ struct Action {
 /// own forward and the backward of the piece after, weight gradients their backward. All ranks' lists together never
 /// wait for each other in a circle, provided that sending does not wait.
 /// Live chunks on a rank (from forward to the end of its backward) are at most
-///   1F1B: min(m, p - rank) · interleaved: its warm-up, about 2 (p - rank - 1) + (chunks - 1) p + 1
-///   zero-bubble H1: min(m, p) · zero-bubble V: 2 p chunks of half the size
+///   1F1B: min(m, p - rank); interleaved: its warm-up, about 2 (p - rank - 1) + (chunks - 1) p + 1
+///   zero-bubble H1: min(m, p); zero-bubble V: 2 p chunks of half the size
 /// source: Megatron-LM arXiv:2104.04473 (1F1B, interleaved); zero bubble arXiv:2401.10241 (H1), 2405.15362 (V)
 std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int micro_batches);
 

@@ -2,7 +2,6 @@
 
 #include <optional>
 
-#include "model/layers/linear.h"
 #include "parallel/pipeline_run.h"
 #include "trainer/clip.h"
 
@@ -62,10 +61,8 @@ class StepWork : public PieceWork {
     return {.loss = part};
   }
   bool trains(int piece) const override { return trains_[piece]; }
-  void defer_weights(bool on) override { t_.model.deferred().defer(on); }
-  std::function<void()> take_deferred() override {
-    return [products = t_.model.deferred().take()] { add_products(products); };
-  }
+  void defer_weights(bool on) override { t_.model.defer_weight_gradients(on); }
+  std::function<void()> take_deferred() override { return t_.model.take_weight_gradients(); }
   int num_micro_batches() const { return static_cast<int>(batches_.size()); }
   /// Of the micro-batches so far, on the rank that holds the last piece.
   const Tensor& loss() const { return loss_; }
