@@ -37,7 +37,7 @@ def draw_experts(rng, layers):
     experts = rng.choice([4, 6, 8])
     return {"model.decoder.type": "qwen3_moe", "model.decoder.experts": experts, "model.decoder.experts_per_token": rng.choice([1, 2, 3]),
             "model.decoder.expert_ffn": 4 * rng.randrange(4, 12), "model.decoder.expert_step": rng.choice([1, 1, 2]),
-            "model.decoder.dense_layers": rng.choice([[], [0]]), "model.decoder.norm_topk": rng.random() < 0.7, "model.decoder.aux_loss": rng.choice([0, 0, 0.01])}
+            "model.decoder.dense_layers": rng.choice([[], [0]]), "model.decoder.aux_loss": rng.choice([0, 0, 0.01])}
 
 
 def draw_stages(rng):
