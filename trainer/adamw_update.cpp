@@ -72,6 +72,8 @@ void update_on_cpu(AdamWState& state,
     factors.push_back(factors_of(run, numbers, grad_scale.item<float>(), steps.item<double>()));
   if (grad.scalar_type() == at::kBFloat16) {
     update_all(state, grad.data_ptr<at::BFloat16>(), runs, factors);
+  } else if (grad.scalar_type() == at::kDouble) {
+    update_all(state, grad.data_ptr<double>(), runs, factors);
   } else {
     update_all(state, grad.data_ptr<float>(), runs, factors);
   }

@@ -77,20 +77,40 @@ const Layout kLayouts[] = {
     {{.pp = 2, .cp = 2, .context = "gather"}},
     {{.pp = 2, .cp = 2, .schedule = "zb-v", .context = "ring"}},
     {{.tp = 2, .pp = 2, .cp = 2, .schedule = "interleaved", .context = "gather"}},
-    {{.pp = 2, .cp = 2, .context = "gather"}},
-    {{.pp = 2, .cp = 2, .schedule = "zb-v", .context = "ring"}},
     {{.tp = 2, .pp = 2, .cp = 2, .schedule = "interleaved", .context = "ring"}},
+};
+
+/// Of the model with experts.
+const Layout kExpertLayouts[] = {
+    {{.tp = 2}},
+    {{.tp = 2, .sequence = false}},
+    {{.dp = 2}},
+    {{.ep = 2, .dp = 2}},
+    {{.tp = 2, .ep = 2}},
+    {{.tp = 2, .ep = 2, .sequence = false}},
+    {{.cp = 2, .ep = 2, .context = "ring"}},
+    {{.ep = 2, .dp = 4}},
+    {{.ep = 4, .dp = 4}},
+    {{.tp = 2, .ep = 2, .dp = 2}},
+    {{.tp = 2, .ep = 4, .dp = 2}},
+    {{.tp = 2, .ep = 4, .dp = 2, .sequence = false}},
+    {{.tp = 4, .ep = 2, .sequence = false}},
+    {{.tp = 2, .cp = 2, .ep = 4, .context = "gather"}},
 };
 
 std::unique_ptr<World> processes;  // null: ranks are threads
 at::Device device = at::kCPU;
 
 /// The layouts that can be tried here.
-std::vector<Layout> layouts() {
+template <size_t N>
+std::vector<Layout> that_fit(const Layout (&all)[N]) {
   std::vector<Layout> out;
-  for (const Layout& layout : kLayouts)
+  for (const Layout& layout : all)
     if (!processes || processes->size() == layout.size()) out.push_back(layout);
   return out;
+}
+std::vector<Layout> layouts() {
+  return that_fit(kLayouts);
 }
 
 void run_ranks(int size, const std::function<void(World&)>& body) {
@@ -157,6 +177,16 @@ TEST(Equivalence, EveryLayoutFollowsOneRank) {
   }
 }
 
+TEST(Equivalence, ExpertsOnEveryLayoutFollowOneRank) {
+  const TrainingCase what = expert_case();
+  for (const Layout& layout : that_fit(kExpertLayouts)) {
+    const Agreement agreement = worst_agreement(
+        layout, what, [&](World& world) { return train(what, groups_of(world, layout), device, layout); });
+    EXPECT_TRUE(agreement.ok) << layout.name() << ", " << what.name << ": " << agreement.text();
+    if (is_printing()) std::cout << layout.name() << ", " << what.name << ": " << agreement.text() << "\n";
+  }
+}
+
 double largest_loss_error(const Trajectory& got, const Trajectory& exact) {
   double worst = 0;
   for (size_t i = 0; i < exact.losses.size(); ++i)
@@ -201,12 +231,17 @@ TEST(Equivalence, FrozenWeightsStayAsTheyWere) {
 
 // The canaries: each fault is one that a falling loss does not show. Were a tolerance too wide, these would pass it.
 
-void expect_disagreement(const Layout& layout, const std::function<Trajectory(World&, const TrainingCase&)>& run) {
+void expect_disagreement_of(const TrainingCase& what,
+                            const Layout& layout,
+                            const std::function<Trajectory(World&, const TrainingCase&)>& run) {
   if (processes && processes->size() != layout.size()) return;
-  const TrainingCase what = training_cases()[0];
   const Agreement agreement = worst_agreement(layout, what, [&](World& world) { return run(world, what); });
   EXPECT_FALSE(agreement.ok) << layout.name() << " with a fault was taken for right: " << agreement.text();
   if (is_printing()) std::cout << layout.name() << " with a fault: " << agreement.text() << "\n";
+}
+
+void expect_disagreement(const Layout& layout, const std::function<Trajectory(World&, const TrainingCase&)>& run) {
+  expect_disagreement_of(training_cases()[0], layout, run);
 }
 
 TEST(Canary, OneMissingAllReduceOfTpIsNoticed) {
@@ -248,6 +283,13 @@ TEST(Canary, ForgottenSumsOfReplicatedWeightsAreNoticed) {
   const Layout layout({.tp = 2});
   expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
     return train(what, groups_of(world, layout), device, layout, {.forget_replicated_sums = true});
+  });
+}
+
+TEST(Canary, ForgottenSumsOfExpertsAreNoticed) {
+  const Layout layout{{.ep = 2, .dp = 4}};
+  expect_disagreement_of(expert_case(), layout, [&](World& world, const TrainingCase& what) {
+    return train(what, groups_of(world, layout), device, layout, {.forget_expert_sums = true});
   });
 }
 

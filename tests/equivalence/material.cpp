@@ -84,6 +84,18 @@ ModelConfig small_model(bool tied) {
   return config;
 }
 
+ModelConfig small_moe_model(bool tied) {
+  ModelConfig config = small_model(tied);
+  DecoderConfig& decoder = config.decoder;
+  decoder.type = "qwen3_moe";
+  decoder.experts = 8;
+  decoder.experts_per_token = 2;
+  decoder.expert_ffn = 20;
+  decoder.dense_layers = {1};
+  decoder.aux_loss = 0.05;  // large enough to be missed
+  return config;
+}
+
 std::vector<Sample> real_samples() {
   std::vector<Sample> samples;
   const std::string folder = HANOK_SOURCE_DIR "/tests/data/digits";

@@ -14,6 +14,8 @@ namespace hanok {
 /// Tower of two blocks with a tap, merger, decoder of three layers. Heads divide by 4, the vocabulary by nothing, and
 /// two key/value heads are fewer than the four ranks of tp 4.
 ModelConfig small_model(bool tied);
+/// The same with eight experts, two of them for each token, in the first and the last layer.
+ModelConfig small_moe_model(bool tied);
 
 /// 64 digits with questions (answers of two tokens), 32 GSM8K problems cut to 60 + 90 characters, and conversations of
 /// two turns made of two problems each: label counts from 2 to 150. Tokens are bytes.

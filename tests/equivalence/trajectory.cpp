@@ -36,6 +36,14 @@ Sampler sampler_of(const std::vector<Sample>& samples) {
   return Sampler({source}, small_batches(1).seq_len, kRowsPerStep, kWindow, /*seed=*/5);
 }
 
+ModelConfig model_of(const TrainingCase& what) {
+  return what.experts ? small_moe_model(what.tied) : small_model(what.tied);
+}
+
+at::ScalarType gradient_dtype(const TrainingCase& what) {
+  return what.dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 }  // namespace
 
 std::vector<TrainingCase> training_cases() {
@@ -46,6 +54,10 @@ std::vector<TrainingCase> training_cases() {
            .groups = {{.match = "connector.**", .lr_scale = 3, .weight_decay = 0}}}};
 }
 
+TrainingCase expert_case() {
+  return {.name = "experts", .tied = false, .dtype = at::kDouble, .experts = true};
+}
+
 Trajectory train(const TrainingCase& what,
                  const Groups& groups,
                  at::Device device,
@@ -54,7 +66,9 @@ Trajectory train(const TrainingCase& what,
   const StageConfig stage = stage_of(what);
   const std::vector<Sample> samples = real_samples();
   const Sampler sampler = sampler_of(samples);
-  Vlm model(small_model(what.tied), groups, what.dtype, device, layout);
+  Groups used = groups;
+  if (fault.forget_expert_sums) used.expert_grad = make_single_groups().expert_grad;
+  Vlm model(model_of(what), groups, what.dtype, device, layout);
   model.set_execution({.context = context_way(layout.context)});
   initialise(model, /*seed=*/11);
   freeze(model, stage);
@@ -62,7 +76,7 @@ Trajectory train(const TrainingCase& what,
     for (Param& param : model.params()) param.spec.sum_grad_over_tp = false;
   if (fault.forget_twins)
     for (Param& param : model.params()) param.spec.twin = -1;
-  GradSync grads(model.params(), groups, at::kFloat);
+  GradSync grads(model.params(), used, gradient_dtype(what));
   AdamW optimizer(stage.optimizer, model.params(), grads);
   const auto objective = make_objective(stage.objective);
   Learner learner{stage, model, grads, optimizer, *objective};
@@ -76,7 +90,8 @@ Trajectory train(const TrainingCase& what,
     const std::vector<Row> rows = rows_of_slice(sampler.next(cursor), groups.dp->rank(), groups.dp->size());
     const StepResult result =
         run_step(learner, batches_of(samples, rows, 1, spec), lr_at(stage.optimizer, step, kSteps, 1));
-    out.losses.push_back(result.loss.item<double>());
+    const double balance = what.experts ? model.config().decoder.aux_loss * result.aux_loss.item<double>() : 0;
+    out.losses.push_back(result.loss.item<double>() + balance);
     out.norms.push_back(result.grad_norm.item<double>());
     const double clip = std::min(1.0, what.clip_norm / out.norms.back());
     if (grads.shard().numel() == 0) continue;  // a stage of a pipeline without trainable weights
@@ -118,7 +133,7 @@ Agreement compare(const Trajectory& got, const Trajectory& one_rank, const Train
   const double amplification = kSteps * stage.optimizer.lr * lr_scale / kAdamEps;
   out.weight_tolerance = amplification * tolerance(at::kFloat, tokens, one_rank.largest_gradient);
   out.mean_tolerance = amplification * tolerance(at::kFloat, tokens, one_rank.typical_gradient);
-  const Vlm names(small_model(what.tied), make_single_groups(), at::kFloat, at::kMeta);
+  const Vlm names(model_of(what), make_single_groups(), at::kFloat, at::kMeta);
   double sum = 0, count = 0;
   for (const Param& param : names.params()) {
     if (!got.weights.contains(param.spec.name)) continue;  // on another stage

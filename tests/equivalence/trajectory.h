@@ -17,18 +17,23 @@ struct TrainingCase {
   std::vector<ParamGroupConfig> groups;
   double clip_norm = 0.5;  // below the norms that occur
   at::ScalarType dtype = at::kFloat;
+  bool experts = false;
 };
 /// All train with a tied head; and the tower frozen, the head its own, the connector at three times the rate.
 std::vector<TrainingCase> training_cases();
+/// All of the model with experts train. In f64: where two experts' shares are nearly equal, the rounding of f32 decides
+/// between them otherwise on every layout, and a token sent elsewhere is another model.
+TrainingCase expert_case();
 
 /// Deliberate faults.
 struct Fault {
   bool forget_replicated_sums = false;  // gradients of whole weights are not summed over tp
+  bool forget_expert_sums = false;      // gradients of experts stay with the ranks that made them
   bool forget_twins = false;            // nor those of a tied table over the two ends of a pipeline
 };
 
 struct Trajectory {
-  std::vector<double> losses, norms;
+  std::vector<double> losses, norms;      // with experts: losses with the balancing loss
   std::map<std::string, Tensor> weights;  // local pieces at the end
   double largest_update = 0;              // of any local weight since the start
   double largest_gradient = 0;            // of any element of this rank's shard after clipping
