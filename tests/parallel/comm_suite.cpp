@@ -239,6 +239,30 @@ void messages_go_round_a_ring(const Site& site) {
   }
 }
 
+/// Everybody offers to everybody before anybody takes; collectives and messages that meet go on in between.
+void offers_wait_until_they_are_taken(const Site& site) {
+  const auto comm = open_all(site.world);
+  const std::vector<std::vector<int64_t>> sizes = {{3}, {0, 4}, {32, 1024}, {1}};
+  const auto value = [&](int from, int to, size_t i) {
+    return sample(at::kFloat, sizes[i], 100 * static_cast<uint64_t>(to) + i, from);
+  };
+  for (int round = 0; round < 2; ++round) {
+    for (int to = 0; to < comm->size(); ++to)
+      for (size_t i = 0; i < sizes.size() && to != comm->rank(); ++i)
+        comm->offer(value(comm->rank(), to, i).to(site.device), to);
+    Tensor one = at::ones({}, at::TensorOptions().dtype(at::kLong).device(site.device));
+    comm->all_reduce(one, Reduce::kSum);
+    EXPECT_EQ(one.item<int64_t>(), comm->size());
+    for (int from = 0; from < comm->size(); ++from) {
+      for (size_t i = 0; i < sizes.size() && from != comm->rank(); ++i) {
+        Tensor x = at::empty(sizes[i], at::TensorOptions().dtype(at::kFloat).device(site.device));
+        comm->take(x, from);
+        EXPECT_TRUE(at::equal(x.cpu(), value(from, comm->rank(), i))) << from << " " << i;
+      }
+    }
+  }
+}
+
 void barriers_and_operations_mix(const Site& site) {
   const auto comm = open_all(site.world);
   for (int i = 0; i < 20; ++i) {
@@ -323,6 +347,8 @@ void wrong_arguments_are_refused_before_anything_is_sent(const Site& site) {
   expect_shape_error([&] { comm->broadcast(x, size); });
   expect_shape_error([&] { comm->send(x, comm->rank()); });
   expect_shape_error([&] { comm->recv(x, -1); });
+  expect_shape_error([&] { comm->offer(x, comm->rank()); });
+  expect_shape_error([&] { comm->take(x, comm->size()); });
   Splits splits{std::vector<int64_t>(size, 1), std::vector<int64_t>(size, 1)};
   expect_shape_error([&] { comm->all_to_all(row, x, splits); });
   splits.send[0] = 2;
@@ -345,6 +371,7 @@ std::vector<CommCase> comm_cases() {
           {"AllToAllMovesRows", all_to_all_moves_rows},
           {"BroadcastFromEveryRank", broadcast_from_every_rank},
           {"MessagesGoRoundARing", messages_go_round_a_ring},
+          {"OffersWaitUntilTheyAreTaken", offers_wait_until_they_are_taken},
           {"BarriersAndOperationsMix", barriers_and_operations_mix},
           {"GroupsOfSomeRanksWorkSideBySide", groups_of_some_ranks_work_side_by_side},
           {"EveryGroupOfTheMeshWorks", every_group_of_the_mesh_works},
