@@ -157,6 +157,22 @@ class Walk {
     return s.rows * (s.qkv + kv + s.query) * size_ + sums;
   }
 
+  bool has_experts(const std::string& prefix) const { return params_.contains(prefix + "moe.router.weight"); }
+
+  /// As model/layers/moe.cpp does it: the router's input and shares, the rows sent (with ep, as they arrive), gate and
+  /// up, their product, and what comes back, each where a gradient needs it; and the orders of rows.
+  double experts(const std::string& prefix, const BlockSizes& s) {
+    const double own = s.rows / groups_.tp->size(), sent = own * static_cast<double>(config_.decoder.experts_per_token);
+    const double count = static_cast<double>(config_.decoder.experts), row = s.width * size_;
+    double bytes = linear(prefix + "router", own * row);
+    if (grad_) bytes += own * count * wide_;
+    bytes += linear(prefix + "experts.up", sent * row);
+    bytes += activation(s);
+    bytes += linear(prefix + "experts.down", s.rows * s.act * size_);
+    if (grad_) bytes += sent * row + sent * (groups_.ep->size() > 1 ? 6 : 2) * 8;
+    return bytes;
+  }
+
   /// SwiGLU keeps gate and up, GELU its input; the result is kept by the next matrix.
   double activation(const BlockSizes& s) const { return grad_ ? s.rows * s.up * size_ : 0; }
 
@@ -176,9 +192,13 @@ class Walk {
     out.kept += attention(s, out);
     out.kept += linear(prefix + "attn.out", kept_by_attention ? 0 : s.rows * s.query * size_);
     double mlp = norm("mlp_norm", keeps_middle);
-    mlp += linear(prefix + "mlp.up", gathered);
-    mlp += activation(s);
-    mlp += linear(prefix + "mlp.down", s.rows * s.act * size_);
+    if (has_experts(prefix)) {
+      mlp += experts(prefix + "moe.", s);
+    } else {
+      mlp += linear(prefix + "mlp.up", gathered);
+      mlp += activation(s);
+      mlp += linear(prefix + "mlp.down", s.rows * s.act * size_);
+    }
     out.kept += mlp;
     const double projected = s.rows * s.qkv * size_, query = s.rows * s.query * size_;
     const double in_attention = stream + gathered + std::max(2 * projected, projected + query + stream);
@@ -196,7 +216,7 @@ class Walk {
                    double mlp,
                    double workspace) const {
     const double act = s.rows * s.act * size_, up = s.rows * s.up * size_;
-    const bool down_trains = trains(prefix + "mlp.down.weight");
+    const bool down_trains = trains(prefix + "mlp.down.weight") || trains(prefix + "moe.experts.down.weight");
     const double at_down = stream + (s.rows > s.cut_rows ? gathered : 0) + act;
     const double at_activation = stream + act + up - (down_trains ? act : 0);
     const double in_attention = stream + s.rows * (s.query + s.qkv) * size_ + workspace - mlp;
@@ -230,6 +250,13 @@ class Walk {
     s.query = columns_of(prefix + "attn.out.weight");
     s.heads = s.query / static_cast<double>(head_dim);
     s.turned = s.heads + (s.qkv - s.query) / 2 / static_cast<double>(head_dim);
+    if (has_experts(prefix)) {
+      // Rows are cut over tp and sent once for each expert chosen; every rank is supposed to receive as many.
+      const double copies = static_cast<double>(config_.decoder.experts_per_token) / groups_.tp->size();
+      s.act = copies * static_cast<double>(config_.decoder.expert_ffn);
+      s.up = 2 * s.act;
+      return s;
+    }
     s.up = rows_of(prefix + "mlp.up.weight");
     s.act = columns_of(prefix + "mlp.down.weight");
     return s;

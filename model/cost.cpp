@@ -27,8 +27,14 @@ int64_t layer_of(const std::string& name) {
 
 /// Tables are looked up, not multiplied with; norms and biases are not matrices.
 bool is_matmul(const ParamSpec& spec, Part part) {
-  return spec.shape.size() == 2 && spec.name.ends_with(".weight") && part != Part::kEmbedding &&
+  return spec.shape.size() >= 2 && spec.name.ends_with(".weight") && part != Part::kEmbedding &&
          spec.name.find(".position.") == std::string::npos;
+}
+
+/// Share of a weight that one row is multiplied with: of experts, those that its token is sent to.
+double share_used(const ParamSpec& spec, const DecoderConfig& decoder) {
+  if (spec.shape.size() < 3) return 1;
+  return static_cast<double>(decoder.experts_per_token) / static_cast<double>(decoder.experts);
 }
 
 double elements(const ParamSpec& spec) {
@@ -95,8 +101,10 @@ FlopsByPart flops_by_part(const ModelConfig& config,
     const int64_t layer = layer_of(param->spec.name);
     if (part == Part::kEmbedding) embedding = param;
     if (is_matmul(param->spec, part))
-      counter.add(
-          linear_of(flops, part), 2 * elements(param->spec) * rows[static_cast<int>(part)], param->trainable, layer);
+      counter.add(linear_of(flops, part),
+                  2 * elements(param->spec) * share_used(param->spec, decoder) * rows[static_cast<int>(part)],
+                  param->trainable,
+                  layer);
     counter.trains_upstream |= param->trainable;
     // The attention core follows its q, k, v projection; its operands are activations, so it never costs a weight's
     // share.
