@@ -88,8 +88,11 @@ Trajectory train(const TrainingCase& what,
   Cursor cursor;
   for (int64_t step = 0; step < kSteps; ++step) {
     const std::vector<Row> rows = rows_of_slice(sampler.next(cursor), groups.dp->rank(), groups.dp->size());
-    const StepResult result =
-        run_step(learner, batches_of(samples, rows, 1, spec), lr_at(stage.optimizer, step, kSteps, 1));
+    std::vector<Batch> batches = batches_of(samples, rows, 1, spec);
+    // Every rank has as many, as the loader says.
+    const int64_t most = (kRowsPerStep + groups.dp->size() - 1) / groups.dp->size();
+    while (static_cast<int64_t>(batches.size()) < most) batches.push_back(make_batch({}, {}, spec));
+    const StepResult result = run_step(learner, batches, lr_at(stage.optimizer, step, kSteps, 1));
     const double balance = what.experts ? model.config().decoder.aux_loss * result.aux_loss.item<double>() : 0;
     out.losses.push_back(result.loss.item<double>() + balance);
     out.norms.push_back(result.grad_norm.item<double>());
