@@ -212,7 +212,7 @@ TEST(Vlm, NamesWhatDoesNotFit) {
 TEST(Registry, ListsWhatItKnows) {
   EXPECT_EQ(known_towers(), (std::vector<std::string>{"qwen3vl_vit", "none"}));
   EXPECT_EQ(known_connectors(), (std::vector<std::string>{"merger_mlp"}));
-  EXPECT_EQ(known_decoders(), (std::vector<std::string>{"qwen3_dense"}));
+  EXPECT_EQ(known_decoders(), (std::vector<std::string>{"qwen3_dense", "qwen3_moe"}));
 }
 
 int64_t num_parameters(const std::string& shape) {
