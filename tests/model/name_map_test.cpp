@@ -173,7 +173,8 @@ TEST(HfConfig, AModelWithoutATowerIsTheTextFamily) {
   nlohmann::json sliding = hf;
   sliding["use_sliding_window"] = true;
   EXPECT_EQ(
-      message_of([&] { read_hf_config(sliding, read); }, ErrorKind::kConfig).rfind("use_sliding_window: got true", 0), 0u)
+      message_of([&] { read_hf_config(sliding, read); }, ErrorKind::kConfig).rfind("use_sliding_window: got true", 0),
+      0u)
       << "got 1 is written for true";
 }
 
@@ -189,7 +190,9 @@ TEST(HfConfig, NamesTheKeyThatDoesNotFit) {
         },
         ErrorKind::kConfig);
   };
-  EXPECT_EQ(message("/model_type", "llama").rfind("model_type: got llama, expected one of [qwen3_vl, qwen3]", 0), 0u);
+  EXPECT_EQ(message("/model_type", "llama")
+                .rfind("model_type: got llama, expected one of [qwen3_vl, qwen3, qwen3_vl_moe, qwen3_moe]", 0),
+            0u);
   EXPECT_EQ(message("/text_config/hidden_act", "gelu").rfind("text_config.hidden_act: got gelu, expected silu", 0), 0u);
   EXPECT_EQ(message("/text_config/hidden_size", nullptr).rfind("text_config.hidden_size: got nothing", 0), 0u);
   EXPECT_EQ(message("/text_config/hidden_size", "wide").rfind("text_config.hidden_size: got \"wide\"", 0), 0u);
