@@ -35,6 +35,7 @@ class Runner {
   }
 
   void run() {
+    std::vector<int> to_do(m_, 2 * shape_.chunks);  // forwards and backwards
     for (const Action& action : pipeline_actions(shape_, pp_.rank(), m_)) {
       const int piece = piece_of(shape_, {pp_.rank(), action.chunk});
       switch (action.kind) {
@@ -43,6 +44,7 @@ class Runner {
         case Kind::kBackwardInput: backward_input(piece, action.micro_batch); break;
         case Kind::kBackwardWeight: backward_weight(piece, action.micro_batch); break;
       }
+      if (action.kind != Kind::kBackwardWeight && --to_do[action.micro_batch] == 0) work_.release(action.micro_batch);
     }
   }
 

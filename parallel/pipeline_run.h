@@ -26,6 +26,8 @@ class PieceWork {
   /// Puts the weight gradients of the coming backwards off, or no longer; and what adds those that were.
   virtual void defer_weights(bool on) = 0;
   virtual std::function<void()> take_deferred() = 0;
+  /// This rank is through with a micro-batch, but for weight gradients that were put off.
+  virtual void release(int micro_batch) {}
 };
 
 /// All micro-batches forward and backward; gradients end in .grad of the weights. Pieces before the first that trains

@@ -63,6 +63,10 @@ class StepWork : public PieceWork {
   bool trains(int piece) const override { return trains_[piece]; }
   void defer_weights(bool on) override { t_.model.defer_weight_gradients(on); }
   std::function<void()> take_deferred() override { return t_.model.take_weight_gradients(); }
+  /// Pictures of a whole step would not fit on a device.
+  void release(int micro_batch) override {
+    if (inputs_[micro_batch]) inputs_[micro_batch] = ModelInput{.routing = inputs_[micro_batch]->routing};
+  }
   int num_micro_batches() const { return static_cast<int>(batches_.size()); }
   /// Of the micro-batches so far, on the rank that holds the last piece.
   const Tensor& loss() const { return loss_; }

@@ -371,12 +371,13 @@ TEST(Checkpoint, PollCommitsWhatTheThreadHasWritten) {
     // The copy is taken: what training does to the weights now is not in the checkpoint.
     for (Param& param : rank.model.params()) param.value.detach().fill_(77);
     rank.optimizer->master().fill_(77);
-    for (int i = 0; i < 5000 && steps_in(config).empty(); ++i) {
+    for (bool is_there = false; !is_there;) {  // ranks look between two polls, so that all see the same
       checkpoint.poll();
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       groups.control->barrier();
+      is_there = !steps_in(config).empty();
+      groups.control->barrier();
     }
-    groups.control->barrier();
     EXPECT_EQ(steps_in(config), std::vector<int64_t>{1});
     checkpoint.finish();
   });
