@@ -58,8 +58,8 @@ def check_big_plan():
 def check_plan_refusals(config):
     refused(2, "did you mean h200", "plan", "--config", config, "--gpu", "h20")
     refused(2, "rtx4090", "plan", "--config", config, "--gpu", "something")
-    refused(2, "pipeline parallelism is not in this version", "plan", "--config", config, "--mesh", "pp2")
-    refused(2, "expert parallelism is not in this version", "plan", "--config", config, "--mesh", "ep2,dp2")
+    refused(2, "parallel.pp", "plan", "--config", config, "--mesh", "pp7")
+    refused(2, "this model has none: leave ep at 1", "plan", "--config", config, "--mesh", "ep2,dp2")
     refused(2, "expected axes of tp, dp", "plan", "--config", config, "--mesh", "zp2")
     refused(2, "with a size above 0", "plan", "--config", config, "--mesh", "tp0")
     refused(2, "twice", "plan", "--config", config, "--mesh", "tp2,tp4")

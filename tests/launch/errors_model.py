@@ -176,7 +176,7 @@ def config_cases():
         model("config.json a list", 2, "config.json", prepare=file("hf/config.json", b"[1]")),
         model("config.json of Llama", 2, "llama", "qwen3_vl", "config.json", prepare=file("hf/config.json", json.dumps(llama).encode())),
         config_json("config.json of Qwen2.5-VL", 2, "qwen2_5_vl", "expected", "qwen3_vl", model_type="qwen2_5_vl", architectures=["Qwen2_5_VLForConditionalGeneration"]),
-        config_json("config.json of a mixture of experts", 2, "qwen3_vl_moe", model_type="qwen3_vl_moe"),
+        config_json("config.json of a mixture of experts without their number", 2, "text_config.num_experts: got nothing", model_type="qwen3_vl_moe"),
         config_json("quantised folder", 2, "quantization_config", quantization_config={"quant_method": "awq"}),
         config_json("config.json without a key", 2, "text_config.num_hidden_layers", text_config__num_hidden_layers=...),
         config_json("config.json without text_config", 2, "text_config", text_config=...),
