@@ -252,7 +252,11 @@ void make_cache_folder(const std::string& folder) {
 /// policy. errors: kData if it is
 bool reuse(
     const PackPlan& plan, const DatasetConfig& dataset, const DataConfig& data, bool has_lock, PackReport& report) {
-  if (!fs::exists(plan.file)) return false;
+  std::error_code error;
+  const bool is_there = fs::exists(plan.file, error);
+  HANOK_REQUIRE(!error, kIo) << "data.cache: got \"" << error.message() << "\", expected a folder that can be used; "
+                             << plan.file << "; choose another with data.cache";
+  if (!is_there) return false;
   Finished found;
   try {
     found = read_finished(plan.file);

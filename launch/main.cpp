@@ -3,6 +3,7 @@
 #include <mpi.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <iostream>
 #include <new>
 
@@ -55,6 +56,10 @@ int main(int argc, char** argv) {
     const bool is_host_memory = text.find("DefaultCPUAllocator") != std::string::npos;
     hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice),
                          is_host_memory ? kHostMemory : "libtorch: " + text);
+  } catch (const std::filesystem::filesystem_error& error) {
+    hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kIo),
+                         "path: got \"" + error.code().message() + "\", expected one that can be used; " +
+                             error.path1().string() + "; correct the path in the config");
   } catch (const std::exception& error) {
     hanok::end_all_ranks(1, std::string("unexpected: ") + error.what());
   }

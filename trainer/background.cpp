@@ -22,7 +22,7 @@ void Background::start(std::function<void()> task) {
     } catch (const Error& error) {
       return error;
     } catch (const std::exception& error) {  // nothing may leave a thread
-      return Error(ErrorKind::kIo, error.what());
+      return Error(ErrorKind::kIo, concat(error.what(), "; a thread in the background; check paths and disk"));
     }
     return std::nullopt;
   });

@@ -41,6 +41,7 @@ def config_cases():
         Case("heads that context ranks do not divide", 2, "parallel.context: got heads", "gather or ring", ranks=(3,),
              settings=["parallel.cp=3", "parallel.context=heads"]),
         Case("experts of a model without", 2, "parallel.ep: got 2", "leave ep at 1", ranks=(2,), settings=["parallel.ep=2"]),
+        Case("cache with an impossible name", 6, "data.cache: got \"File name too long\"", "choose another", settings=["data.cache=" + "x" * 300]),
         Case("tensor parallel experts", 2, "parallel.etp: got 2, expected 1", "not in this version", settings=["parallel.etp=2"]),
         Case("unknown command", 2, "command: got trian", "expected one of", "did you mean train?", arguments=["trian"]),
         Case("unknown flag", 2, "--confg", "did you mean --config?", arguments=["--confg=1"]),
