@@ -124,7 +124,7 @@ std::vector<Output> plan_outputs(const Vlm& model, const std::vector<WeightPart>
   };
   const TiedName tied = tied_name(model.whole(), model.config());
   // The model's own tensors in another layout than the one that is written.
-  for (const char* layout : {"fused_in_out", "fused_out_in", "separate"}) {
+  for (const std::string_view layout : kExpertLayouts) {
     ModelConfig other = model.config();
     other.experts_on_disk = layout;
     if (!other.decoder.is_moe()) break;

@@ -4,6 +4,7 @@
 // A line is v("key", self.member, "what it means; unit", rule). Rules: at_least(x), between(a, b), one_of({...}).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -31,6 +32,9 @@ inline FieldRule size_from(double min) {
 inline FieldRule one_of(std::vector<std::string_view> choices) {
   return {.choices = std::move(choices)};
 }
+
+/// How folders keep experts: the values of model.experts_on_disk besides `auto`.
+inline constexpr std::array<std::string_view, 3> kExpertLayouts = {"fused_in_out", "fused_out_in", "separate"};
 
 struct TowerConfig {
   std::string type = "qwen3vl_vit";
@@ -146,7 +150,7 @@ struct ModelConfig {
       "how an export writes experts; auto: as model.path has them, else as transformers 5 writes them "
       "(fused_in_out, as Qwen3-VL-MoE is published, gate_up_proj [E, H, 2I]; fused_out_in its transpose; separate: a "
       "tensor per expert and matrix)",
-      one_of({"auto", "fused_in_out", "fused_out_in", "separate"}));
+      one_of({"auto", kExpertLayouts[0], kExpertLayouts[1], kExpertLayouts[2]}));
     v("dtype",
       self.dtype,
       "dtype of weights and activations; auto: bfloat16 on GPUs that have it, float32 elsewhere",

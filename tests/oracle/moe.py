@@ -10,21 +10,17 @@ usage: moe.py <model_probe> [seed]
 """
 
 import json
-import pathlib
 import random
-import subprocess
 import sys
-import tempfile
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 from transformers.utils import logging
 
-import model as dense  # tests/oracle/model.py: samples, comparison, bounds
+import model as dense  # tests/oracle/model.py: samples, running, comparison, bounds
 
-PROBE, SEED = dense.PROBE, dense.SEED
+SEED = dense.SEED
 CASES, FIXED_SEED, LEAST_GAP = 32, 20261121, 1e-5
 LAYOUTS = ["fused_out_in", "fused_in_out", "separate"]
 
@@ -164,78 +160,28 @@ def build_case(seed, number):
     return settings, case, expected, f"{config.model_type} {layout}, {'+'.join(kinds)}, {real} tokens, {numbers}"
 
 
-def config_problems(config, path):
-    read = type(config)(**json.loads(path.read_text()))
-    problems = []
-    for section in (None,) if isinstance(config, Qwen3MoeConfig) else (None, "text_config", "vision_config"):
-        theirs, ours = ((getattr(c, section) if section else c).to_dict() for c in (config, read))
-        left_out = {"text_config", "vision_config", "dtype", "architectures", "transformers_version"}
-        # The decoder's default inside a VL config is that of another class; the top level decides.
-        left_out |= {"tie_word_embeddings"} if section == "text_config" else set()
-        problems += [f"config.json: {section or 'top'}.{key}: wrote {ours.get(key)}, read {theirs[key]}"
-                     for key in set(theirs) - left_out if theirs[key] != ours.get(key)]
-    return problems
+def experts_of(decoder):
+    return dict(num_experts=decoder["experts"], num_experts_per_tok=decoder["experts_per_token"],
+                moe_intermediate_size=decoder["expert_ffn"])
 
 
-def check_shapes():
-    """Parameters of the shapes in configs/model/, all and those that a token passes, against transformers' models."""
-    import yaml
-    paths = sorted(dense.CONFIGS.glob("qwen3_vl_*_a*.yaml"))
-    counts = subprocess.run([PROBE, "count", *map(str, paths)], capture_output=True, text=True, check=True).stdout.split()
-    problems = [] if paths else ["no shapes with experts in configs/model"]
-    for path, count in zip(paths, counts):
-        shape = yaml.safe_load(path.read_text())
-        tower, decoder = shape["tower"], shape["decoder"]
-        config = Qwen3VLMoeConfig(
-            text_config=dict(
-                vocab_size=decoder.get("vocab", 151936), hidden_size=decoder["hidden"], intermediate_size=decoder["ffn"],
-                num_hidden_layers=decoder["layers"], num_attention_heads=decoder["heads"], num_key_value_heads=decoder["kv_heads"],
-                head_dim=decoder["head_dim"], num_experts=decoder["experts"], num_experts_per_tok=decoder["experts_per_token"],
-                moe_intermediate_size=decoder["expert_ffn"]),
-            vision_config=dict(
-                depth=tower["depth"], hidden_size=tower["hidden"], intermediate_size=tower["ffn"], num_heads=tower["heads"],
-                out_hidden_size=decoder["hidden"], deepstack_visual_indexes=shape["taps"]),
-            tie_word_embeddings=decoder["tied"])
-        with torch.device("meta"):
-            model = Qwen3VLMoeForConditionalGeneration(config)
-        theirs = sum(parameter.numel() for parameter in model.parameters())
-        print(f"{path.name}: {int(count):,} parameters")
-        if int(count) != theirs:
-            problems.append(f"{path.name}: got {count} parameters, transformers {theirs:,}")
-    return problems
+def drawn_cases():
+    for number in range(CASES):
+        seed, built = (FIXED_SEED + number if number % 2 else SEED + number), None
+        while built is None:
+            built = build_case(seed, number)
+            seed = seed if built else seed + 1_000_003
+        yield (seed, torch.float32, *built)
 
 
 def main():
     logging.set_verbosity_error()
     torch.set_num_threads(2)
     print(f"seed {SEED}; half of the cases have fixed seeds from {FIXED_SEED}")
-    problems = check_shapes()
-    with tempfile.TemporaryDirectory() as top:
-        cases = []
-        for number in range(CASES):
-            seed, built = (FIXED_SEED + number if number % 2 else SEED + number), None
-            while built is None:
-                built = build_case(seed, number)
-                seed = seed if built else seed + 1_000_003
-            settings, case, expected, text = built
-            folder = pathlib.Path(top) / str(number)
-            folder.mkdir()
-            (folder / "config.json").write_text(json.dumps(settings))
-            save_file(case, str(folder / "case.safetensors"))
-            cases.append((folder, seed, expected, text))
-        done = subprocess.run([PROBE, "run", *(str(folder) for folder, *_ in cases)], capture_output=True, text=True)
-        if done.returncode != 0:
-            sys.exit(f"probe: exit {done.returncode}: {done.stderr}")
-        worst = 0.0
-        for folder, seed, expected, text in cases:
-            figures, what, found = dense.compare(expected, load_file(str(folder / "result.safetensors")), torch.float32)
-            worst = max(worst, figures[what])
-            print(f"seed {seed} {text}: worst {figures[what]:.3g} ({what})")
-            problems += [f"seed {seed}: {problem}" for problem in found + config_problems(expected["config"], folder / "written.json")]
-    print(f"{CASES} cases in fp32: worst relative error {worst:.2e} (bound {dense.WORST_ERROR:.0e})")
-    for problem in problems:
-        print("DIFFERS", problem)
-    return 1 if problems else 0
+    problems = dense.check_shapes("qwen3_vl_*_a*.yaml", Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, experts_of)
+    worst, found = dense.run_cases(drawn_cases())
+    print(f"{CASES} cases in fp32: worst relative error {worst['error']:.2e} (bound {dense.WORST_ERROR:.0e})")
+    return dense.report(problems + found)
 
 
 if __name__ == "__main__":
