@@ -49,6 +49,17 @@ bool mpi_is_running() {
   return started && !ended;
 }
 
+/// `device: auto` is decided on every node for itself.
+void require_one_kind_of_device(at::Device device) {
+  int on_gpu = device.is_cuda() ? 1 : 0, total = 0;
+  HANOK_REQUIRE(MPI_Allreduce(&on_gpu, &total, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD) == MPI_SUCCESS, kComm)
+      << "MPI: cannot sum over the world; run trainer doctor";
+  HANOK_REQUIRE(total == 0 || total == world_size(), kDevice)
+      << "device: got GPUs for " << total << " of " << world_size()
+      << " ranks, expected them for all or none; the nodes differ; look at each with trainer doctor, leave out the "
+      << "nodes without a GPU, or set device: cpu";
+}
+
 }  // namespace
 
 int world_rank() {
@@ -84,7 +95,11 @@ Bootstrap::Bootstrap(const RunConfig& config) {
     at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
     at::globalContext().setDeterministicFillUninitializedMemory(false);
   }
+  // CUDA reads it when it starts. With fewer queues than streams, work behind a message that waits for its taker could
+  // wait with it.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
   device_ = bind_device(config.device, local_rank_, local_size_);
+  require_one_kind_of_device(device_);
   world_ = make_mpi_world(device_.is_cuda() ? Backend::kNccl : Backend::kMpi, config.log.stall_timeout_s);
 }
 

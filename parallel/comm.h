@@ -42,7 +42,7 @@ class Comm {
   virtual void send(const Tensor& x, int to) = 0;
   virtual void recv(Tensor& x, int from) = 0;
   /// send that returns at once: x travels when the peer takes it, and is not written to until then. Offers to one peer
-  /// are taken in their order, and meet take() only. (NCCL: through the host.)
+  /// are taken in their order, and meet take() only. On GPUs the first offer or take of a group is collective over it.
   virtual void offer(const Tensor& x, int to) = 0;
   virtual void take(Tensor& x, int from) = 0;
   virtual void barrier() = 0;

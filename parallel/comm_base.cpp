@@ -30,16 +30,47 @@ Tensor reduce_in_order(at::TensorList parts, Reduce op) {
 CheckedComm::CheckedComm(std::string_view kind, const std::vector<int>& ranks, int rank, std::string_view backend)
     : name_(group_name(kind, ranks)), rank_(rank), size_(static_cast<int>(ranks.size())), backend_(backend) {}
 
-void CheckedComm::fail(const CommCall& call, const std::string& what, std::string_view advice) const {
-  HANOK_FAIL(kComm) << call.operation << ": " << what << "; group " << name_ << ", operation " << call.sequence << ", "
-                    << call.elements << " " << at::toString(call.dtype) << ", " << backend_ << "; " << advice;
+Error comm_error(const CommCall& call,
+                 std::string_view what,
+                 std::string_view group,
+                 std::string_view backend,
+                 std::string_view advice) {
+  return {ErrorKind::kComm,
+          concat(call.operation,
+                 ": ",
+                 what,
+                 "; group ",
+                 group,
+                 ", operation ",
+                 call.sequence,
+                 ", ",
+                 call.elements,
+                 " ",
+                 at::toString(call.dtype),
+                 ", ",
+                 backend,
+                 "; ",
+                 advice)};
 }
 
-CommCall CheckedComm::begin(std::string_view operation, const Tensor& x, int64_t& counter) {
-  const CommCall call{operation, ++counter, x.numel(), x.scalar_type()};
+void CheckedComm::fail(const CommCall& call, const std::string& what, std::string_view advice) const {
+  throw comm_error(call, what, name_, backend_, advice);
+}
+
+CommCall CheckedComm::begin(std::string_view operation, const Tensor& x, int64_t& counter, int peer) {
+  const CommCall call{operation, ++counter, x.numel(), x.scalar_type(), peer};
   HANOK_VLOG(2) << name_ << " " << operation << " #" << call.sequence << ": " << call.elements << " "
                 << at::toString(call.dtype);
   return call;
+}
+
+CommCall CheckedComm::begin_message(
+    std::string_view operation, const Tensor& x, int peer, std::map<int, int64_t>& counters, std::string_view instead) {
+  require_usable(operation, x);
+  require_peer(operation, peer);
+  HANOK_REQUIRE(peer != rank_, kShape) << operation << ": got this rank, " << peer << ", expected another one; group "
+                                       << name_ << "; " << instead << " the tensor instead";
+  return begin(operation, x, counters[peer], peer);
 }
 
 void CheckedComm::require_usable(std::string_view operation, const Tensor& x) const {
@@ -130,38 +161,22 @@ void CheckedComm::broadcast(Tensor& x, int root) {
 
 void CheckedComm::send(const Tensor& x, int to) {
   at::NoGradGuard no_grad;
-  require_usable("send", x);
-  require_peer("send", to);
-  HANOK_REQUIRE(to != rank_, kShape) << "send: got this rank, " << to << ", expected another one; group " << name_
-                                     << "; copy the tensor instead";
-  do_send(begin("send", x, sends_[to]), x, to);
+  do_send(begin_message("send", x, to, sends_, "copy"), x, to);
 }
 
 void CheckedComm::recv(Tensor& x, int from) {
   at::NoGradGuard no_grad;
-  require_usable("recv", x);
-  require_peer("recv", from);
-  HANOK_REQUIRE(from != rank_, kShape) << "recv: got this rank, " << from << ", expected another one; group " << name_
-                                       << "; copy the tensor instead";
-  do_recv(begin("recv", x, receives_[from]), x, from);
+  do_recv(begin_message("recv", x, from, receives_, "copy"), x, from);
 }
 
 void CheckedComm::offer(const Tensor& x, int to) {
   at::NoGradGuard no_grad;
-  require_usable("offer", x);
-  require_peer("offer", to);
-  HANOK_REQUIRE(to != rank_, kShape) << "offer: got this rank, " << to << ", expected another one; group " << name_
-                                     << "; hand the tensor on instead";
-  do_offer(begin("offer", x, offers_[to]), x, to);
+  do_offer(begin_message("offer", x, to, offers_, "hand on"), x, to);
 }
 
 void CheckedComm::take(Tensor& x, int from) {
   at::NoGradGuard no_grad;
-  require_usable("take", x);
-  require_peer("take", from);
-  HANOK_REQUIRE(from != rank_, kShape) << "take: got this rank, " << from << ", expected another one; group " << name_
-                                       << "; hand the tensor on instead";
-  do_take(begin("take", x, takes_[from]), x, from);
+  do_take(begin_message("take", x, from, takes_, "hand on"), x, from);
 }
 
 void CheckedComm::barrier() {

@@ -18,7 +18,15 @@ struct CommCall {
   int64_t sequence = 0;
   int64_t elements = 0;
   at::ScalarType dtype = at::kByte;
+  int peer = -1;  // of a message, inside the group
 };
+
+/// kComm: "all_reduce: <what>; group tp[0 1], operation 17, 4096 Float, MPI; <advice>".
+Error comm_error(const CommCall& call,
+                 std::string_view what,
+                 std::string_view group,
+                 std::string_view backend,
+                 std::string_view advice);
 
 class CheckedComm : public Comm {
  public:
@@ -50,11 +58,17 @@ class CheckedComm : public Comm {
   virtual void do_take(const CommCall& call, Tensor& x, int from) = 0;
   virtual void do_barrier(const CommCall& call) = 0;
 
-  /// kComm: "all_reduce: <what>; group tp[0 1], operation 17, 4096 Float, MPI; <advice>".
+  /// Throws comm_error().
   [[noreturn]] void fail(const CommCall& call, const std::string& what, std::string_view advice) const;
 
  private:
-  CommCall begin(std::string_view operation, const Tensor& x, int64_t& counter);
+  CommCall begin(std::string_view operation, const Tensor& x, int64_t& counter, int peer = -1);
+  /// The checks of a message, and its number.
+  CommCall begin_message(std::string_view operation,
+                         const Tensor& x,
+                         int peer,
+                         std::map<int, int64_t>& counters,
+                         std::string_view instead);
   void require_peer(std::string_view operation, int peer) const;
   void require_usable(std::string_view operation, const Tensor& x) const;
   void require_same_kind(std::string_view operation, const Tensor& a, const Tensor& b) const;

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <thread>
 
+#include "base/log.h"
 #include "parallel/comm_base.h"
 #include "parallel/comm_nccl.h"
 #include "parallel/groups.h"
@@ -375,9 +376,16 @@ class MpiComm final : public CheckedComm {
   bool broken_ = false;
 };
 
+void abort_all_ranks(const Error& error) {
+  HANOK_LOG(ERROR) << error.what();
+  MPI_Abort(MPI_COMM_WORLD, exit_code(error.kind()));
+}
+
 class MpiWorld final : public World {
  public:
-  MpiWorld(Backend backend, double stall_timeout_s) : backend_(backend), stall_timeout_s_(stall_timeout_s) {
+  MpiWorld(Backend backend, double stall_timeout_s, std::function<void(const Error&)> end_process)
+      : backend_(backend), stall_timeout_s_(stall_timeout_s) {
+    if (backend == Backend::kNccl) watchdog_ = start_nccl_watchdog(stall_timeout_s, std::move(end_process));
     // A world of our own: its messages and its error handling do not touch anybody else's.
     require_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &world_), "MPI_Comm_dup");
     require_mpi(MPI_Comm_set_errhandler(world_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
@@ -397,7 +405,7 @@ class MpiWorld final : public World {
   std::shared_ptr<Comm> open(std::string_view kind, const std::vector<int>& ranks) override {
     std::shared_ptr<Comm> host = open_host(kind, ranks);
     if (!host || host->size() == 1 || backend_ == Backend::kMpi) return host;
-    return open_nccl(kind, ranks, host, stall_timeout_s_);
+    return open_nccl(kind, ranks, host, watchdog_);
   }
 
   std::shared_ptr<Comm> open_host(std::string_view kind, const std::vector<int>& ranks) override {
@@ -418,13 +426,16 @@ class MpiWorld final : public World {
  private:
   Backend backend_;
   double stall_timeout_s_;
+  std::shared_ptr<NcclWatchdog> watchdog_;
   MPI_Comm world_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
 };
 
 }  // namespace
 
-std::unique_ptr<World> make_mpi_world(Backend backend, double stall_timeout_s) {
+std::unique_ptr<World> make_mpi_world(Backend backend,
+                                      double stall_timeout_s,
+                                      std::function<void(const Error&)> end_process) {
   HANOK_REQUIRE(backend != Backend::kThread, kConfig) << "MPI world: got the thread back-end, expected MPI or NCCL; "
                                                          "make_mpi_world; threads are started by run_on_threads";
   if (backend == Backend::kNccl) require_nccl();
@@ -437,7 +448,7 @@ std::unique_ptr<World> make_mpi_world(Backend backend, double stall_timeout_s) {
   HANOK_REQUIRE(level >= MPI_THREAD_SERIALIZED, kComm)
       << "MPI: got thread level " << level << ", expected MPI_THREAD_SERIALIZED (" << int{MPI_THREAD_SERIALIZED}
       << ") or more; make_mpi_world; ask MPI_Init_thread for it, or use an MPI library built with threads";
-  return std::make_unique<MpiWorld>(backend, stall_timeout_s);
+  return std::make_unique<MpiWorld>(backend, stall_timeout_s, end_process ? std::move(end_process) : abort_all_ranks);
 }
 
 }  // namespace hanok

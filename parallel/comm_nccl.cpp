@@ -1,15 +1,20 @@
-// NCCL on the current CUDA stream. The id of a communicator travels over MPI. Nothing waits on the host but barrier().
+// NCCL on the current CUDA stream. The id of a communicator travels over MPI. Nothing waits on the host but barrier()
+// and the first use of a communicator; what hangs is found by the watchdog.
 #include "parallel/comm_nccl.h"
 
 #include <ATen/cuda/CUDAContext.h>
+#include <ATen/cuda/CUDAEvent.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <nccl.h>
 
 #include <chrono>
 #include <thread>
+#include <tuple>
 
 #include "parallel/comm_base.h"
+#include "parallel/nccl_watchdog.h"
 
 namespace hanok {
 
@@ -41,142 +46,250 @@ ncclRedOp_t nccl_op(Reduce op, at::ScalarType dtype) {
   return ncclSum;
 }
 
-class NcclComm final : public CheckedComm {
- public:
-  NcclComm(std::string_view kind, const std::vector<int>& ranks, std::shared_ptr<Comm> host, double stall_timeout_s)
-      : CheckedComm(kind, ranks, host->rank(), "NCCL"),
-        host_(std::move(host)),
-        device_(at::kCUDA, at::cuda::current_device()),
-        stall_timeout_s_(stall_timeout_s) {}
+/// Sends of a pipeline wait on the GPU until they are taken: on few multiprocessors, for the others compute.
+constexpr int kChannelBlocks = 4;
 
-  ~NcclComm() override {
+/// One communicator of NCCL and what is under way on it.
+class Communicator {
+ public:
+  Communicator(std::shared_ptr<NcclLane> lane, std::function<void(const CommCall&, const std::string&)> fail)
+      : lane_(std::move(lane)), fail_(std::move(fail)) {}
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  ~Communicator() {
     if (comm_ == nullptr) return;
+    lane_->attach(nullptr);
     // Destroying waits for the peers, who may be gone when an error unwinds this rank; aborting is local.
+    const NcclLane::Operation operation(*lane_, {"end of the communicator"}, std::nullopt);
     std::uncaught_exceptions() > 0 ? ncclCommAbort(comm_) : ncclCommDestroy(comm_);
   }
 
+  bool is_open() const { return comm_ != nullptr; }
+
+  /// Waits for the other ranks. `blocks`: multiprocessors that an operation takes at most, 0: as NCCL chooses.
+  void open(const CommCall& call, const ncclUniqueId& id, int size, int rank, int blocks = 0) {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    if (blocks > 0) config.maxCTAs = blocks;
+    {
+      const NcclLane::Operation operation(*lane_, call, std::nullopt);
+      check(call, ncclCommInitRankConfig(&comm_, size, id, rank, &config));
+    }
+    lane_->attach(comm_);
+  }
+
+  /// `launch` enqueues the operation. A peer that is gone or a network that failed shows here, some operations later.
+  template <class Launch>
+  void run(const CommCall& call, cudaStream_t stream, const Launch& launch) {
+    if (is_broken_) fail_(call, "got a group that failed before, expected a working one");
+    ncclResult_t state = ncclSuccess;
+    check(call, ncclCommGetAsyncError(comm_, &state));
+    check(call, state);
+    NcclLane::Operation operation(*lane_, call, stream);
+    check(call, launch(comm_));
+    operation.launched();
+  }
+
+ private:
+  void check(const CommCall& call, ncclResult_t result) {
+    if (result == ncclSuccess || result == ncclInProgress) return;
+    const std::string detail = comm_ == nullptr ? "" : ncclGetLastError(comm_);
+    is_broken_ = true;
+    lane_->attach(nullptr);
+    if (comm_ != nullptr) ncclCommAbort(comm_);
+    comm_ = nullptr;
+    fail_(call, concat("got ", ncclGetErrorString(result), detail.empty() ? "" : ": ", detail, ", expected success"));
+  }
+
+  std::shared_ptr<NcclLane> lane_;
+  std::function<void(const CommCall&, const std::string&)> fail_;
+  ncclComm_t comm_ = nullptr;
+  bool is_broken_ = false;
+};
+
+/// What two neighbours of a pipeline offer each other. Each direction is a communicator of its own, and what is offered
+/// waits on a stream of its own, so that neither side waits for anything but the message it takes.
+struct Channel {
+  std::unique_ptr<Communicator> out, in;
+  c10::cuda::CUDAStream stream;  // of `out`
+  at::cuda::CUDAEvent ready;
+};
+
+class NcclComm final : public CheckedComm {
+ public:
+  NcclComm(std::string_view kind,
+           const std::vector<int>& ranks,
+           std::shared_ptr<Comm> host,
+           std::shared_ptr<NcclWatchdog> watchdog)
+      : CheckedComm(kind, ranks, host->rank(), "NCCL"),
+        ranks_(ranks),
+        host_(std::move(host)),
+        device_(at::kCUDA, at::cuda::current_device()),
+        watchdog_(std::move(watchdog)),
+        whole_(make_communicator()) {}
+
  private:
   void do_all_reduce(const CommCall& call, Tensor& x, Reduce op) override {
-    begin(call, x);
-    check(call,
-          ncclAllReduce(
-              x.data_ptr(), x.data_ptr(), x.numel(), type_of(call), nccl_op(op, x.scalar_type()), comm_, stream()));
+    const ncclDataType_t type = type_of(call);
+    run(call, x, [&](ncclComm_t comm) {
+      return ncclAllReduce(x.data_ptr(), x.data_ptr(), x.numel(), type, nccl_op(op, x.scalar_type()), comm, stream());
+    });
   }
 
   void do_all_gather(const CommCall& call, Tensor& out, const Tensor& shard) override {
-    begin(call, out);
-    check(call, ncclAllGather(shard.data_ptr(), out.data_ptr(), shard.nbytes(), ncclInt8, comm_, stream()));
+    run(call, out, [&](ncclComm_t comm) {
+      return ncclAllGather(shard.data_ptr(), out.data_ptr(), shard.nbytes(), ncclInt8, comm, stream());
+    });
   }
 
   void do_reduce_scatter(const CommCall& call, Tensor& shard, const Tensor& in) override {
-    begin(call, in);
-    check(call,
-          ncclReduceScatter(in.data_ptr(),
-                            shard.data_ptr(),
-                            shard.numel(),
-                            type_of(call),
-                            nccl_op(Reduce::kSum, in.scalar_type()),
-                            comm_,
-                            stream()));
+    const ncclDataType_t type = type_of(call);
+    const ncclRedOp_t op = nccl_op(Reduce::kSum, in.scalar_type());
+    run(call, in, [&](ncclComm_t comm) {
+      return ncclReduceScatter(in.data_ptr(), shard.data_ptr(), shard.numel(), type, op, comm, stream());
+    });
   }
 
   void do_all_to_all(const CommCall& call, Tensor& out, const Tensor& in, const Splits& splits) override {
-    begin(call, in);
     size_t row = in.element_size();
     for (const int64_t extent : in.sizes().slice(1)) row *= static_cast<size_t>(extent);
     const char* from = static_cast<const char*>(in.data_ptr());
     char* to = static_cast<char*>(out.data_ptr());
-    check(call, ncclGroupStart());
-    for (int other = 0; other < size(); ++other) {
-      const size_t sent = splits.send[other] * row, received = splits.receive[other] * row;
-      if (sent > 0) check(call, ncclSend(from, sent, ncclInt8, other, comm_, stream()));
-      if (received > 0) check(call, ncclRecv(to, received, ncclInt8, other, comm_, stream()));
-      from += sent;
-      to += received;
-    }
-    check(call, ncclGroupEnd());
+    run(call, in, [&](ncclComm_t comm) {
+      ncclResult_t result = ncclGroupStart();
+      const auto add = [&](ncclResult_t next) { result = result == ncclSuccess ? next : result; };
+      for (int other = 0; other < size(); ++other) {
+        const size_t sent = splits.send[other] * row, received = splits.receive[other] * row;
+        if (sent > 0) add(ncclSend(from, sent, ncclInt8, other, comm, stream()));
+        if (received > 0) add(ncclRecv(to, received, ncclInt8, other, comm, stream()));
+        from += sent;
+        to += received;
+      }
+      add(ncclGroupEnd());
+      return result;
+    });
   }
 
   void do_broadcast(const CommCall& call, Tensor& x, int root) override {
-    begin(call, x);
-    check(call, ncclBroadcast(x.data_ptr(), x.data_ptr(), x.nbytes(), ncclInt8, root, comm_, stream()));
+    run(call, x, [&](ncclComm_t comm) {
+      return ncclBroadcast(x.data_ptr(), x.data_ptr(), x.nbytes(), ncclInt8, root, comm, stream());
+    });
   }
 
   void do_send(const CommCall& call, const Tensor& x, int to) override {
-    begin(call, x);
-    if (x.nbytes() > 0) check(call, ncclSend(x.data_ptr(), x.nbytes(), ncclInt8, to, comm_, stream()));
+    run(call, x, [&](ncclComm_t comm) {
+      return x.nbytes() > 0 ? ncclSend(x.data_ptr(), x.nbytes(), ncclInt8, to, comm, stream()) : ncclSuccess;
+    });
   }
 
   void do_recv(const CommCall& call, Tensor& x, int from) override {
-    begin(call, x);
-    if (x.nbytes() > 0) check(call, ncclRecv(x.data_ptr(), x.nbytes(), ncclInt8, from, comm_, stream()));
+    run(call, x, [&](ncclComm_t comm) {
+      return x.nbytes() > 0 ? ncclRecv(x.data_ptr(), x.nbytes(), ncclInt8, from, comm, stream()) : ncclSuccess;
+    });
   }
 
-  // Two neighbours of a pipeline send to each other at times of their own; operations of one communicator on one stream
-  // would wait for each other. The host keeps what is not taken yet.
-  void do_offer(const CommCall&, const Tensor& x, int to) override { host_->offer(x.cpu(), to); }
-  void do_take(const CommCall&, Tensor& x, int from) override {
-    Tensor host = at::empty(x.sizes(), x.options().device(at::kCPU));
-    host_->take(host, from);
-    x.copy_(host);
+  void do_offer(const CommCall& call, const Tensor& x, int to) override {
+    require_here(call, x);
+    open_channels(call);
+    const auto channel = channels_.find(to);
+    if (channel == channels_.end()) return host_->offer(x.cpu(), to);
+    if (x.nbytes() == 0) return;
+    auto& [out, in, side, ready] = channel->second;
+    ready.record(c10::cuda::getCurrentCUDAStream(device_.index()));
+    ready.block(side);
+    c10::cuda::CUDACachingAllocator::recordStream(x.storage().data_ptr(), side);
+    out->run(call, side, [&](ncclComm_t comm) { return ncclSend(x.data_ptr(), x.nbytes(), ncclInt8, 1, comm, side); });
+  }
+
+  void do_take(const CommCall& call, Tensor& x, int from) override {
+    require_here(call, x);
+    open_channels(call);
+    const auto channel = channels_.find(from);
+    if (channel == channels_.end()) {
+      Tensor host = at::empty(x.sizes(), x.options().device(at::kCPU));
+      host_->take(host, from);
+      x.copy_(host);
+      return;
+    }
+    if (x.nbytes() == 0) return;
+    channel->second.in->run(call, stream(), [&](ncclComm_t comm) {
+      return ncclRecv(x.data_ptr(), x.nbytes(), ncclInt8, 0, comm, stream());
+    });
+  }
+
+  /// Channels between neighbours of the ring, which is all that pipelines use; others go through the host. Every rank
+  /// comes here at its first offer or take, before which it waits for none; neighbours meet in the order of the ring.
+  void open_channels(const CommCall& call) {
+    if (has_channels_) return;
+    has_channels_ = true;
+    const c10::cuda::CUDAGuard guard(device_);
+    const int pairs = size() == 2 ? 1 : size();
+    std::vector<ncclUniqueId> ids(2 * pairs);
+    if (rank() == 0)
+      for (ncclUniqueId& id : ids) require_id(call, ncclGetUniqueId(&id));
+    Tensor bytes = at::from_blob(ids.data(), {static_cast<int64_t>(ids.size() * sizeof(ncclUniqueId))}, at::kByte);
+    host_->broadcast(bytes, 0);
+    for (int pair = 0; pair < pairs; ++pair) {
+      const int first = pair, second = (pair + 1) % size();
+      if (rank() != first && rank() != second) continue;
+      const bool is_first = rank() == first;
+      Channel channel{make_communicator(), make_communicator(), c10::cuda::getStreamFromPool(true), {}};
+      CommCall opening{"opening of a channel"};
+      opening.peer = is_first ? second : first;
+      // Rank 0 of a direction sends. The first direction is from the first to the second.
+      auto [one, other] = is_first ? std::tie(channel.out, channel.in) : std::tie(channel.in, channel.out);
+      one->open(opening, ids[2 * pair], 2, is_first ? 0 : 1, kChannelBlocks);
+      other->open(opening, ids[2 * pair + 1], 2, is_first ? 1 : 0, kChannelBlocks);
+      channels_.emplace(opening.peer, std::move(channel));
+    }
   }
 
   /// The one operation that waits on the host: when it returns, every rank has reached it and its earlier work is done.
   void do_barrier(const CommCall& call) override {
     Tensor token = at::zeros({1}, at::TensorOptions().dtype(at::kInt).device(device_));
-    do_all_reduce(call, token, Reduce::kSum);
-    const auto start = std::chrono::steady_clock::now();
-    while (!at::cuda::getCurrentCUDAStream(device_.index()).query()) {
-      check_alive(call);
-      const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
-      if (waited.count() > stall_timeout_s_) {
-        give_up();
-        fail(call,
-             concat("got no end of it in ", stall_timeout_s_, " s, expected all ranks to arrive"),
-             "look for the operation in which the other ranks are, or raise the stall timeout");
-      }
+    CommCall sum = call;
+    sum.dtype = at::kInt;
+    do_all_reduce(sum, token, Reduce::kSum);
+    while (!at::cuda::getCurrentCUDAStream(device_.index()).query())
       std::this_thread::sleep_for(std::chrono::microseconds(20));
-    }
   }
 
-  void begin(const CommCall& call, const Tensor& x) {
+  /// On the current stream, over all ranks of the group.
+  template <class Launch>
+  void run(const CommCall& call, const Tensor& x, const Launch& launch) {
+    require_here(call, x);
+    if (!is_open_) open(call);
+    whole_->run(call, stream(), launch);
+  }
+
+  void require_here(const CommCall& call, const Tensor& x) const {
     HANOK_REQUIRE(x.device() == device_, kShape)
         << call.operation << ": got a tensor on " << x.device().str() << ", expected " << device_.str() << "; group "
         << name() << "; move it to the GPU of this rank";
-    if (broken_) fail(call, "got a group that failed before, expected a working one", "restart the job");
-    if (comm_ == nullptr) open(call);
-    check_alive(call);
   }
 
   void open(const CommCall& call) {
     const c10::cuda::CUDAGuard guard(device_);
     ncclUniqueId id{};
-    if (rank() == 0) check(call, ncclGetUniqueId(&id));
+    if (rank() == 0) require_id(call, ncclGetUniqueId(&id));
     Tensor bytes = at::from_blob(&id, {static_cast<int64_t>(sizeof id)}, at::kByte);
     host_->broadcast(bytes, 0);
-    check(call, ncclCommInitRank(&comm_, size(), id, rank()));
+    is_open_ = true;
+    whole_->open(call, id, size(), rank());
   }
 
-  /// A peer that is gone or a network that failed shows here, some operations later.
-  void check_alive(const CommCall& call) {
-    ncclResult_t state = ncclSuccess;
-    check(call, ncclCommGetAsyncError(comm_, &state));
-    check(call, state);
+  void require_id(const CommCall& call, ncclResult_t result) const {
+    if (result != ncclSuccess) fail_with(call, concat("got ", ncclGetErrorString(result), ", expected an id"));
   }
 
-  void check(const CommCall& call, ncclResult_t result) {
-    if (result == ncclSuccess || result == ncclInProgress) return;
-    const std::string detail = comm_ == nullptr ? "" : ncclGetLastError(comm_);
-    give_up();
-    fail(call,
-         concat("got ", ncclGetErrorString(result), detail.empty() ? "" : ": ", detail, ", expected success"),
-         "see the first error of the other ranks");
+  [[noreturn]] void fail_with(const CommCall& call, const std::string& what) const {
+    fail(call, what, "see the first error of the other ranks");
   }
 
-  void give_up() {
-    broken_ = true;
-    if (comm_ != nullptr) ncclCommAbort(comm_);
-    comm_ = nullptr;
+  std::unique_ptr<Communicator> make_communicator() {
+    return std::make_unique<Communicator>(
+        watchdog_->open_lane(std::string(name()), ranks_, rank()),
+        [this](const CommCall& call, const std::string& what) { fail_with(call, what); });
   }
 
   ncclDataType_t type_of(const CommCall& call) const {
@@ -187,11 +300,13 @@ class NcclComm final : public CheckedComm {
 
   cudaStream_t stream() const { return at::cuda::getCurrentCUDAStream(device_.index()); }
 
+  std::vector<int> ranks_;
   std::shared_ptr<Comm> host_;
   at::Device device_;
-  double stall_timeout_s_;
-  ncclComm_t comm_ = nullptr;
-  bool broken_ = false;
+  std::shared_ptr<NcclWatchdog> watchdog_;
+  std::unique_ptr<Communicator> whole_;
+  std::map<int, Channel> channels_;  // by rank
+  bool is_open_ = false, has_channels_ = false;
 };
 
 }  // namespace
@@ -202,11 +317,16 @@ void require_nccl() {
       << "run on a machine with GPUs, or train on the CPU";
 }
 
+std::shared_ptr<NcclWatchdog> start_nccl_watchdog(double stall_timeout_s,
+                                                  std::function<void(const Error&)> end_process) {
+  return std::make_shared<NcclWatchdog>(stall_timeout_s, std::move(end_process));
+}
+
 std::shared_ptr<Comm> open_nccl(std::string_view kind,
                                 const std::vector<int>& ranks,
                                 const std::shared_ptr<Comm>& host,
-                                double stall_timeout_s) {
-  return std::make_shared<NcclComm>(kind, ranks, host, stall_timeout_s);
+                                const std::shared_ptr<NcclWatchdog>& watchdog) {
+  return std::make_shared<NcclComm>(kind, ranks, host, watchdog);
 }
 
 }  // namespace hanok

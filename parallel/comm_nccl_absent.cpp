@@ -9,7 +9,15 @@ void require_nccl() {
                       << "install the missing part and build again, or train on the CPU";
 }
 
-std::shared_ptr<Comm> open_nccl(std::string_view, const std::vector<int>&, const std::shared_ptr<Comm>&, double) {
+std::shared_ptr<NcclWatchdog> start_nccl_watchdog(double, std::function<void(const Error&)>) {
+  require_nccl();
+  return nullptr;
+}
+
+std::shared_ptr<Comm> open_nccl(std::string_view,
+                                const std::vector<int>&,
+                                const std::shared_ptr<Comm>&,
+                                const std::shared_ptr<NcclWatchdog>&) {
   require_nccl();
   return nullptr;
 }

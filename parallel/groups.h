@@ -10,6 +10,8 @@
 
 namespace hanok {
 
+class Error;
+
 enum class Backend { kThread, kMpi, kNccl };
 
 /// All groups of one rank. Never null: a group of one rank is a Comm of size 1.
@@ -50,6 +52,11 @@ void run_on_threads(int size, const std::function<void(World&)>& body, double st
 
 /// MPI_COMM_WORLD (MPI must be initialised, MPI_THREAD_MULTIPLE or SERIALIZED). Backend::kNccl opens NCCL communicators
 /// on the current CUDA device for open(), and MPI ones for open_host().
-std::unique_ptr<World> make_mpi_world(Backend backend, double stall_timeout_s);
+/// `end_process`: on GPUs the host does not wait for operations, so what hangs or fails there is found by a thread of
+/// its own, which calls this with a kComm error, once; it must not return, for work on the GPU cannot be called back.
+/// Empty: the error is logged, and MPI_Abort ends all ranks with its exit code.
+std::unique_ptr<World> make_mpi_world(Backend backend,
+                                      double stall_timeout_s,
+                                      std::function<void(const Error&)> end_process = {});
 
 }  // namespace hanok

@@ -365,9 +365,14 @@ Groups make_stage_groups(const ParallelConfig& layout, World& world) {
 
 at::ScalarType model_dtype(const ModelConfig& model, at::Device device) {
   if (model.dtype == "float32") return at::kFloat;
-  if (model.dtype == "bfloat16") return at::kBFloat16;
   // True from compute capability 8.0 on: earlier GPUs only emulate bfloat16.
   const bool has_bfloat16 = device.is_cuda() && at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8();
+  if (model.dtype == "bfloat16") {
+    HANOK_REQUIRE(has_bfloat16 || device.is_cpu(), kDevice)
+        << "model.dtype: got bfloat16, expected a dtype that " << device.str()
+        << " has; compute capability below 8.0; set model.dtype=float32, or take an Ampere GPU or a newer one";
+    return at::kBFloat16;
+  }
   return has_bfloat16 ? at::kBFloat16 : at::kFloat;
 }
 
