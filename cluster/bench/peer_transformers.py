@@ -1,7 +1,8 @@
 """Peer of first_contact.md: transformers' Qwen3-VL in eager mode under FSDP2 (bf16 compute, fp32 reduce and master, fused AdamW),
 full fine-tune, on the very micro-batches that ours trained on (tests/bench/batch_dump).
-usage: torchrun --nproc-per-node N peer_transformers.py SHAPE BATCHES.safetensors MICRO_BATCHES_PER_STEP [compile]
-Every micro-batch is one row of [1, T] with plain causal attention: its fastest form; block-diagonal masks would be slower."""
+usage: torchrun --nproc-per-node N peer_transformers.py SHAPE BATCHES.safetensors MICRO_BATCHES_PER_STEP [compile] [checkpoint] [row=S]
+Every micro-batch is one row of [1, T] with plain causal attention: its fastest form; block-diagonal masks would be slower. row=S: micro-batches
+without pictures become [T / S, S]. checkpoint: activations are recomputed."""
 import os
 import sys
 import time
@@ -9,6 +10,7 @@ import time
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -16,7 +18,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from make_hf_folder import config_of  # noqa: E402
 
 shape, path, per_step = sys.argv[1], sys.argv[2], int(sys.argv[3])
-compiled = "compile" in sys.argv
+compiled, checkpointed = "compile" in sys.argv, "checkpoint" in sys.argv
+row = next((int(word[4:]) for word in sys.argv if word.startswith("row=")), 0)
 dist.init_process_group("nccl")
 rank, world = dist.get_rank(), dist.get_world_size()
 torch.cuda.set_device(rank)
@@ -26,6 +29,9 @@ with torch.device("meta"):
     model = Qwen3VLForConditionalGeneration(config)
 decoder, tower = model.model.language_model, model.model.visual
 policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+if checkpointed:
+    for i, layer in enumerate(decoder.layers):
+        decoder.layers[i] = checkpoint_wrapper(layer)
 for layer in list(decoder.layers) + list(tower.blocks):
     if compiled:
         layer.compile()
@@ -51,9 +57,12 @@ with safe_open(path, "pt") as file:
         one = {name: file.get_tensor(f"{i}.{name}") for name in ("tokens", "targets", "position", "pixels", "grid")}
         labels = torch.full_like(one["tokens"], -100)
         labels[1:] = one["targets"][:-1]
-        batches.append(dict(input_ids=one["tokens"][None].cuda(), labels=labels[None].cuda(), position_ids=one["position"][:, None].cuda(),
-                            pixel_values=one["pixels"].cuda().to(torch.bfloat16), image_grid_thw=one["grid"].cuda(),
-                            mm_token_type_ids=(one["tokens"] == 151655).long()[None].cuda()))
+        length = row if row and one["pixels"].numel() == 0 else one["tokens"].numel()
+        batch = dict(input_ids=one["tokens"].view(-1, length), labels=labels.view(-1, length), position_ids=one["position"].view(3, -1, length))
+        if one["pixels"].numel():
+            batch |= dict(pixel_values=one["pixels"].to(torch.bfloat16), image_grid_thw=one["grid"],
+                          mm_token_type_ids=(one["tokens"] == 151655).long()[None])
+        batches.append({name: tensor.cuda() for name, tensor in batch.items()})
 
 
 def step(index):
@@ -83,7 +92,7 @@ total = torch.tensor([float(tokens)], device="cuda")
 dist.all_reduce(total)
 if rank == 0:
     middle = sorted(times)[len(times) // 2]
-    print(f"PEER transformers {shape} {'compiled' if compiled else 'eager'} FSDP2 x{world}: {total.item() / len(times) / middle:.0f} tok/s in all, "
+    print(f"PEER transformers {shape} {'compiled' if compiled else 'eager'} FSDP2 x{world}{' checkpointed' if checkpointed else ''}: {total.item() / len(times) / middle:.0f} tok/s in all, "
           f"{total.item() / len(times) / middle / world:.0f} per GPU, step {middle * 1e3:.0f} ms, peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, "
           f"loss {loss.item() * per_step:.3f}", flush=True)
 dist.destroy_process_group()
