@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <unordered_map>
 
-#include "model/layers/recompute.h"
 #include "model/layers/token_rows.h"
 
 namespace hanok {
@@ -21,6 +20,7 @@ struct BlockSizes {
 
 struct BlockBytes {
   double kept = 0, gradients = 0, workspace = 0;
+  double results = 0;  // kept in place of `kept` where only what is cheap runs again: input and results of products
   double forward = 0;  // alive at once in a forward that keeps nothing
   bool keeps_input = false;
 };
@@ -31,9 +31,9 @@ class Walk {
        const ParamTable& params,
        const Groups& groups,
        const MicroBatch& batch,
-       int64_t recompute_every,
+       const Recompute& recompute,
        KernelSet kernels)
-      : config_(config), groups_(groups), batch_(batch), recompute_every_(recompute_every), kernels_(kernels) {
+      : config_(config), groups_(groups), batch_(batch), recompute_(recompute), kernels_(kernels) {
     for (const Param& param : params) params_[param.spec.name] = &param;
     const at::ScalarType dtype = params.front().value.scalar_type();
     size_ = static_cast<double>(c10::elementSize(dtype));
@@ -143,9 +143,8 @@ class Walk {
   /// once more as rows.
   double context_attention(const BlockSizes& s, BlockBytes& block) const {
     const double n = groups_.cp->size(), kv = s.qkv - s.query, sums = s.rows * s.heads * wide_;
-    const double kv_heads = kv / 2 / (s.query / s.heads);
     if (kernels_.context == ContextWay::kHeads) {
-      const double columns = s.query + kv * std::max(1.0, n / kv_heads);
+      const double columns = exchanged_columns(s);
       if (kernels_.on_gpu) block.workspace = s.rows * s.query * 4;
       return s.rows * (columns + 2 * s.query) * size_ + sums;
     }
@@ -200,11 +199,38 @@ class Walk {
       mlp += linear(prefix + "mlp.down", s.rows * s.act * size_);
     }
     out.kept += mlp;
+    out.results = results(prefix, s);
     const double projected = s.rows * s.qkv * size_, query = s.rows * s.query * size_;
     const double in_attention = stream + gathered + std::max(2 * projected, projected + query + stream);
     out.forward = std::max(in_attention, 3 * stream + gathered + s.rows * (s.up + s.act) * size_);
     if (grad_) out.gradients = gradients(prefix, s, stream, gathered, mlp, out.workspace);
     return out;
+  }
+
+  /// What parallel/kept.h keeps of a block: its input, q k v, attention and its log-sums, what `out` makes of it, gate
+  /// and up; of experts the logits of the router and what their products and exchanges give. libtorch's attention runs
+  /// again.
+  double results(const std::string& prefix, const BlockSizes& s) const {
+    const double stream = s.cut_rows * s.width * size_, query = s.rows * s.query * size_;
+    double bytes = 2 * stream + s.rows * (s.qkv + s.up) * size_;
+    const bool over_cp = s.gated && groups_.cp->size() > 1,
+               by_heads = over_cp && kernels_.context == ContextWay::kHeads;
+    const bool own = kernels_.attention == AttentionStore::kOwn || kernels_.attention == AttentionStore::kCudnn;
+    if (own || (over_cp && !by_heads)) bytes += query + s.rows * s.heads * wide_;
+    if (by_heads) bytes += exchanged_columns(s) * s.rows * size_ + query;
+    if (has_experts(prefix)) {
+      const double own_rows = s.rows / groups_.tp->size();
+      const double sent = own_rows * static_cast<double>(config_.decoder.experts_per_token) * s.width * size_;
+      bytes += own_rows * static_cast<double>(config_.decoder.experts) * size_;
+      bytes += sent * (groups_.ep->size() > 1 ? 3 : 1);
+    }
+    return bytes;
+  }
+
+  /// Columns of a share of the heads, for all rows over cp: keys and values fewer than the ranks are repeated.
+  double exchanged_columns(const BlockSizes& s) const {
+    const double kv = s.qkv - s.query, kv_heads = kv / 2 / (s.query / s.heads);
+    return s.query + kv * std::max(1.0, groups_.cp->size() / kv_heads);
   }
 
   /// The most that gradients take beyond what was kept, while the backward passes a block: at `down`, where nothing has
@@ -231,17 +257,33 @@ class Walk {
     const double stream = s.cut_rows * s.width * size_;
     most = std::max(most, inside.gradients);
     out_.attention_workspace = std::max(out_.attention_workspace, inside.workspace);
-    const bool runs_again = is_recomputed(index, recompute_every_);
+    const bool runs_again = recompute_.applies_to(index) && (flows_before || block_trains(prefix));
+    const double again = recompute_.selective ? inside.results : stream;
     // The last block meets all that the others kept.
-    forward_ = std::max(inside.forward - (runs_again ? 0 : inside.kept), 0.0);
+    forward_ = std::max(inside.forward - (!runs_again ? inside.kept : again - stream), 0.0);
     if (!runs_again) {
-      kept += inside.kept;
-      return inside.keeps_input;
+      kept += recompute_.applies_to(index) ? 0 : inside.kept;
+      return !recompute_.applies_to(index) && inside.keeps_input;
     }
-    if (!flows_before && !block_trains(prefix)) return false;
-    kept += stream;
-    redone = std::max(redone, inside.kept - (inside.keeps_input ? stream : 0));
-    return true;
+    double redone_here = std::max(inside.kept - (inside.keeps_input ? again : again - stream), 0.0);
+    if (recompute_.offload) {
+      out_.on_host += again;
+      // The last two layers before the loss stay; elsewhere this layer and the one before it come back.
+      if (stays_before_loss(prefix, index))
+        kept += again;
+      else
+        redone_here += 2 * again;
+    } else {
+      kept += again;
+    }
+    redone = std::max(redone, redone_here);
+    return !recompute_.offload;
+  }
+
+  /// As model/layers/host_lane.cpp leaves them: of the last stage, the last two that run again.
+  bool stays_before_loss(const std::string& prefix, int64_t index) const {
+    return prefix.starts_with("decoder.") && params_.contains("decoder.norm.weight") &&
+           index + 2 * recompute_.every >= config_.decoder.layers;
   }
 
   BlockSizes sizes(const std::string& prefix, double rows, double width, int64_t head_dim, bool gated) const {
@@ -358,7 +400,7 @@ class Walk {
   const ModelConfig& config_;
   const Groups& groups_;
   const MicroBatch& batch_;
-  const int64_t recompute_every_;
+  const Recompute recompute_;
   const KernelSet kernels_;
   std::unordered_map<std::string, const Param*> params_;
   double size_ = 4, wide_ = 4;  // bytes of an activation, and of what is accumulated
@@ -376,9 +418,9 @@ ActivationBytes activation_bytes(const ModelConfig& config,
                                  const ParamTable& params,
                                  const Groups& groups,
                                  const MicroBatch& batch,
-                                 int64_t recompute_every,
+                                 const Recompute& recompute,
                                  KernelSet kernels) {
-  return Walk(config, params, groups, batch, recompute_every, kernels).run();
+  return Walk(config, params, groups, batch, recompute, kernels).run();
 }
 
 }  // namespace hanok

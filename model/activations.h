@@ -40,6 +40,7 @@ struct ActivationBytes {
   double decoder = 0;    // rotary tables included
   double head = 0;       // final hidden states, labelled rows of them
   double stream = 0;     // what a pipeline stage hands on to the next
+  double on_host = 0;    // what recomputed layers keep in host memory; not in kept()
   // Not all at once: each is gone before the next phase.
   double redone_block = 0;         // what the largest recomputed block keeps while its backward runs
   double logits = 0;               // chunks of logits and gradients of the loss
@@ -58,7 +59,7 @@ ActivationBytes activation_bytes(const ModelConfig& config,
                                  const ParamTable& params,
                                  const Groups& groups,
                                  const MicroBatch& batch,
-                                 int64_t recompute_every,
+                                 const Recompute& recompute,
                                  KernelSet kernels);
 
 }  // namespace hanok

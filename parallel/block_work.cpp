@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "parallel/collectives.h"
+#include "parallel/kept.h"
 
 namespace hanok {
 namespace {
@@ -150,17 +151,21 @@ struct WorkOnBlocks : torch::autograd::Function<WorkOnBlocks<Way>> {
                         const std::shared_ptr<const BlockWork>& work,
                         const std::shared_ptr<Comm>& group) {
     const Tensor block = block_in.contiguous();
-    std::vector<Tensor> kept;
-    Way::forward(x, block, *work, *group, kept);
-    const Tensor y = work->finish(x, kept);
+    const std::vector<Tensor> results = kept_all([&] {
+      std::vector<Tensor> all;
+      Way::forward(x, block, *work, *group, all);
+      const Tensor y = work->finish(x, all);
+      all.insert(all.begin(), y);
+      return all;
+    });
     auto saved = c10::make_intrusive<Saved>();
     saved->work = work;
     saved->group = group;
     ctx->saved_data["saved"] = c10::IValue::make_capsule(std::move(saved));
-    variable_list tensors{x, block, y};
-    tensors.insert(tensors.end(), kept.begin(), kept.end());
+    variable_list tensors{x, block};
+    tensors.insert(tensors.end(), results.begin(), results.end());
     ctx->save_for_backward(std::move(tensors));
-    return y;
+    return results.front();
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/error.h"
+#include "parallel/kept.h"
 
 namespace hanok {
 
@@ -85,12 +86,21 @@ Tensor unchanged(const Tensor& x, Comm&) {
   return x.view_as(x);
 }
 
+/// Sums over ranks are kept where a block will run again; gathers of what is cheap to redo are not.
+template <auto kForward>
+constexpr bool is_kept = false;
+template <>
+constexpr bool is_kept<all_reduced> = true;
+template <>
+constexpr bool is_kept<reduce_scattered> = true;
+
 /// A pair of functions of (tensor, group): one for forward, its conjugate for backward.
 template <auto kForward, auto kBackward>
 struct Pair : torch::autograd::Function<Pair<kForward, kBackward>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::shared_ptr<Comm>& group) {
     save(ctx, group);
-    return kForward(x, *group);
+    const auto compute = [&] { return kForward(x, *group); };
+    return is_kept<kForward> ? kept(compute) : compute();
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     return {kBackward(grads[0], *saved(ctx).group), Tensor()};
@@ -103,7 +113,7 @@ struct ExchangeRows : torch::autograd::Function<ExchangeRows> {
                         const Splits& splits,
                         const std::shared_ptr<Comm>& group) {
     save(ctx, group, {.send = splits.receive, .receive = splits.send});
-    return exchanged(x, splits, *group);
+    return kept([&] { return exchanged(x, splits, *group); });
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     return {exchanged(grads[0], saved(ctx).splits, *saved(ctx).group), Tensor(), Tensor()};

@@ -71,6 +71,14 @@ const Rule<S> kStageRules[] = {
                      s.parallel.etp,
                      ", expected 1; tensor parallelism inside an expert is not in this version; raise parallel.ep");
      }},
+    {"offload_of_recomputed",
+     [](const S& s) { return !s.offload || s.recompute != "none"; },
+     [](const S& s) {
+       return concat("offload: got true with recompute ",
+                     s.recompute,
+                     ", expected selective or full; what recomputed layers keep is what goes to host memory; set "
+                     "recompute: full");
+     }},
     {"seq_len_cut",
      [](const S& s) { return !s.parallel.sequence || s.seq_len % s.parallel.tp == 0; },
      [](const S& s) {

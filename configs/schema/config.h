@@ -228,7 +228,7 @@ struct ParallelConfig {
   int64_t tp = 1, pp = 1, cp = 1, ep = 1, etp = 1, dp = 0, chunks = 0;
   std::string schedule = "1f1b";
   std::vector<int64_t> pp_layers;
-  bool sequence = true;
+  bool sequence = true, overlap = true;
   std::string context = "auto";
 
   template <class Self, class Visitor>
@@ -249,6 +249,10 @@ struct ParallelConfig {
     v("etp", self.etp, "tensor parallel ranks inside an expert", between(1, 1 << 14));
     v("dp", self.dp, "data parallel ranks; 0: what is left of -np", between(0, 1 << 20));
     v("sequence", self.sequence, "cut activations along the sequence between tensor parallel layers");
+    v("overlap",
+      self.overlap,
+      "data parallel ranks sum gradients during the backward and hand out new weights under the next forward; false: "
+      "one after the other, with the same result");
     v("context",
       self.context,
       "how attention meets the rows of other cp ranks: gather all keys, pass them around a ring, or exchange heads",
@@ -270,7 +274,7 @@ struct ParamGroupConfig {
 
 struct OptimizerConfig {
   double lr = 1e-4, min_lr_ratio = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip_norm = 1;
-  std::string schedule = "cosine", grad_dtype = "float32";
+  std::string schedule = "cosine", grad_dtype = "float32", reduce_dtype = "auto";
   int64_t warmup_steps = 0;
   double warmup_tokens = 0, warmup_share = 0, decay_share = 0.2;
   std::vector<std::string> no_decay = {"**.bias", "**norm*.weight"};
@@ -293,7 +297,11 @@ struct OptimizerConfig {
     v("no_decay", self.no_decay, "globs of parameters that are not decayed");
     v("groups", self.groups, "rates and decay by glob; first match wins");
     v("clip_norm", self.clip_norm, "largest global gradient norm; 0: no clipping", at_least(0));
-    v("grad_dtype", self.grad_dtype, "accumulation and reduction of gradients", one_of({"float32", "bfloat16"}));
+    v("grad_dtype", self.grad_dtype, "accumulation of gradients over micro-batches", one_of({"float32", "bfloat16"}));
+    v("reduce_dtype",
+      self.reduce_dtype,
+      "what gradients travel and are summed over ranks in; auto: grad_dtype",
+      one_of({"auto", "float32", "bfloat16"}));
     v("max_bad_steps",
       self.max_bad_steps,
       "non-finite steps in a row that are skipped before the run ends",
@@ -308,6 +316,7 @@ struct StageConfig {
   std::map<std::string, double> mixture;
   int64_t seq_len = 2048, rows_per_step = 8, rows_per_micro_batch = 1, steps = 0, recompute_every = 1;
   double tokens = 0, epochs = 0;
+  bool offload = false;
   OptimizerConfig optimizer;
   ParallelConfig parallel;
 
@@ -331,12 +340,20 @@ struct StageConfig {
       "weight of a label token in a sample of n: 1, 1/sqrt(n) or 1/n",
       one_of({"token", "sqrt", "sample"}));
     v("sample", self.sample, "what n counts over", one_of({"sample", "turn"}));
-    v("recompute", self.recompute, "activations recomputed in the backward", one_of({"none", "full"}));
+    v("recompute",
+      self.recompute,
+      "what layers run again in the backward: nothing; selective: what is cheap (norms, rotations, SwiGLU and GELU, "
+      "gathers), for results of matrix products and attention are kept; full: all but their input",
+      one_of({"none", "selective", "full"}));
     v("attention",
       self.attention,
       "kernels of attention on a GPU; auto: the fastest that it has",
       one_of({"auto", "cudnn", "flash", "efficient", "plain"}));
-    v("recompute_every", self.recompute_every, "recompute every k-th layer", at_least(1));
+    v("recompute_every", self.recompute_every, "recompute layers 0, k, 2k, ... of tower and decoder", at_least(1));
+    v("offload",
+      self.offload,
+      "what recomputed layers keep goes to pinned host memory until their backward; the last resort: slow where the "
+      "link to the host is");
     v("optimizer", self.optimizer, "replaces keys of the top-level optimizer");
     v("parallel", self.parallel, "replaces keys of the top-level parallel");
   }

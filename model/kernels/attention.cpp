@@ -8,6 +8,7 @@
 #include "model/kernels/attention_aten.h"
 #include "model/kernels/attention_cpu.h"
 #include "model/kernels/attention_cudnn.h"
+#include "parallel/kept.h"
 
 namespace hanok {
 namespace {
@@ -27,8 +28,12 @@ struct OwnAttention : torch::autograd::Function<OwnAttention> {
                         const Segments& segments,
                         const AttentionSizes& sizes) {
     const Tensor qkv = qkv_in.contiguous();
-    auto [out, log_sum] = qkv.is_cpu() ? attention_cpu::forward(qkv, segments.starts, sizes)
-                                       : attention_cudnn::forward(qkv, segments, sizes);
+    const auto results = kept_all([&]() -> std::vector<Tensor> {
+      const auto [out, log_sum] = qkv.is_cpu() ? attention_cpu::forward(qkv, segments.starts, sizes)
+                                               : attention_cudnn::forward(qkv, segments, sizes);
+      return {out, log_sum};
+    });
+    const Tensor &out = results[0], &log_sum = results[1];
     ctx->save_for_backward({qkv, out, log_sum});
     ctx->saved_data["segments"] = c10::IValue::make_capsule(c10::make_intrusive<SegmentsHolder>(segments));
     ctx->saved_data["heads"] = sizes.heads;

@@ -3,56 +3,94 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/error.h"
+#include "parallel/kept.h"
+
 namespace hanok {
 namespace {
 
-using Block = std::function<Tensor(const Tensor&)>;
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
 
-struct Holder : torch::CustomClassHolder {
-  explicit Holder(Block block) : run(std::move(block)) {}
-  Block run;
+/// How one layer is to be run again: its input stands first in what was kept, results follow.
+struct Rerun : torch::CustomClassHolder {
+  LayerRuns::Block run;
+  bool selective = false, ends_in_product = true;
+  HostLane* lane = nullptr;  // of the forward; null: kept on the device
+  std::shared_ptr<Parked> parked;
+  bool input_needs_gradient = false;
 };
 
-struct Recompute : torch::autograd::Function<Recompute> {
+struct RunAgain : torch::autograd::Function<RunAgain> {
   // inputs: x, then the weights
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Block& block, at::TensorList inputs) {
-    ctx->saved_data["block"] = c10::IValue::make_capsule(c10::make_intrusive<Holder>(block));
-    ctx->save_for_backward(inputs.vec());
-    return block(inputs[0]);
+  static Tensor forward(AutogradContext* ctx, const c10::intrusive_ptr<Rerun>& how, at::TensorList inputs) {
+    const Tensor& x = inputs[0];
+    KeptResults results;
+    Tensor y;
+    {
+      RecordResults record(how->selective);
+      y = how->run(x);
+      results = record.finish(how->ends_in_product);
+    }
+    results.insert(results.begin(), x.detach());
+    how->input_needs_gradient = x.requires_grad();
+    how->parked = std::make_shared<Parked>(std::move(results));
+    if (how->lane) how->lane->add(how->parked);
+    how->lane = nullptr;
+    ctx->saved_data["how"] = c10::IValue::make_capsule(how);
+    ctx->save_for_backward(inputs.slice(1).vec());
+    return y;
   }
 
-  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
-                                               torch::autograd::tensor_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto& block = static_cast<Holder&>(*ctx->saved_data["block"].toCapsule()).run;
-    const Tensor x = saved[0].detach().set_requires_grad(saved[0].requires_grad());
+  static tensor_list backward(AutogradContext* ctx, tensor_list grads) {
+    auto& how = static_cast<Rerun&>(*ctx->saved_data["how"].toCapsule());
+    const tensor_list weights = ctx->get_saved_variables();
+    HANOK_REQUIRE(how.parked, kShape) << "recomputation: got a second backward of a layer, expected one";
+    KeptResults results = std::exchange(how.parked, nullptr)->take();
+    const Tensor x = results.front().set_requires_grad(how.input_needs_gradient);
+    results.erase(results.begin());
     Tensor y;
     {
       at::AutoGradMode with_grad(true);
-      y = block(x);
+      const TakeResults take(results, x.device());
+      y = how.run(x);
     }
-    torch::autograd::tensor_list wanted;
-    for (size_t i = 0; i < saved.size(); ++i)
-      if (saved[i].requires_grad()) wanted.push_back(i == 0 ? x : saved[i]);
+    how.run = nullptr;
+    tensor_list wanted;
+    if (how.input_needs_gradient) wanted.push_back(x);
+    for (const Tensor& weight : weights)
+      if (weight.requires_grad()) wanted.push_back(weight);
     const auto found = torch::autograd::grad({y},
                                              wanted,
                                              {grads[0]},
                                              /*retain_graph=*/std::nullopt,
                                              /*create_graph=*/false,
                                              /*allow_unused=*/true);
-    torch::autograd::tensor_list result(1 + saved.size());
-    for (size_t i = 0, next = 0; i < saved.size(); ++i)
-      if (saved[i].requires_grad()) result[i + 1] = found[next++];
+    tensor_list result(2 + weights.size());  // of `how`, x, the weights
+    size_t next = 0;
+    if (how.input_needs_gradient) result[1] = found[next++];
+    for (size_t i = 0; i < weights.size(); ++i)
+      if (weights[i].requires_grad()) result[2 + i] = found[next++];
     return result;
   }
 };
 
 }  // namespace
 
-Tensor recompute(const Block& block, const Tensor& x, const std::vector<Tensor>& weights) {
+Tensor LayerRuns::operator()(const Block& run, const Tensor& x, const Layer& layer) {
+  if (!how_.applies_to(layer.index) || !at::GradMode::is_enabled()) return run(x);
+  auto how = c10::make_intrusive<Rerun>();
+  how->run = run;
+  how->selective = how_.selective;
+  how->ends_in_product = layer.ends_in_product;
+  if (how_.offload) how->lane = &lane_;
   std::vector<Tensor> inputs{x};
-  inputs.insert(inputs.end(), weights.begin(), weights.end());
-  return Recompute::apply(block, at::TensorList(inputs));
+  inputs.insert(inputs.end(), layer.weights.begin(), layer.weights.end());
+  return RunAgain::apply(how, at::TensorList(inputs));
+}
+
+void LayerRuns::finish(bool backward_is_next) {
+  lane_.finish(backward_is_next);
 }
 
 }  // namespace hanok

@@ -79,16 +79,18 @@ class Qwen3VlVit : public Tower {
         pixels, {.index_PK = geometry.taps.index_PK.to(device), .weight_PK = geometry.taps.weight_PK.to(device, wide)});
     TowerOutput output;
     output.taps_PW.resize(config_.taps.size());
+    LayerRuns layers(execution.recompute);
     for (size_t i = 0; i < blocks_.size(); ++i) {
       const Block& block = blocks_[i];
       const auto run = [&block, rope, frames](const Tensor& x) { return block.forward(x, rope, frames); };
-      x_PW = is_recomputed(i, execution.recompute_every) ? recompute(run, x_PW, block.weights()) : run(x_PW);
+      x_PW = layers(run, x_PW, {.index = static_cast<int64_t>(i), .weights = block.weights()});
       for (size_t tap = 0; tap < config_.taps.size(); ++tap) {
         if (config_.taps[tap] != static_cast<int64_t>(i)) continue;
         output.taps_PW[tap] = x_PW;
         x_PW = x_PW.view_as(x_PW);  // gradients meet here in the same order whether the next block is recomputed or not
       }
     }
+    layers.finish(/*backward_is_next=*/false);
     output.features_PW = x_PW;
     return output;
   }

@@ -83,6 +83,8 @@ struct Case {
   bool pictures, tied;
   const char* trainable;
   at::ScalarType dtype = at::kFloat;
+  bool selective = false, offload = false;
+  Recompute recompute() const { return {.every = every, .selective = selective, .offload = offload}; }
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -98,11 +100,11 @@ TEST_P(KeptBytes, EqualWhatAutogradHolds) {
   Vlm model(config, make_single_groups(), c.dtype, at::kCPU);
   randomise(model, 1);
   train_only(model, c.trainable);
-  model.set_execution({.recompute_every = c.every});
+  model.set_execution({.recompute = c.recompute()});
   const TinyRow row = row_of(config, c.pictures);
   const Measured real = measure(model, row);
   const ActivationBytes said =
-      activation_bytes(config, model.params(), model.groups(), batch_of(row), c.every, KernelSet{});
+      activation_bytes(config, model.params(), model.groups(), batch_of(row), c.recompute(), KernelSet{});
   EXPECT_NEAR(said.kept() / real.kept, 1, 0.02) << "said " << said.kept() << ", held " << real.kept;
   EXPECT_NEAR((said.peak - said.input) / real.peak, 1, 0.1) << "said " << said.peak << ", peaked at " << real.peak;
 }
@@ -114,6 +116,11 @@ INSTANTIATE_TEST_SUITE_P(Cases,
                                          Case{"text_recomputed", 1, false, true, "**"},
                                          Case{"pictures_recomputed", 1, true, false, "**"},
                                          Case{"every_second", 2, true, false, "**"},
+                                         Case{"text_selective", 1, false, true, "**", at::kFloat, true},
+                                         Case{"pictures_selective", 1, true, false, "**", at::kFloat, true},
+                                         Case{"every_second_selective", 2, true, false, "**", at::kFloat, true},
+                                         Case{"bfloat16_selective", 1, true, true, "**", at::kBFloat16, true},
+                                         Case{"decoder_only_selective", 1, true, false, "decoder.**", at::kFloat, true},
                                          Case{"connector_only", 0, true, false, "connector.**"},
                                          Case{"connector_only_recomputed", 1, true, false, "connector.**"},
                                          Case{"decoder_only", 0, true, false, "decoder.**"},
@@ -161,7 +168,7 @@ double held_by_two_ranks(const ModelConfig& config,
     if (world.rank() == 0) held = static_cast<double>(cpu().live() - before);
     groups.control->barrier();
     const std::lock_guard lock(mutex);
-    said += activation_bytes(config, model.params(), groups, batch_of(row), 0, KernelSet{.context = way}).kept();
+    said += activation_bytes(config, model.params(), groups, batch_of(row), {}, KernelSet{.context = way}).kept();
   });
   return held;
 }
@@ -193,7 +200,7 @@ TEST(Cost, PartsEqualAHandCount) {
   const ModelConfig config = small_config(false);
   Vlm model(config, make_single_groups(), at::kFloat, at::kMeta);
   const Work work{.tokens = 10, .labels = 6, .token_pairs = 16 + 36, .patches = 8, .patch_pairs = 64};
-  const FlopsByPart flops = flops_by_part(config, model.params(), work, 2);
+  const FlopsByPart flops = flops_by_part(config, model.params(), work, {.every = 2});
   const double layer = 96 * (4 + 2 + 2) * 24 + 4 * 24 * 96 + 3 * 96 * 272, block = 4 * 64 * 64 + 2 * 64 * 144;
   EXPECT_EQ(flops.decoder.forward, 2 * 10 * 3 * layer);
   EXPECT_EQ(flops.attention.forward, 3 * 2 * 52 * 96);
@@ -202,7 +209,8 @@ TEST(Cost, PartsEqualAHandCount) {
   EXPECT_EQ(flops.tower_attention.forward, 3 * 4 * 64 * 64);
   EXPECT_EQ(flops.connector.forward, 2 * 2 * 3 * (256 * 256 + 256 * 96));
   EXPECT_EQ(flops.sum().backward, 2 * flops.sum().forward);
-  EXPECT_EQ(flops.decoder.again, 2 * 10 * 2 * layer);  // layers 0 and 2 run twice
+  // Layers 0 and 2 run twice, but for their last product.
+  EXPECT_EQ(flops.decoder.again, 2 * 10 * 2 * (layer - 96 * 272));
   EXPECT_EQ(flops.tower_attention.again, 2 * 4 * 64 * 64);
   EXPECT_EQ(flops.head.again, flops.head.forward);
   EXPECT_EQ(model_flops(config, model.params(), work).total(), flops.sum().total());

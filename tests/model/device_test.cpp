@@ -33,7 +33,7 @@ Result run(
     for (size_t i = 0; i < source.params().size(); ++i)
       model.params()[i].value.copy_(source.params()[i].value.to(at::kBFloat16));  // values that every dtype holds
   }
-  model.set_execution({.recompute_every = recompute_every});
+  model.set_execution({.recompute = {.every = recompute_every}});
   const TinyRow here = to_device(row, device);
   const ModelOutput output = model.forward(here.input);
   const Tensor loss = weighted_loss(model, output, here);

@@ -26,7 +26,7 @@ void expect_near(const Tensor& got, const Tensor& expected, const std::string& w
 struct Layout {
   int tp;
   bool sequence;
-  int64_t recompute_every;
+  Recompute recompute = {};
 };
 
 struct Reference {
@@ -80,12 +80,12 @@ Tensor global_gradient(const Param& param, const Groups& groups) {
 
 void expect_same_on(const ModelConfig& config, const Reference& reference, const Layout& layout) {
   const std::string where =
-      concat("tp ", layout.tp, layout.sequence ? " sequence" : "", layout.recompute_every ? " recompute" : "");
+      concat("tp ", layout.tp, layout.sequence ? " sequence" : "", layout.recompute.every ? " recompute" : "");
   run_on_threads(layout.tp, [&](World& world) {
     at::set_num_threads(1);
     const Groups groups = make_groups(world, Mesh({.tp = layout.tp}), layout.sequence);
     Vlm model(config, groups, at::kDouble, at::kCPU);
-    model.set_execution({.recompute_every = layout.recompute_every});
+    model.set_execution({.recompute = layout.recompute});
     {
       at::NoGradGuard no_grad;
       for (size_t i = 0; i < model.params().size(); ++i)
@@ -109,8 +109,12 @@ void expect_same_everywhere(const ModelConfig& config, bool pictures) {
   const int threads = at::get_num_threads();
   const Reference reference = run_alone(config, pictures);
   for (const int tp : {2, 4})
-    for (const bool sequence : {false, true}) expect_same_on(config, reference, {tp, sequence, 0});
-  expect_same_on(config, reference, {2, true, 1});
+    for (const bool sequence : {false, true}) expect_same_on(config, reference, {tp, sequence});
+  expect_same_on(config, reference, {2, true, {.every = 1}});
+  for (const bool sequence : {false, true}) {
+    expect_same_on(config, reference, {2, sequence, {.every = 1, .selective = true}});
+    expect_same_on(config, reference, {4, sequence, {.every = 2, .selective = true, .offload = true}});
+  }
   at::set_num_threads(threads);
 }
 

@@ -88,6 +88,18 @@ TEST(Vlm, APictureDoesNotSeeOtherFrames) {
   EXPECT_FALSE(bit_equal(before[second_frame], after[second_frame]));
 }
 
+std::vector<Recompute> ways_to_recompute() {
+  std::vector<Recompute> ways;
+  for (const int64_t every : {1, 2, 3})
+    for (const bool selective : {false, true})
+      for (const bool offload : {false, true}) ways.push_back({every, selective, offload});
+  return ways;
+}
+
+std::string text(const Recompute& how) {
+  return concat("every ", how.every, how.selective ? " selective" : " full", how.offload ? " offload" : "");
+}
+
 TEST(Vlm, RecomputationGivesTheSameBits) {
   ModelConfig config = tiny_config();
   config.decoder.tied = false;
@@ -95,11 +107,11 @@ TEST(Vlm, RecomputationGivesTheSameBits) {
   randomise(model, 4);
   const TinyRow row = tiny_row(config, 48, true, at::kFloat);
   const auto expected = gradients(model, row);
-  for (const int64_t every : {1, 2, 3}) {
-    model.set_execution({.recompute_every = every});
+  for (const Recompute& how : ways_to_recompute()) {
+    model.set_execution({.recompute = how});
     const auto grads = gradients(model, row);
     for (size_t i = 0; i < grads.size(); ++i)
-      EXPECT_TRUE(bit_equal(grads[i], expected[i])) << "every " << every << " " << model.params()[i].spec.name;
+      EXPECT_TRUE(bit_equal(grads[i], expected[i])) << text(how) << " " << model.params()[i].spec.name;
   }
 }
 
@@ -113,8 +125,8 @@ TEST(Vlm, FrozenPartsTakeNoGradientWithAndWithoutRecomputation) {
     param.trainable = param.spec.name.rfind("connector.", 0) == 0;
     param.value.set_requires_grad(param.trainable);
   }
-  for (const int64_t every : {0, 1}) {
-    model.set_execution({.recompute_every = every});
+  for (const Recompute& how : {Recompute{}, {.every = 1}, {.every = 1, .selective = true, .offload = true}}) {
+    model.set_execution({.recompute = how});
     const auto grads = gradients(model, row);
     for (size_t i = 0; i < grads.size(); ++i) {
       const Param& param = model.params()[i];
@@ -156,8 +168,8 @@ TEST(Vlm, AMicroBatchWithoutTokensGivesZeroGradients) {
   row.input.row_starts = row.input.row_starts.slice(0, 0, 1);
   row.targets_T = row.targets_T.slice(0, 0, 0);
   row.weight_T = row.weight_T.slice(0, 0, 0);
-  for (const int64_t every : {0, 1}) {
-    model.set_execution({.recompute_every = every});
+  for (const Recompute& how : {Recompute{}, {.every = 1}, {.every = 1, .selective = true, .offload = true}}) {
+    model.set_execution({.recompute = how});
     const auto grads = gradients(model, row);
     for (size_t i = 0; i < grads.size(); ++i) {
       const float sum = grads[i].defined() ? grads[i].abs().sum().item<float>() : 0;
@@ -206,7 +218,9 @@ TEST(Vlm, NamesWhatDoesNotFit) {
                "model.tower.type: got siglip2, expected one of [qwen3vl_vit, none]");
   unknown = config;
   unknown.family = "llava";
-  expect_error([&] { Vlm(unknown, make_single_groups(), at::kFloat, at::kCPU); }, ErrorKind::kConfig, "expected one of [qwen3_vl");
+  expect_error([&] { Vlm(unknown, make_single_groups(), at::kFloat, at::kCPU); },
+               ErrorKind::kConfig,
+               "expected one of [qwen3_vl");
 }
 
 TEST(Registry, ListsWhatItKnows) {
