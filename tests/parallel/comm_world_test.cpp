@@ -6,11 +6,14 @@
 #include <chrono>
 #include <cstdlib>
 #include <iostream>
+#include <limits>
+#include <mutex>
 #include <thread>
 
 #include "base/error.h"
 #include "parallel/comm_base.h"
 #include "tests/parallel/comm_suite.h"
+#include "tests/parallel/pipeline_chain.h"
 
 namespace hanok {
 namespace {
@@ -113,6 +116,129 @@ TEST(Mpi, TensorsOfDifferentSizesAreNoticed) {
     return;
   }
   EXPECT_THROW(comm->recv(x, 0), Error);
+}
+
+TEST(Pipeline, GradientsAreThoseOfOneRank) {
+  const auto pp = open_pipeline(*world);
+  for (const PipelineShape& shape : pipeline_shapes()) {
+    if (shape.ranks != world->size()) continue;
+    const std::vector<bool> trains(shape.pieces(), true);
+    for (const int m : {1, 2, 5, 8}) expect_pipeline(shape, m, trains, *world, *pp, device);
+  }
+}
+
+TEST(Pipeline, LongMessagesOfNeighboursCross) {
+  const auto pp = open_pipeline(*world);
+  if (pp->size() == 1) return;
+  const auto options = at::TensorOptions().device(device).dtype(at::kFloat);
+  const int64_t elements = device.is_cuda() ? int64_t{1} << 24 : 1 << 18;
+  const int next = (pp->rank() + 1) % pp->size(), before = (pp->rank() + pp->size() - 1) % pp->size();
+  for (int round = 0; round < 2; ++round) {
+    // What is offered is freed at once, and what is taken comes in the order of neither neighbour's offers.
+    for (int i = 0; i < 3; ++i)
+      for (const int to : {next, before}) pp->offer(at::full({elements + i}, 100 * pp->rank() + i, options), to);
+    for (const int from : {before, next}) {
+      for (int i = 0; i < (next == before ? 6 : 3); ++i) {
+        const int sent = next == before ? i / 2 : i;
+        Tensor x = at::empty({elements + sent}, options);
+        pp->take(x, from);
+        EXPECT_TRUE(x.eq(100 * from + sent).all().item<bool>()) << from << " " << i;
+      }
+      if (next == before) break;
+    }
+  }
+}
+
+/// What the watchdog of an NCCL world says, instead of ending the process.
+struct Said {
+  std::mutex mutex;
+  std::string text;
+  std::function<void(const Error&)> listener() {
+    return [this](const Error& error) {
+      const std::lock_guard lock(mutex);
+      text = error.what();
+    };
+  }
+  std::string get() {
+    const std::lock_guard lock(mutex);
+    return text;
+  }
+};
+
+void expect_stall(const std::string& operation, int number, const std::function<void(Comm&, Tensor&)>& stuck) {
+  Said said;
+  const auto impatient = make_mpi_world(Backend::kNccl, 1, said.listener());
+  const auto comm = open_all(*impatient, "tp");
+  Tensor x = at::ones({1000}, at::TensorOptions().device(device));
+  if (number > 1) comm->all_reduce(x, Reduce::kSum);
+  open_all(*world)->barrier();
+  const bool is_late = comm->rank() == comm->size() - 1;
+  if (is_late) std::this_thread::sleep_for(std::chrono::seconds(5));
+  stuck(*comm, x);
+  x.cpu();
+  if (is_late) return;
+  const std::string want = concat(operation, ": got no answer from world ranks [");
+  const std::string text = said.get();
+  if (operation == "all_reduce" || comm->rank() == 0) {
+    EXPECT_EQ(text.find(want), 0u) << text;
+    EXPECT_NE(text.find(concat("; group ", comm->name(), ", operation ", number, ", 1000 Float, NCCL; ")),
+              std::string::npos)
+        << text;
+  }
+}
+
+TEST(Nccl, ARankThatIsLateIsReportedByThoseWhoWait) {
+  if (backend != Backend::kNccl || world->size() == 1) return;
+  const int last = world->size() - 1;
+  const auto sum = [](Comm& comm, Tensor& x) { comm.all_reduce(x, Reduce::kSum); };
+  expect_stall("all_reduce", 1, sum);  // while the communicator is made
+  expect_stall("all_reduce", 2, sum);
+  expect_stall("recv", 1, [last](Comm& comm, Tensor& x) {
+    if (comm.rank() == 0) comm.recv(x, last);
+    if (comm.rank() == last) comm.send(x, 0);
+  });
+}
+
+TEST(Nccl, LongWorkBeforeAnOperationIsNoStall) {
+  if (backend != Backend::kNccl) return;
+  Said said;
+  const auto impatient = make_mpi_world(Backend::kNccl, 1, said.listener());
+  const auto comm = open_all(*impatient, "tp");
+  Tensor x = at::ones({6000, 6000}, at::TensorOptions().device(device)), y = at::empty_like(x);
+  const auto began = std::chrono::steady_clock::now();
+  const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count(); };
+  comm->all_reduce(x, Reduce::kSum);
+  int64_t enqueued = 0;
+  while (elapsed() < 3) {  // the stream is as long ahead of the host as its queue allows
+    at::mm_out(y, x, x);
+    if (++enqueued % 50 == 0) comm->all_reduce(y, Reduce::kSum);
+  }
+  comm->barrier();
+  EXPECT_EQ(said.get(), "") << enqueued;
+}
+
+TEST(Nccl, WatchingTakesNoMeasurableTime) {
+  if (backend != Backend::kNccl || world->size() == 1) return;
+  const auto forever = make_mpi_world(Backend::kNccl, std::numeric_limits<double>::infinity());
+  constexpr int kOperations = 2000;
+  const auto microseconds = [](Comm& comm) {
+    Tensor x = at::ones({1000}, at::TensorOptions().device(device));
+    comm.barrier();
+    const auto began = std::chrono::steady_clock::now();
+    for (int i = 0; i < kOperations; ++i) comm.all_reduce(x, Reduce::kSum);
+    comm.barrier();
+    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - began).count() / kOperations;
+  };
+  const auto watched = open_all(*world), free = open_all(*forever);
+  double with = 1e9, without = 1e9;
+  for (int round = 0; round < 6; ++round) {
+    with = std::min(with, microseconds(*watched));
+    without = std::min(without, microseconds(*free));
+  }
+  // A training step has hundreds of operations in hundreds of milliseconds.
+  EXPECT_LE(with - without, 10) << with << " " << without;
+  if (world->rank() == 0)
+    std::cout << "an all_reduce takes " << with << " us, " << without << " us when it is not watched\n";
 }
 
 TEST(World, ThreadsAreNotAnMpiBackend) {

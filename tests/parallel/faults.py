@@ -1,0 +1,49 @@
+"""A rank that does not come, stops, or dies ends the job in time, with one error that names group, operation, number and rank and with
+the documented exit code, never in a hang.   usage: faults.py MPIEXEC FAULT_PROBE mpi|nccl RANKS"""
+import re
+import subprocess
+import sys
+import time
+
+TIMEOUT_S = 4  # the configured wait
+SLACK_S = 20   # start of the processes, the first use of a GPU and the end
+
+
+def main():
+    mpiexec, probe, backend, ranks = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    last = ranks - 1
+    name = "tp[" + " ".join(str(rank) for rank in range(ranks)) + "]"
+    late = rf"got no answer from world ranks \[[\d, ]*{last}\] in {TIMEOUT_S} s, expected them to arrive"
+    text = {"absent": rf"all_reduce: {late}; group {re.escape(name)}, operation 1, 1000 Float, {backend.upper()}; ",
+            "stall": rf"all_reduce: {late}; group {re.escape(name)}, operation 4, 1000 Float, {backend.upper()}; ",
+            "take": rf"(take|offer|all_reduce): {late}; group {re.escape(name)}, operation [124], 1000 Float, {backend.upper()}; ",
+            "recv": rf"(recv|all_reduce): {late}; group {re.escape(name)}, operation [14], 1000 Float, {backend.upper()}; "}
+    failures = 0
+    # --enable-recovery: mpirun leaves the others alone when one is killed, so that they must find it out themselves.
+    for mode, options in [("absent", []), ("stall", []), ("take", []), ("recv", []), ("kill", []), ("kill", ["--enable-recovery"])]:
+        began = time.time()
+        command = [mpiexec, *options, "-np", str(ranks), probe, backend, mode, str(TIMEOUT_S)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S + 4 * SLACK_S)
+            code, output = done.returncode, done.stdout + done.stderr
+        except subprocess.TimeoutExpired as error:
+            code, output = None, str(error.stdout) + str(error.stderr)
+        took = time.time() - began
+        ok = code is not None and took <= TIMEOUT_S + SLACK_S
+        if mode in text:
+            ok = ok and code == 75 and re.search(text[mode], output) is not None
+        elif options:  # mpirun's own code is 0 then
+            ok = ok and re.search(rf"group {re.escape(name)}, operation \d+, 1000 Float, {backend.upper()}; ", output) is not None
+        else:
+            ok = ok and code == 137
+        print(f"{'ok  ' if ok else 'FAIL'} {backend} {mode} {' '.join(options)}: code {code} after {took:.1f} s")
+        if not ok:
+            failures += 1
+            print(output[-3000:])
+        else:
+            print("".join(f"       {line}\n" for line in output.split("\n") if "got " in line)[:600], end="")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
