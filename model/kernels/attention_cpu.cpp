@@ -434,9 +434,7 @@ Tensor backward(const Tensor& dout,
 }
 
 PartialAttention attend(const Tensor& q, const Tensor& kv, const AttentionPieces& pieces, const Sizes& sizes) {
-  const auto wide = q.options().dtype(accumulate_type(q.scalar_type()));
-  PartialAttention part{at::zeros({q.size(0), sizes.heads * sizes.width}, q.options()),
-                        at::full({sizes.heads, q.size(0)}, -std::numeric_limits<double>::infinity(), wide)};
+  PartialAttention part = attention_to_nothing(q, sizes);
   run_forward(parts_of(q, kv, sizes), pieces.list, pieces.causal, sizes, part.out_TX, part.log_sum_NT);
   return part;
 }

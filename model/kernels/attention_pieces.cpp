@@ -277,15 +277,19 @@ AttentionPieces make_pieces(std::vector<AttentionPiece> list, bool causal) {
   return {.list = std::move(list), .causal = causal, .levels = std::make_shared<PieceLevels>()};
 }
 
+PartialAttention attention_to_nothing(const Tensor& q, const AttentionSizes& sizes) {
+  const auto wide = q.options().dtype(accumulate_type(q.scalar_type()));
+  return {at::zeros({q.size(0), sizes.heads * sizes.width}, q.options()),
+          at::full({sizes.heads, q.size(0)}, -std::numeric_limits<double>::infinity(), wide)};
+}
+
 PartialAttention attend(const Tensor& q,
                         const Tensor& kv,
                         const AttentionPieces& pieces,
                         const AttentionSizes& sizes,
                         AttentionKernel wanted) {
   if (q.is_cpu() && wanted != AttentionKernel::kPlain) return attention_cpu::attend(q, kv, pieces, sizes);
-  const auto wide = q.options().dtype(accumulate_type(q.scalar_type()));
-  PartialAttention part{at::zeros({q.size(0), sizes.heads * sizes.width}, q.options()),
-                        at::full({sizes.heads, q.size(0)}, -std::numeric_limits<double>::infinity(), wide)};
+  PartialAttention part = attention_to_nothing(q, sizes);
   if (pieces.list.empty()) return part;
   const AttentionKernel kernel = q.is_cpu() ? AttentionKernel::kPlain : choose(q, sizes, wanted);
   for (const PieceLevel& level : levels_of(pieces, q.device())) {

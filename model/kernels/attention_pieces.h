@@ -33,6 +33,9 @@ struct PartialAttention {
   Tensor log_sum_NT;  // [N, Tq] f32 (f64): log sum exp of the scores
 };
 
+/// What queries q_TX [Tq, N H] make of no key at all.
+PartialAttention attention_to_nothing(const Tensor& q_TX, const AttentionSizes& sizes);
+
 /// shapes: q_TX [Tq, N H] and kv_TX [Tk, 2 K H] = [k | v] (rows may be strided)
 /// On the CPU the result of a query row depends on nothing but its own query and the keys it sees: bit for bit the same
 /// as in segment_attention.

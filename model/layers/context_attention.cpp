@@ -183,9 +183,13 @@ Tensor repeated(const Tensor& x_RKH, int64_t times) {
   return x_RKH.unsqueeze(2).expand({-1, -1, times, -1}).reshape({x_RKH.size(0), -1, x_RKH.size(2)});
 }
 
+bool heads_fit(const AttentionSizes& sizes, int64_t ranks) {
+  return sizes.heads % ranks == 0 && (sizes.kv_heads % ranks == 0 || ranks % sizes.kv_heads == 0);
+}
+
 Tensor attention_by_heads(const Tensor& qkv, const AttentionSizes& sizes, const ContextRows& context) {
   const int64_t n = context.group->size(), kv = sizes.kv_heads;
-  HANOK_REQUIRE(sizes.heads % n == 0 && (kv % n == 0 || n % kv == 0), kConfig)
+  HANOK_REQUIRE(heads_fit(sizes, n), kConfig)
       << "parallel.context: got heads with " << sizes.heads << " query and " << kv
       << " key/value heads on a rank of tp, expected numbers that cp = " << n
       << " divides (key/value heads: or that divide it); set parallel.context: gather or ring";
@@ -212,18 +216,19 @@ Segments make_row_segments(const Tensor& row_starts,
       << "row cut: got " << cut.of_rank.size() << " parts, expected " << size << "; group " << groups.cp->name();
   auto context = std::make_shared<ContextRows>();
   context->group = groups.cp;
-  context->way = execution.context == ContextWay::kAuto ? ContextWay::kGather : execution.context;
+  context->way = execution.context;
   context->kernel = execution.attention;
   Segments segments = make_segments(row_starts, rows * size, device, execution.attention);
   const RowCut::Places places = cut.places();
   const Tensor order = places.rank_T * rows + places.row_T;
   context->order_T = order.to(device);
   context->inverse_T = order.argsort().to(device);
-  std::vector<std::vector<Stretch>> stretches;
-  for (const auto& intervals : cut.of_rank) stretches.push_back(stretches_of(row_starts, intervals));
-  context->gathered = gathered_pieces(stretches[rank]);
-  for (int r = 0; r < size; ++r)
-    context->of_rank.push_back(r == rank ? own_pieces(stretches[r]) : pieces_of_other(stretches[rank], stretches[r]));
+  const std::vector<Stretch> own = stretches_of(row_starts, cut.of_rank[rank]);
+  if (context->way == ContextWay::kAuto || context->way == ContextWay::kGather)
+    context->gathered = gathered_pieces(own);
+  for (int r = 0; context->way == ContextWay::kRing && r < size; ++r)
+    context->of_rank.push_back(r == rank ? own_pieces(own)
+                                         : pieces_of_other(own, stretches_of(row_starts, cut.of_rank[r])));
   context->all = segments;
   segments.context = std::move(context);
   return segments;
@@ -232,7 +237,9 @@ Segments make_row_segments(const Tensor& row_starts,
 Tensor context_attention(const Tensor& qkv, int64_t num_heads, int64_t num_kv_heads, const ContextRows& context) {
   const int64_t width = qkv.size(1) / (num_heads + 2 * num_kv_heads);
   const AttentionSizes sizes{num_heads, num_kv_heads, width, /*causal=*/true};
-  if (context.way == ContextWay::kHeads) return attention_by_heads(qkv, sizes, context);
+  const bool by_heads = context.way == ContextWay::kHeads ||
+                        (context.way == ContextWay::kAuto && qkv.is_cuda() && heads_fit(sizes, context.group->size()));
+  if (by_heads) return attention_by_heads(qkv, sizes, context);
   const Tensor q = qkv.narrow(1, 0, num_heads * width);
   const Tensor kv = qkv.narrow(1, num_heads * width, 2 * num_kv_heads * width);
   if (context.way == ContextWay::kRing)

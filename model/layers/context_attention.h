@@ -15,9 +15,9 @@ struct ContextRows {
   AttentionKernel kernel = AttentionKernel::kAuto;
   Tensor order_T;                        // where row t of the micro-batch lies when the ranks' rows are laid end to end
   Tensor inverse_T;                      // and back
-  AttentionPieces gathered;              // kGather: own queries against the keys of their samples
+  AttentionPieces gathered;              // kGather, kAuto: own queries against the keys of their samples
   std::vector<AttentionPieces> of_rank;  // kRing: own queries against the keys of each rank
-  Segments all;                          // kHeads: the samples
+  Segments all;                          // kHeads, kAuto: the samples
 };
 
 /// The segments of causal attention over the samples of a micro-batch. Cut rows: with what it takes to meet those of
@@ -35,6 +35,7 @@ Segments make_row_segments(const Tensor& row_starts,
 ///   ring:   keys and values travel around the group; what they give is merged by log-sums, in f32.
 ///   heads:  each rank gets all rows of its share of the heads, and gives the results back. Key/value heads fewer than
 ///           the ranks are repeated.
+///   auto:   heads on a GPU where they can be dealt, for whole samples go through the fastest kernel; else gather.
 /// Between forward and backward nothing of other ranks is kept but with heads.
 /// errors: kConfig if heads cannot be dealt to the ranks
 /// grads: qkv_TX

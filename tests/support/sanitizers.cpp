@@ -16,7 +16,13 @@ extern "C" const char* __lsan_default_suppressions() {
          "leak:libpmix\n"        // Open MPI's process manager, the same
          "leak:mca_\n"           // its plug-ins, the same
          "leak:libevent\n"       // its event loop, the same
+         "leak:libhwloc\n"       // its picture of the machine, the same
+         "leak:vasprintf\n"      // its messages; who called cannot be told without frame pointers, and nothing of ours does
          "leak:libtorch_cpu\n";  // registries of operators live to the end of the process
+}
+/// Instead of the C library's: Open MPI unloads its plug-ins, and what they have leaked would then have no name.
+extern "C" int dlclose(void*) {
+  return 0;
 }
 #endif
 
