@@ -22,6 +22,7 @@ struct Vlm::State {
   std::vector<PieceRange> pieces;  // of the whole model
   WeightGradients deferred;
   ParamTable params;
+  std::vector<Tensor> entry_weights;  // of tower, connector and embedding
   std::optional<ParamTable> whole;  // where this rank holds a part
   std::unique_ptr<Tower> tower;
   std::unique_ptr<Connector> connector;
@@ -66,6 +67,9 @@ void Vlm::State::build_own(const Plan& plan) {
   if (last != 0) build.twin = own == 0 ? last : own == last ? 0 : -1;
   if (pipeline.splits_weight_gradients()) build.deferred = &deferred;
   build_parts(build);
+  for (const Param& param : params)
+    if (!param.spec.name.starts_with("decoder.") || param.spec.name.starts_with("decoder.embed."))
+      entry_weights.push_back(param.value);
   if (!whole) plan.check_all_used(build.modules);
 }
 
@@ -116,7 +120,10 @@ void Vlm::defer_weight_gradients(bool on) {
   state_->deferred.defer(on);
 }
 std::function<void()> Vlm::take_weight_gradients() {
-  return [products = state_->deferred.take()] { add_products(products); };
+  return [left = state_->deferred.take()] {
+    const at::NoGradGuard no_grad;
+    for (const WeightGradients::Work& work : left) work();
+  };
 }
 int Vlm::piece_of_weight(const std::string& name) const {
   const std::vector<PieceRange>& pieces = state_->pieces;
@@ -182,7 +189,7 @@ DecoderInput Vlm::enter(const ModelInput& input) const {
                 kShape)
       << "positions: got " << input.position_3T.sizes() << ", expected [3, " << rows << "]; model input";
   DecoderInput decoder = entry_of(input);
-  decoder.x_TD = s.decoder->embed(input.tokens_T);
+  s.execution.will_use(s.entry_weights);
   const bool has_pictures = input.pixels_PC.defined() && input.pixels_PC.size(0) > 0;
   const int64_t placeholders = input.vision_index_M.defined() ? input.vision_index_M.size(0) : 0;
   const int64_t per_token = s.config.connector.merge * s.config.connector.merge;
@@ -190,11 +197,16 @@ DecoderInput Vlm::enter(const ModelInput& input) const {
   HANOK_REQUIRE(is_spread(input) || tokens == placeholders, kShape)
       << "vision tokens: got " << tokens << " from the pictures, expected " << placeholders
       << " placeholders in the text; model input";
+  VisionTokens vision;
   if (has_pictures) {
     HANOK_REQUIRE(s.tower, kConfig) << "model.tower: got none, expected a vision tower; the data holds pictures";
     const TowerOutput features = s.tower->forward(input.pixels_PC, input.grid_I3, s.execution);
-    VisionTokens vision = s.connector->forward(features, tokens);
+    vision = s.connector->forward(features, tokens);
     if (is_spread(input)) exchange(vision, input.vision, s.groups.cp);
+  }
+  // After the tower: so its gradient comes before the tower's, and the table's can be summed meanwhile.
+  decoder.x_TD = s.decoder->embed(input.tokens_T);
+  if (has_pictures) {
     decoder.x_TD = write_rows(decoder.x_TD, input.vision_index_M, vision.tokens_MD);
     decoder.taps_MD = std::move(vision.taps_MD);
   }

@@ -35,15 +35,20 @@ class Runner {
   }
 
   void run() {
-    std::vector<int> to_do(m_, 2 * shape_.chunks);  // forwards and backwards
+    std::vector<int> to_do(m_, 2 * shape_.chunks);    // forwards and backwards
+    std::vector<int> gradients(shape_.pieces(), m_);  // micro-batches that have still to add to those of a piece
     for (const Action& action : pipeline_actions(shape_, pp_.rank(), m_)) {
       const int piece = piece_of(shape_, {pp_.rank(), action.chunk});
+      const bool adds = action.kind == Kind::kBackward || action.kind == Kind::kBackwardWeight;
+      const bool is_last = adds && backward_reaches_[piece] && --gradients[piece] == 0;
+      if (is_last) work_.last_gradients_begin(piece, action.kind == Kind::kBackwardWeight);
       switch (action.kind) {
         case Kind::kForward: forward(piece, action.micro_batch); break;
         case Kind::kBackward: backward(piece, action.micro_batch); break;
         case Kind::kBackwardInput: backward_input(piece, action.micro_batch); break;
         case Kind::kBackwardWeight: backward_weight(piece, action.micro_batch); break;
       }
+      if (is_last) work_.last_gradients_end(piece);
       if (action.kind != Kind::kBackwardWeight && --to_do[action.micro_batch] == 0) work_.release(action.micro_batch);
     }
   }
@@ -75,10 +80,15 @@ class Runner {
 
   /// Tensors like those of a message.
   std::vector<Tensor> room_for(const Message& message) const {
-    return work_.stream_into(message.is_gradient ? message.piece + 1 : message.piece, message.micro_batch);
+    auto room = work_.stream_into(message.is_gradient ? message.piece + 1 : message.piece, message.micro_batch);
+    const Tensor note = work_.note_like(message.is_gradient, message.micro_batch);
+    if (note.defined()) room.push_back(note);
+    return room;
   }
 
-  void send(const Message& message, const std::vector<Tensor>& tensors) {
+  void send(const Message& message, std::vector<Tensor> tensors) {
+    const Tensor note = work_.write_note(message.is_gradient, message.micro_batch);
+    if (note.defined()) tensors.push_back(note);
     const int to = rank_of(message.piece);
     if (to == pp_.rank()) {
       arrived_[message.key()] = tensors;
@@ -95,7 +105,12 @@ class Runner {
       for (Tensor& tensor : tensors) pp_.take(tensor, from);
       arrived_[next.key()] = std::move(tensors);
     }
-    return std::move(arrived_.extract(wanted.key()).mapped());
+    std::vector<Tensor> tensors = std::move(arrived_.extract(wanted.key()).mapped());
+    if (work_.note_like(wanted.is_gradient, wanted.micro_batch).defined()) {
+      work_.read_note(wanted.is_gradient, wanted.micro_batch, tensors.back());
+      tensors.pop_back();
+    }
+    return tensors;
   }
 
   void forward(int piece, int micro_batch) {

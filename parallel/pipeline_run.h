@@ -21,11 +21,21 @@ class PieceWork {
     Tensor loss;                 // of this piece, differentiated with weight 1; undefined: none
   };
   virtual Output forward(int piece, int micro_batch, const std::vector<Tensor>& stream) = 0;
+  /// What travels besides, without a gradient of its own: with the stream into every piece but the first, and with the
+  /// gradients back. An empty tensor like it (undefined: nothing does); what arrived, before the piece is run; and what
+  /// this piece sends, after it was.
+  virtual Tensor note_like(bool is_gradient, int micro_batch) const { return {}; }
+  virtual void read_note(bool is_gradient, int micro_batch, const Tensor& note) {}
+  virtual Tensor write_note(bool is_gradient, int micro_batch) const { return {}; }
   /// Whether weights of this piece train.
   virtual bool trains(int piece) const = 0;
   /// Puts the weight gradients of the coming backwards off, or no longer; and what adds those that were.
   virtual void defer_weights(bool on) = 0;
   virtual std::function<void()> take_deferred() = 0;
+  /// Around what adds to gradients of a piece's weights for the last time in this step: a backward, or, with
+  /// `only_weights`, products that were put off.
+  virtual void last_gradients_begin(int piece, bool only_weights) {}
+  virtual void last_gradients_end(int piece) {}
   /// This rank is through with a micro-batch, but for weight gradients that were put off.
   virtual void release(int micro_batch) {}
 };

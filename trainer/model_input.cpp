@@ -53,7 +53,10 @@ std::shared_ptr<Routing> routing_of(const Batch& batch, const RowCut& cut, const
                                            .num_rows = rows,
                                            .tokens_of_step = tokens_of_step,
                                            .coefficient = tokens_of_step > 0 ? decoder.aux_loss : 0,
-                                           .expert_layers = decoder.num_expert_layers()});
+                                           .layers = decoder.layers,
+                                           .expert_layers = decoder.num_expert_layers(),
+                                           .experts = decoder.experts,
+                                           .experts_per_token = decoder.experts_per_token});
 }
 
 Batch own_rows(const Batch& batch, const RowCut& cut, const Groups& groups) {

@@ -47,6 +47,9 @@ class StepWork : public PieceWork {
     trains_.resize(t.model.pieces().size());
     for (const Param& param : t.model.whole())
       if (param.trainable) trains_[t.model.piece_of_weight(param.spec.name)] = true;
+    own_params_.resize(t.model.pieces().size());
+    for (size_t i = 0; i < t.model.params().size(); ++i)
+      own_params_[t.model.piece_of_weight(t.model.params()[i].spec.name)].push_back(static_cast<int>(i));
   }
 
   std::vector<Tensor> stream_into(int piece, int micro_batch) const override {
@@ -60,9 +63,31 @@ class StepWork : public PieceWork {
     loss_ += part.detach();
     return {.loss = part};
   }
+  /// Assignments and shares of the layers so far; and back, what the balancing loss adds to the gradients of shares.
+  Tensor note_like(bool is_gradient, int micro_batch) const override {
+    const std::shared_ptr<Routing>& routing = input(micro_batch).routing;
+    if (!routing) return {};
+    const auto wide = t_.model.dtype() == at::kDouble ? at::kDouble : at::kFloat;
+    const auto options = at::device(t_.model.device());
+    return is_gradient ? at::empty({routing->num_rows, routing->experts}, options.dtype(wide))
+                       : at::empty({2, routing->num_rows, routing->experts}, options.dtype(at::kDouble));
+  }
+  void read_note(bool is_gradient, int micro_batch, const Tensor& note) override {
+    Routing& routing = *input(micro_batch).routing;
+    (is_gradient ? routing.gradient_RE : routing.carried_2RE) = note;
+  }
+  Tensor write_note(bool is_gradient, int micro_batch) const override {
+    const std::shared_ptr<Routing>& routing = input(micro_batch).routing;
+    if (!routing) return {};
+    return is_gradient ? routing->gradient_RE : routing->carried_2RE;
+  }
   bool trains(int piece) const override { return trains_[piece]; }
   void defer_weights(bool on) override { t_.model.defer_weight_gradients(on); }
   std::function<void()> take_deferred() override { return t_.model.take_weight_gradients(); }
+  void last_gradients_begin(int piece, bool only_weights) override {
+    t_.grads.expect_last(own_params_[piece], only_weights);
+  }
+  void last_gradients_end(int piece) override { t_.grads.expect_no_more(own_params_[piece]); }
   /// Pictures of a whole step would not fit on a device.
   void release(int micro_batch) override {
     if (inputs_[micro_batch]) inputs_[micro_batch] = ModelInput{.routing = inputs_[micro_batch]->routing};
@@ -88,7 +113,8 @@ class StepWork : public PieceWork {
   std::vector<const Batch*> batches_;
   mutable std::vector<std::optional<ModelInput>> inputs_;  // made when first asked for
   Tensor weight_, loss_;
-  std::vector<bool> trains_;  // by piece
+  std::vector<bool> trains_;                  // by piece
+  std::vector<std::vector<int>> own_params_;  // of this rank, by piece
   double tokens_of_step_;
 };
 
@@ -100,7 +126,7 @@ void StepWork::share_routing(StepResult& result) const {
   for (const std::optional<ModelInput>& input : inputs_) {
     if (!input || !input->routing->assigned_LRE.defined()) continue;
     assigned_LE += input->routing->assigned_LRE.sum(1);
-    if (input->routing->is_finished()) aux += input->routing->aux;
+    if (input->routing->aux.defined()) aux += input->routing->aux;  // on the rank with the last piece
   }
   for (Comm* group : {groups.stage.get(), groups.pp.get()}) {
     group->all_reduce(assigned_LE, Reduce::kSum);

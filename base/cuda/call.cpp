@@ -18,11 +18,15 @@ CudaType cuda_type(at::ScalarType dtype, std::string_view kernel) {
   }
 }
 
-CudaCall cuda_call(const Tensor& x, std::string_view kernel) {
+CUstream_st* cuda_stream(const Tensor& x, std::string_view kernel) {
   HANOK_REQUIRE(x.is_cuda(), kDevice) << kernel << ": got a tensor on " << x.device().str()
                                       << ", expected one on the CPU or a CUDA device";
-  return {.type = cuda_type(x.scalar_type(), kernel),
-          .stream = c10::cuda::getCurrentCUDAStream(x.device().index()).stream()};
+  return c10::cuda::getCurrentCUDAStream(x.device().index()).stream();
+}
+
+CudaCall cuda_call(const Tensor& x, std::string_view kernel) {
+  CUstream_st* stream = cuda_stream(x, kernel);
+  return {.type = cuda_type(x.scalar_type(), kernel), .stream = stream};
 }
 
 const void* data_of(const Tensor& x) {

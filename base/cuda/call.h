@@ -13,6 +13,8 @@ namespace hanok {
 /// build has no CUDA kernels
 CudaCall cuda_call(const Tensor& x, std::string_view kernel);
 CudaType cuda_type(at::ScalarType dtype, std::string_view kernel);
+/// The current stream of the device of x, for kernels on integers. errors: kDevice as above
+CUstream_st* cuda_stream(const Tensor& x, std::string_view kernel);
 /// Data of a contiguous tensor, null when it is undefined.
 const void* data_of(const Tensor& x);
 void* mutable_data_of(const Tensor& x);

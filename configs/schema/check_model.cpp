@@ -68,18 +68,6 @@ const Rule<M> kModelRules[] = {
                      m.model.decoder.experts,
                      m.model.decoder.is_moe() ? "; choose another ep" : "; this model has none: leave ep at 1");
      }},
-    {"balance_on_one_stage",
-     [](const M& m) {
-       return m.parallel.pp == 1 || m.model.decoder.num_expert_layers() == 0 || m.model.decoder.aux_loss == 0;
-     },
-     [](const M& m) {
-       return concat("model.decoder.aux_loss: got ",
-                     m.model.decoder.aux_loss,
-                     " with parallel.pp ",
-                     m.parallel.pp,
-                     ", expected 0; the load-balancing loss takes all layers together, and a pipeline stage has some; "
-                     "set it to 0, or parallel.pp to 1");
-     }},
     {"decoder_sizes",
      [](const M& m) {
        const auto& d = m.model.decoder;

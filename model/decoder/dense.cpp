@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "model/decoder/block.h"
+#include "model/kernels/dispatch.h"
 #include "model/layers/context_attention.h"
 #include "model/layers/embedding.h"
 #include "model/layers/recompute.h"
@@ -36,26 +37,36 @@ class DenseDecoder : public Decoder {
     const int64_t rows = input.position_3T.size(1);
     const RopeTable rope =
         mrope_table(input.position_3T, config_.head_dim, config_.rope_theta, config_.mrope_section, dtype_);
-    const Segments segments = make_row_segments(input.row_starts, input.cut, rows, input.x_TD.device(), execution, *groups_);
+    const Segments segments =
+        make_row_segments(input.row_starts, input.cut, rows, input.x_TD.device(), execution, *groups_);
     Tensor x_TD = meeting_in_backward(input.x_TD);
     if (piece.is_first) x_TD = to_sequence(x_TD, *groups_);
+    LayerRuns layers(execution.recompute);
     for (int64_t i = piece.first; i < piece.last; ++i) {
       const DecoderBlock& block = *blocks_.at(i);
+      execution.will_use(block.weights());
       const auto run = [&block, rope, segments, routing = input.routing](const Tensor& x) {
         return block.forward(x, rope, segments, routing);
       };
-      x_TD = is_recomputed(i, execution.recompute_every) ? recompute(run, x_TD, block.weights()) : run(x_TD);
+      x_TD = layers(run, x_TD, {.index = i, .weights = block.weights(), .ends_in_product = !config_.has_experts(i)});
       const auto tap = static_cast<size_t>(i - piece.first);
       if (tap < input.taps_MD.size()) x_TD = add_rows(x_TD, input.vision_index_M, input.taps_MD[tap], rows, *groups_);
     }
-    if (input.routing && piece.is_first && piece.is_last) input.routing->finish(*groups_);
-    return piece.is_last ? norm_->forward(x_TD) : x_TD;
+    layers.finish(/*backward_is_next=*/piece.is_last);
+    if (input.routing) {
+      input.routing->carry(piece.first, piece.last, accumulate_type(dtype_));
+      if (piece.is_last) input.routing->finish(*groups_);
+    }
+    if (!piece.is_last) return x_TD;
+    execution.will_use(end_weights_);
+    return norm_->forward(x_TD);
   }
 
   VocabShard head() const override { return {head_weight_VD_, head_first_row_, config_.vocab}; }
 
  private:
   void make_end(const BuildContext& ctx) {
+    const size_t first = ctx.num_params();
     norm_.emplace(ctx.in("norm"), config_.hidden, config_.norm_eps);
     const BuildContext head = ctx.in("head");
     head.rule();  // a tied head obeys its rule too
@@ -66,6 +77,8 @@ class DenseDecoder : public Decoder {
       head_weight_VD_ = head.param("weight", {.shape = {config_.vocab, config_.hidden}, .init = ctx.random()});
       head_first_row_ = head.first_of_last_param();
     }
+    end_weights_ = ctx.params_since(first);
+    if (config_.tied) end_weights_.push_back(head_weight_VD_);
   }
 
   /// Ranks of ep meet in the backward of every layer with experts: all of them must have one, also where what trains
@@ -83,6 +96,7 @@ class DenseDecoder : public Decoder {
   std::map<int64_t, std::unique_ptr<DecoderBlock>> blocks_;
   std::optional<RmsNorm> norm_;
   Tensor head_weight_VD_;
+  std::vector<Tensor> end_weights_;  // of the last norm and the head
   int64_t head_first_row_ = 0;
 };
 

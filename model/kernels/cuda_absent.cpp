@@ -1,10 +1,12 @@
 // In builds without nvcc: cuda_call() has refused every tensor on a GPU before one of these is reached.
 #include <cassert>
 
+#include "model/kernels/choose_experts_cuda.h"
 #include "model/kernels/gelu_tanh_cuda.h"
 #include "model/kernels/interpolate_rows_cuda.h"
 #include "model/kernels/layer_norm_cuda.h"
 #include "model/kernels/lookup_rows_cuda.h"
+#include "model/kernels/order_rows_cuda.h"
 #include "model/kernels/qk_rope_cuda.h"
 #include "model/kernels/rms_norm_cuda.h"
 #include "model/kernels/route_rows_cuda.h"
@@ -15,6 +17,12 @@
 
 namespace hanok {
 
+void launch(const ChooseExperts&) {
+  assert(false);
+}
+void launch(const ChooseExpertsBackward&) {
+  assert(false);
+}
 void launch(const GeluTanhForward&) {
   assert(false);
 }
@@ -31,6 +39,12 @@ void launch(const LayerNormBackward&) {
   assert(false);
 }
 void launch(const LookupRowsForward&) {
+  assert(false);
+}
+void launch(const OrderByExpert&) {
+  assert(false);
+}
+void launch(const OrderArrived&) {
   assert(false);
 }
 void launch(const QkRopeForward&) {
@@ -76,6 +90,9 @@ void launch(const VocabGradient&) {
   assert(false);
 }
 int64_t norm_partials(CudaType, int64_t, int64_t) {
+  return 0;
+}
+int64_t order_blocks(int64_t, int64_t) {
   return 0;
 }
 int64_t qk_rope_partials(int64_t) {

@@ -3,99 +3,118 @@
 #include <ATen/ops/_grouped_mm.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <numeric>
-
 #include "base/error.h"
 #include "model/kernels/add_product.h"
 #include "parallel/grad_buffer.h"
+#include "parallel/kept.h"
 
 namespace hanok {
 namespace {
 
-using Counts = std::vector<int64_t>;
+struct Later : torch::CustomClassHolder {
+  explicit Later(WeightGradients* deferred) : deferred(deferred) {}
+  WeightGradients* deferred;
+};
 
-/// What at::_grouped_mm takes: bf16 on a GPU, rows of 16 bytes.
+/// What at::_grouped_mm takes: bf16 on a GPU, rows and addresses of 16 bytes.
 bool is_one_launch(const Tensor& x, const Tensor& weight) {
-  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.size(0) > 0 && weight.size(1) % 8 == 0 &&
-         weight.size(2) % 8 == 0;
+  const auto fits = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; };
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && weight.scalar_type() == at::kBFloat16 && x.size(0) > 0 &&
+         weight.size(1) % 8 == 0 && weight.size(2) % 8 == 0 && fits(x) && fits(weight);
 }
 
-/// Where the rows of each expert end, on the device.
-Tensor ends_of(const Counts& counts, at::Device device) {
-  std::vector<int32_t> ends(counts.size());
-  std::partial_sum(counts.begin(), counts.end(), ends.begin());
-  return at::tensor(ends, at::kInt).to(device, /*non_blocking=*/true);
-}
-
-/// visit(expert, its rows) for experts that have any.
+/// visit(expert, first row, rows) for experts that have any. -> the rows that have an expert
 template <class Visit>
-void for_each_group(const Counts& counts, const Visit& visit) {
+int64_t for_each_group(const Tensor& ends_E, int64_t rows, const Visit& visit) {
+  const Tensor host = ends_E.cpu();
+  const int* ends = host.const_data_ptr<int>();
   int64_t begin = 0;
-  for (size_t e = 0; e < counts.size(); begin += counts[e++])
-    if (counts[e] > 0) visit(static_cast<int64_t>(e), begin, counts[e]);
+  for (int64_t e = 0; e < host.size(0); begin = ends[e++]) {
+    HANOK_REQUIRE(begin <= ends[e] && ends[e] <= rows, kShape)
+        << "grouped_linear: got the rows of expert " << e << " from " << begin << " to " << ends[e]
+        << ", expected from 0 to " << rows << " in order";
+    if (ends[e] > begin) visit(e, begin, ends[e] - begin);
+  }
+  return begin;
 }
 
 /// y_n = x_n W_e; weight_EIO
-Tensor product(const Tensor& x, const Tensor& weight_EIO, const Counts& counts) {
-  if (is_one_launch(x, weight_EIO)) return at::_grouped_mm(x, weight_EIO, ends_of(counts, x.device()));
-  Tensor y = at::empty({x.size(0), weight_EIO.size(2)}, x.options());
-  for_each_group(counts, [&](int64_t e, int64_t begin, int64_t size) {
+Tensor product(const Tensor& x, const Tensor& weight_EIO, const Tensor& ends_E) {
+  if (is_one_launch(x, weight_EIO)) return at::_grouped_mm(x, weight_EIO, ends_E);
+  const int64_t rows = x.size(0);
+  Tensor y = at::empty({rows, weight_EIO.size(2)}, x.options());
+  const int64_t used = for_each_group(ends_E, rows, [&](int64_t e, int64_t begin, int64_t size) {
     Tensor to = y.narrow(0, begin, size);
     at::mm_out(to, x.narrow(0, begin, size), weight_EIO.select(0, e));
   });
+  y.narrow(0, used, rows - used).zero_();
   return y;
 }
 
-/// sum_e += dy_e^T x_e
-void add_weight_gradient(Tensor& sum_EOD, const Tensor& dy, const Tensor& x, const Counts& counts) {
-  if (is_one_launch(x, sum_EOD)) {
-    sum_EOD.add_(at::_grouped_mm(dy.t(), x, ends_of(counts, x.device())));
-    return;
+/// The gradient dy_e^T x_e of a weight, added to its buffer; where it has none, handed back.
+Tensor weight_gradient(const Tensor& weight, const Tensor& dy, const Tensor& x, const Tensor& ends_E) {
+  Tensor buffer = grad_buffer(weight);
+  if (is_one_launch(x, weight) && is_one_launch(dy, weight)) {
+    const Tensor share = at::_grouped_mm(dy.t(), x, ends_E);
+    if (!buffer.defined()) return share;
+    buffer.add_(share);
+    return {};
   }
-  for_each_group(counts, [&](int64_t e, int64_t begin, int64_t size) {
-    Tensor to = sum_EOD.select(0, e);
+  Tensor sum = buffer.defined() ? buffer : at::zeros_like(weight);
+  for_each_group(ends_E, x.size(0), [&](int64_t e, int64_t begin, int64_t size) {
+    Tensor to = sum.select(0, e);
     add_product(to, dy.narrow(0, begin, size).t(), x.narrow(0, begin, size));
   });
+  return buffer.defined() ? Tensor() : sum;
 }
 
 struct GroupedLinear : torch::autograd::Function<GroupedLinear> {
   static Tensor forward(torch::autograd::AutogradContext* ctx,
                         const Tensor& x_in,
                         const Tensor& weight,
-                        const Counts& counts) {
+                        const Tensor& ends_E,
+                        WeightGradients* deferred) {
     const Tensor x = x_in.contiguous();
-    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight});
-    ctx->saved_data["counts"] = counts;
-    return product(x, weight.transpose(1, 2), counts);
+    if (deferred) ctx->saved_data["later"] = c10::IValue::make_capsule(c10::make_intrusive<Later>(deferred));
+    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight, ends_E});
+    return kept([&] { return product(x, weight.transpose(1, 2), ends_E); });
   }
 
   static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
                                                torch::autograd::tensor_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &weight = saved[1];
+    const Tensor &x = saved[0], &weight = saved[1], &ends = saved[2];
     const Tensor dy = grads[0].contiguous();
-    const Counts counts = ctx->saved_data["counts"].toIntVector();
     Tensor dx, dweight;
-    if (ctx->needs_input_grad(0)) dx = product(dy, weight, counts);
+    if (ctx->needs_input_grad(0)) dx = product(dy, weight, ends);
     if (ctx->needs_input_grad(1)) {
-      Tensor sum = grad_buffer(weight);
-      if (!sum.defined()) sum = dweight = at::zeros_like(weight);
-      add_weight_gradient(sum, dy, x, counts);
+      const auto later = ctx->saved_data.find("later");
+      WeightGradients* deferred =
+          later == ctx->saved_data.end() ? nullptr : static_cast<Later&>(*later->second.toCapsule()).deferred;
+      if (deferred && deferred->deferring()) {
+        put_gradient_off(weight);
+        deferred->add([weight, dy, x, ends] {
+          const Tensor share = weight_gradient(weight, dy, x, ends);
+          if (share.defined()) add_to_gradient(weight, share);
+          gradient_was_added(weight);
+        });
+      } else {
+        dweight = weight_gradient(weight, dy, x, ends);
+      }
     }
-    return {dx, dweight, Tensor()};
+    return {dx, dweight, Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
-Tensor grouped_linear(const Tensor& x_ND, const Tensor& weight_EOD, const Counts& counts_E) {
+Tensor grouped_linear(const Tensor& x_ND, const Tensor& weight_EOD, const Tensor& ends_E, WeightGradients* deferred) {
   HANOK_REQUIRE(x_ND.dim() == 2 && weight_EOD.dim() == 3 && x_ND.size(1) == weight_EOD.size(2) &&
-                    static_cast<int64_t>(counts_E.size()) == weight_EOD.size(0) &&
-                    std::accumulate(counts_E.begin(), counts_E.end(), int64_t{0}) == x_ND.size(0),
+                    ends_E.sizes() == at::IntArrayRef{weight_EOD.size(0)} && ends_E.scalar_type() == at::kInt,
                 kShape)
-      << "grouped_linear: got rows " << x_ND.sizes() << " in groups of " << counts_E << " and weights "
-      << weight_EOD.sizes() << ", expected [N, D], a count for every expert that add up to N, and [E, O, D]";
-  return GroupedLinear::apply(x_ND, weight_EOD, counts_E);
+      << "grouped_linear: got rows " << x_ND.sizes() << " in groups " << ends_E.sizes() << " and weights "
+      << weight_EOD.sizes() << ", expected [N, D], an int32 end for every expert, and [E, O, D]";
+  return GroupedLinear::apply(x_ND, weight_EOD, ends_E, deferred);
 }
 
 }  // namespace hanok

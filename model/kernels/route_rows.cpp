@@ -14,56 +14,32 @@ const int64_t* indices(const Tensor& x) {
   return x.const_data_ptr<int64_t>();
 }
 
-/// y_n = x[row_n]
-Tensor spread(const Tensor& x, const Tensor& row_N) {
-  if (x.is_cpu()) return x.index_select(0, row_N);
-  Tensor y = at::empty({row_N.size(0), x.size(1)}, x.options());
-  launch(SpreadRows{.call = cuda_call(x, "gather_rows"),
-                    .x = data_of(x),
-                    .row = indices(row_N),
-                    .weight = nullptr,
-                    .slot = nullptr,
-                    .y = mutable_data_of(y),
-                    .num_rows = y.size(0),
-                    .width = y.size(1)});
-  return y;
-}
-
-/// The flat (t, k) that stands at each n.
-Tensor slots_of(const Tensor& place_TK, int64_t count) {
-  const Tensor flat = place_TK.reshape({-1});
-  // A spare place takes what stands nowhere.
-  const Tensor at_N = at::where(flat.lt(0), at::scalar_tensor(count, flat.options()), flat);
-  return at::empty({count + 1}, flat.options())
-      .index_copy_(0, at_N, at::arange(flat.size(0), flat.options()))
-      .narrow(0, 0, count);
-}
-
-/// y_n = weight[slot_n] * dy[row_n]
-Tensor spread_weighted(const Tensor& dy, const Tensor& row_N, const Tensor& weight_TK, const Tensor& slot_N) {
-  Tensor y = at::empty({row_N.size(0), dy.size(1)}, dy.options());
-  const int64_t width = dy.size(1);
-  if (!dy.is_cpu()) {
-    launch(SpreadRows{.call = cuda_call(dy, "combine_rows"),
-                      .x = data_of(dy),
-                      .row = indices(row_N),
-                      .weight = data_of(weight_TK),
+/// y_n = weight[slot_n] * x[slot_n / K]; undefined weight: 1
+Tensor spread(const Tensor& x, const Tensor& slot_N, const Tensor& weight_TK, int64_t choices) {
+  const int64_t width = x.size(1);
+  Tensor y = at::empty({slot_N.size(0), width}, x.options());
+  if (!x.is_cpu()) {
+    launch(SpreadRows{.call = cuda_call(x, "gather_rows"),
+                      .x = data_of(x),
                       .slot = indices(slot_N),
+                      .weight = data_of(weight_TK),
                       .y = mutable_data_of(y),
                       .num_rows = y.size(0),
+                      .choices = choices,
                       .width = width});
     return y;
   }
-  dispatch_float(dy.scalar_type(), "combine_rows", [&](auto tag) {
+  dispatch_float(x.scalar_type(), "gather_rows", [&](auto tag) {
     using T = decltype(tag);
     using A = Accumulate<T>;
-    const T *from = dy.const_data_ptr<T>(), *weight = weight_TK.const_data_ptr<T>();
-    const int64_t *row = indices(row_N), *slot = indices(slot_N);
+    const T* from = x.const_data_ptr<T>();
+    const T* weight = weight_TK.defined() ? weight_TK.const_data_ptr<T>() : nullptr;
+    const int64_t* slot = indices(slot_N);
     T* to = y.mutable_data_ptr<T>();
     at::parallel_for(0, y.size(0), row_grain(width), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        const A factor = static_cast<A>(weight[slot[n]]);
-        const T* source = from + row[n] * width;
+        const T* source = from + slot[n] / choices * width;
+        const A factor = weight ? static_cast<A>(weight[slot[n]]) : A(1);
         for (int64_t i = 0; i < width; ++i) to[n * width + i] = static_cast<T>(factor * static_cast<A>(source[i]));
       }
     });
@@ -147,10 +123,10 @@ Tensor weight_gradient(const Tensor& x, const Tensor& dy, const Tensor& place_TK
 struct Gather : torch::autograd::Function<Gather> {
   static Tensor forward(torch::autograd::AutogradContext* ctx,
                         const Tensor& x,
-                        const Tensor& token_N,
+                        const Tensor& slot_N,
                         const Tensor& place_TK) {
     ctx->save_for_backward({place_TK});
-    return spread(x.contiguous(), token_N);
+    return spread(x.contiguous(), slot_N, Tensor(), place_TK.size(1));
   }
   static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
                                                torch::autograd::tensor_list grads) {
@@ -162,45 +138,45 @@ struct Combine : torch::autograd::Function<Combine> {
   static Tensor forward(torch::autograd::AutogradContext* ctx,
                         const Tensor& x_in,
                         const Tensor& weight_in,
-                        const Tensor& token_N,
+                        const Tensor& slot_N,
                         const Tensor& place_TK) {
     const Tensor x = x_in.contiguous(), weight = weight_in.contiguous();
-    ctx->save_for_backward({x, weight, token_N, place_TK});
+    ctx->save_for_backward({x, weight, slot_N, place_TK});
     return collect(x, weight, place_TK);
   }
   static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
                                                torch::autograd::tensor_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &weight = saved[1], &token = saved[2], &place = saved[3];
+    const Tensor &x = saved[0], &weight = saved[1], &slot = saved[2], &place = saved[3];
     const Tensor dy = grads[0].contiguous();
     Tensor dx, dweight;
-    if (ctx->needs_input_grad(0)) dx = spread_weighted(dy, token, weight, slots_of(place, token.size(0)));
+    if (ctx->needs_input_grad(0)) dx = spread(dy, slot, weight, place.size(1));
     if (ctx->needs_input_grad(1)) dweight = weight_gradient(x, dy, place);
     return {dx, dweight, Tensor(), Tensor()};
   }
 };
 
-void require_places(const Tensor& x, const Tensor& token_N, const Tensor& place_TK, bool x_is_sent) {
-  HANOK_REQUIRE(x.dim() == 2 && token_N.dim() == 1 && place_TK.dim() == 2 && token_N.is_contiguous() &&
-                    place_TK.is_contiguous() && x.size(0) == (x_is_sent ? token_N.size(0) : place_TK.size(0)),
+void require_places(const Tensor& x, const Tensor& slot_N, const Tensor& place_TK, bool x_is_sent) {
+  HANOK_REQUIRE(x.dim() == 2 && slot_N.dim() == 1 && place_TK.dim() == 2 && slot_N.is_contiguous() &&
+                    place_TK.is_contiguous() && x.size(0) == (x_is_sent ? slot_N.size(0) : place_TK.size(0)),
                 kShape)
-      << "routed rows: got " << x.sizes() << " with tokens " << token_N.sizes() << " and places " << place_TK.sizes()
+      << "routed rows: got " << x.sizes() << " with slots " << slot_N.sizes() << " and places " << place_TK.sizes()
       << ", expected [T, D], [N] and [T, K]";
 }
 
 }  // namespace
 
-Tensor gather_rows(const Tensor& x_TD, const Tensor& token_N, const Tensor& place_TK) {
-  require_places(x_TD, token_N, place_TK, false);
-  return Gather::apply(x_TD, token_N, place_TK);
+Tensor gather_rows(const Tensor& x_TD, const Tensor& slot_N, const Tensor& place_TK) {
+  require_places(x_TD, slot_N, place_TK, false);
+  return Gather::apply(x_TD, slot_N, place_TK);
 }
 
-Tensor combine_rows(const Tensor& x_ND, const Tensor& weight_TK, const Tensor& token_N, const Tensor& place_TK) {
-  require_places(x_ND, token_N, place_TK, true);
+Tensor combine_rows(const Tensor& x_ND, const Tensor& weight_TK, const Tensor& slot_N, const Tensor& place_TK) {
+  require_places(x_ND, slot_N, place_TK, true);
   HANOK_REQUIRE(weight_TK.sizes() == place_TK.sizes() && weight_TK.scalar_type() == x_ND.scalar_type(), kShape)
       << "weights of routed rows: got " << weight_TK.sizes() << " " << at::toString(weight_TK.scalar_type())
       << ", expected " << place_TK.sizes() << " " << at::toString(x_ND.scalar_type());
-  return Combine::apply(x_ND, weight_TK, token_N, place_TK);
+  return Combine::apply(x_ND, weight_TK, slot_N, place_TK);
 }
 
 }  // namespace hanok

@@ -6,12 +6,12 @@ namespace cuda {
 namespace {
 
 template <class T, int N>
-__global__ void __launch_bounds__(256) spread(
-    const T* x, const int64_t* row, const T* weight, const int64_t* slot, T* y, int64_t num_rows, int64_t packs) {
+__global__ void __launch_bounds__(256)
+    spread(const T* x, const int64_t* slot, const T* weight, T* y, int64_t num_rows, int64_t choices, int64_t packs) {
   const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, width = packs * N;
   if (at >= packs) return;
   for (int64_t n = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; n < num_rows; n += gridDim.y * int64_t{blockDim.y}) {
-    Pack<T, N> v = load<N>(x + row[n] * width + at * N);
+    Pack<T, N> v = load<N>(x + slot[n] / choices * width + at * N);
     if (weight) {
       const Wide<T> factor = widen(weight[slot[n]]);
 #pragma unroll
@@ -63,11 +63,11 @@ template <class T, int N>
 void spread_on(const SpreadRows& a) {
   const Tiles tiles = tiles_of(a.num_rows, a.width / N);
   spread<T, N><<<tiles.grid, tiles.block, 0, a.call.stream>>>(static_cast<const T*>(a.x),
-                                                              a.row,
-                                                              static_cast<const T*>(a.weight),
                                                               a.slot,
+                                                              static_cast<const T*>(a.weight),
                                                               static_cast<T*>(a.y),
                                                               a.num_rows,
+                                                              a.choices,
                                                               a.width / N);
 }
 

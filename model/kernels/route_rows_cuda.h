@@ -5,15 +5,14 @@
 
 namespace hanok {
 
-/// y_n = factor_n * x[row_n]; factor_n = weight[slot_n], or 1 where weight is null.
+/// y_n = factor_n * x[slot_n / choices]; factor_n = weight[slot_n], or 1 where weight is null.
 struct SpreadRows {
   CudaCall call;
   const void* x;
-  const int64_t* row;   // [num_rows]
+  const int64_t* slot;  // [num_rows]
   const void* weight;   // of the type of x, or null
-  const int64_t* slot;  // [num_rows]: index into weight
   void* y;
-  int64_t num_rows, width;
+  int64_t num_rows, choices, width;
 };
 void launch(const SpreadRows& args);
 

@@ -4,6 +4,7 @@
 
 #include "model/kernels/add_product.h"
 #include "parallel/grad_buffer.h"
+#include "parallel/kept.h"
 #include "parallel/redistribute.h"
 
 namespace hanok {
@@ -15,13 +16,21 @@ struct Later : torch::CustomClassHolder {
   WeightGradients* deferred;
 };
 
-void add_to_gradient(const Tensor& weight, const Tensor& gradient) {
-  Tensor there = grad_buffer(weight);
-  if (there.defined()) {
-    there.add_(gradient);
-  } else {
-    weight.mutable_grad() = gradient;
-  }
+/// buffer += dy^T x where the weight has a buffer; else the product itself.
+Tensor add_or_make_product(const Tensor& weight, const Tensor& dy, const Tensor& x) {
+  Tensor buffer = grad_buffer(weight);
+  if (!buffer.defined()) return at::mm(dy.t(), x);
+  add_product(buffer, dy.t(), x);
+  return {};
+}
+
+void add_put_off(const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& dy) {
+  const auto add = [](const Tensor& to, const Tensor& share) {
+    if (share.defined()) add_to_gradient(to, share);
+    gradient_was_added(to);
+  };
+  add(weight, add_or_make_product(weight, dy, x));
+  if (bias.defined()) add(bias, dy.sum(0));
 }
 
 /// y = x w^T + b, whose weight gradient is added straight to the buffer of the step where the weight has one.
@@ -30,11 +39,13 @@ struct Matmul : torch::autograd::Function<Matmul> {
                         const Tensor& x,
                         const Tensor& weight,
                         const std::optional<Tensor>& bias,
-                        WeightGradients* deferred) {
+                        WeightGradients* deferred,
+                        bool is_part_of_sum) {
     if (deferred) ctx->saved_data["later"] = c10::IValue::make_capsule(c10::make_intrusive<Later>(deferred));
     // x is for the gradient of the weight only: below frozen layers it need not stay.
     ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight, bias.value_or(Tensor())});
-    return at::linear(x, weight, bias);
+    const auto compute = [&] { return at::linear(x, weight, bias); };
+    return is_part_of_sum ? kept_part(compute) : kept(compute);
   }
 
   static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
@@ -48,36 +59,19 @@ struct Matmul : torch::autograd::Function<Matmul> {
     if (later != ctx->saved_data.end() && ctx->needs_input_grad(1)) {
       WeightGradients& deferred = *static_cast<Later&>(*later->second.toCapsule()).deferred;
       if (deferred.deferring()) {
-        deferred.add({.weight = weight, .bias = has_bias ? saved[2] : Tensor(), .x = x, .dy = dy});
-        return {dx, Tensor(), Tensor(), Tensor()};
+        put_gradient_off(weight);
+        if (has_bias) put_gradient_off(saved[2]);
+        deferred.add([weight, bias = has_bias ? saved[2] : Tensor(), x, dy] { add_put_off(weight, bias, x, dy); });
+        return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
       }
     }
-    if (ctx->needs_input_grad(1)) {
-      Tensor buffer = grad_buffer(weight);
-      if (buffer.defined())
-        add_product(buffer, dy.t(), x);
-      else
-        dweight = at::mm(dy.t(), x);
-    }
+    if (ctx->needs_input_grad(1)) dweight = add_or_make_product(weight, dy, x);
     if (has_bias) dbias = dy.sum(0);
-    return {dx, dweight, dbias, Tensor()};
+    return {dx, dweight, dbias, Tensor(), Tensor()};
   }
 };
 
 }  // namespace
-
-void add_products(const std::vector<WeightGradients::Product>& products) {
-  const at::NoGradGuard no_grad;
-  for (const WeightGradients::Product& product : products) {
-    Tensor buffer = grad_buffer(product.weight);
-    if (buffer.defined()) {
-      add_product(buffer, product.dy.t(), product.x);
-    } else {
-      add_to_gradient(product.weight, at::mm(product.dy.t(), product.x));
-    }
-    if (product.bias.defined()) add_to_gradient(product.bias, product.dy.sum(0));
-  }
-}
 
 Linear::Linear(const BuildContext& ctx, const LinearShape& shape)
     : rule_(ctx.rule()), groups_(&ctx.groups()), deferred_(ctx.deferred()) {
@@ -92,7 +86,7 @@ Tensor Linear::forward(const Tensor& x) const {
   const bool column = rule_.cut == Cut::kColumn, row = rule_.cut == Cut::kRow && groups_->tp->size() > 1;
   const Tensor in = column ? redistribute(x, rule_.in, Layout::kFull, *groups_) : x;
   const std::optional<Tensor> bias = row || !bias_.defined() ? std::nullopt : std::optional<Tensor>(bias_);
-  const Tensor y = Matmul::apply(in, weight_, bias, deferred_);
+  const Tensor y = Matmul::apply(in, weight_, bias, deferred_, row);
   if (!row) return y;
   const Tensor sum = redistribute(y, Layout::kPartial, rule_.out, *groups_);
   return bias_.defined() ? sum + bias_ : sum;  // once, after the sum

@@ -1,9 +1,11 @@
 #include "model/layers/moe.h"
 
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <numeric>
 
 #include "base/error.h"
-#include "model/kernels/dispatch.h"
 #include "model/kernels/grouped_linear.h"
 #include "model/kernels/route_rows.h"
 #include "model/kernels/swiglu.h"
@@ -49,29 +51,23 @@ Tensor packed_rows(const Routing* routing, const OwnRows& own) {
   return row_T.narrow(0, own.begin, own.x_TD.size(0));
 }
 
-/// A permutation with holes: rows in the order in which they are sent.
-struct Order {
-  Tensor token_N;   // which row stands at n
-  Tensor place_TK;  // where the k-th copy of row t stands; -1: nowhere
-  Tensor counts_E;  // int64 on the device: rows of each expert, which lie together
-};
-
-/// Rows sorted by expert, and by token for each; those of no token are left out.
-Order sorted_by_expert(const Tensor& index_TK, const Tensor& row_T, int64_t experts) {
-  const int64_t choices = index_TK.size(1);
-  const Tensor is_token = row_T.ge(0).unsqueeze(1);
-  const Tensor expert = at::where(is_token, index_TK, at::scalar_tensor(experts, index_TK.options())).reshape({-1});
-  const Tensor order = at::argsort(expert, /*stable=*/true, 0, false);
-  const Tensor counts = at::bincount(expert, {}, experts + 1);
-  Tensor place = at::empty_like(order);
-  place.index_copy_(0, order, at::arange(order.size(0), order.options()));
-  place = place.view({-1, choices}).masked_fill(is_token.logical_not(), -1);
-  return {at::floor_divide(order, choices), place, counts.narrow(0, 0, experts)};
+/// What is on the device, on the host: the one time in a layer that the host waits for the device.
+Tensor on_host(const Tensor& x) {
+  if (x.is_cpu()) return x;
+  const Tensor host = at::empty(x.sizes(), x.options().device(at::kCPU).pinned_memory(true));
+  host.copy_(x, /*non_blocking=*/true);
+  c10::Event copied(x.device().type());
+  copied.record(c10::impl::VirtualGuardImpl(x.device().type()).getStream(x.device()));
+  copied.synchronize();
+  return host;
 }
 
-std::vector<int64_t> on_host(const Tensor& counts) {
-  const Tensor host = counts.to(at::kCPU).contiguous();
-  return {host.const_data_ptr<int64_t>(), host.const_data_ptr<int64_t>() + host.numel()};
+/// Sums of the rows of a host tensor.
+std::vector<int64_t> row_sums(const Tensor& x_RE) {
+  const auto row = [&](int64_t r) { return x_RE.const_data_ptr<int64_t>() + r * x_RE.size(1); };
+  std::vector<int64_t> sums;
+  for (int64_t r = 0; r < x_RE.size(0); ++r) sums.push_back(std::accumulate(row(r), row(r + 1), int64_t{0}));
+  return sums;
 }
 
 int64_t sum(const std::vector<int64_t>& counts) {
@@ -80,15 +76,10 @@ int64_t sum(const std::vector<int64_t>& counts) {
 
 }  // namespace
 
-/// Shares and experts that the router chose for the own rows.
-struct MoeMlp::Choice {
-  Tensor share_TK, index_TK;
-};
-
 MoeMlp::MoeMlp(const BuildContext& ctx, const DecoderConfig& config, int64_t layer)
     : groups_(&ctx.groups()),
+      deferred_(ctx.deferred()),
       layer_(layer),
-      num_layers_(config.layers),
       experts_(config.experts),
       choices_(config.experts_per_token),
       normalise_(config.norm_topk),
@@ -100,58 +91,54 @@ MoeMlp::MoeMlp(const BuildContext& ctx, const DecoderConfig& config, int64_t lay
       experts.in("down").param("weight", {.shape = {experts_, config.hidden, config.expert_ffn}, .init = ctx.random()});
 }
 
-MoeMlp::Choice MoeMlp::choose(const Tensor& x_TD, const Tensor& row_T, const std::shared_ptr<Routing>& routing) const {
-  const Tensor logits_TE = router_.forward(x_TD);
-  Tensor share_TE = at::softmax(logits_TE, -1, accumulate_type(logits_TE.scalar_type()));
-  if (routing) share_TE = with_balance(share_TE, row_T, routing);
-  auto [share_TK, index_TK] = share_TE.topk(choices_, -1);
-  if (routing) routing->record(layer_, num_layers_, index_TK, share_TE, row_T);
-  if (normalise_) share_TK = share_TK / share_TK.sum(-1, true);
-  return {share_TK.to(logits_TE.scalar_type()), index_TK};
+ExpertChoice MoeMlp::choose(const Tensor& x_TD, const Tensor& row_T, const std::shared_ptr<Routing>& routing) const {
+  RoutedTokens tokens{.row_T = row_T};
+  if (routing) {
+    tokens.assigned_RE = routing->counts_of(layer_);
+    tokens.gradient = [routing] { return routing->coefficient != 0 ? routing->gradient_RE : Tensor(); };
+  }
+  ExpertChoice choice = choose_experts(router_.forward(x_TD), choices_, normalise_, tokens);
+  if (tokens.assigned_RE.defined()) routing->add_shares(layer_, choice.share_TE, row_T);
+  return choice;
 }
 
-Tensor MoeMlp::apply_experts(const Tensor& x_ND, const std::vector<int64_t>& counts_E) const {
-  return grouped_linear(swiglu(grouped_linear(x_ND, up_EFD_, counts_E)), down_EDF_, counts_E);
+Tensor MoeMlp::apply_experts(const Tensor& x_ND, const Tensor& ends_E) const {
+  return grouped_linear(swiglu(grouped_linear(x_ND, up_EFD_, ends_E, deferred_)), down_EDF_, ends_E, deferred_);
 }
 
 /// Sends rows sorted by expert to the ranks of ep that hold the experts, and brings what those make of them back to
-/// their places.
-Tensor MoeMlp::through_ep(const Tensor& x_ND, const Tensor& counts_E) const {
+/// their places; `order` is left with the rows that were sent.
+Tensor MoeMlp::through_ep(const Tensor& x_TD, RowOrder& order) const {
   const std::shared_ptr<Comm>& ep = groups_->ep;
   const int64_t ranks = ep->size(), own_experts = experts_ / ranks;
-  const Tensor sent_RE = counts_E.view({ranks, own_experts}).contiguous();
-  Tensor received_RE = at::empty_like(sent_RE);
+  // Rows sent to and received from each expert of each rank; one copy to the host tells both.
+  const Tensor counts_2RE = at::empty({2, ranks, own_experts}, order.slot_N.options());
+  const Tensor sent_RE = counts_2RE[0];
+  Tensor received_RE = counts_2RE[1];
+  sent_RE.view({-1}).copy_(order.ends_E);
+  sent_RE.view({-1}).narrow(0, 1, experts_ - 1).sub_(order.ends_E.narrow(0, 0, experts_ - 1));
   ep->all_to_all(received_RE, sent_RE, {std::vector<int64_t>(ranks, 1), std::vector<int64_t>(ranks, 1)});
-  // One copy to the host tells both.
-  const std::vector<int64_t> both = on_host(at::cat({sent_RE.sum(1), received_RE.sum(1), received_RE.sum(0)}));
-  const auto end = both.begin() + ranks;
-  const Splits splits{{both.begin(), end}, {end, end + ranks}};
-  const std::vector<int64_t> counts(end + ranks, both.end());
-  const int64_t received = sum(counts);
-  const Tensor arrived = exchange_rows(x_ND, splits, ep);
+  const Tensor host_2RE = on_host(counts_2RE);
+  const Splits splits{row_sums(host_2RE[0]), row_sums(host_2RE[1])};
 
+  order.slot_N = order.slot_N.narrow(0, 0, sum(splits.send));
+  const Tensor arrived_ND = exchange_rows(gather_rows(x_TD, order.slot_N, order.place_TK), splits, ep);
   // They come by sender, then expert; an expert wants its own together.
-  const auto options = counts_E.options();
-  const Tensor expert_N =
-      at::repeat_interleave(at::arange(own_experts, options).repeat({ranks}), received_RE.view({-1}), 0, received);
-  const Tensor order = at::argsort(expert_N, /*stable=*/true, 0, false);
-  Tensor place = at::empty_like(order);
-  place.index_copy_(0, order, at::arange(received, options));
-  const Tensor made = apply_experts(gather_rows(arrived, order, place.unsqueeze(1)), counts);
-  return exchange_rows(gather_rows(made, place, order.unsqueeze(1)), {splits.receive, splits.send}, ep);
+  const RowOrder own = order_arrived(received_RE, arrived_ND.size(0));
+  const Tensor made_ND = apply_experts(gather_rows(arrived_ND, own.slot_N, own.place_TK), own.ends_E);
+  const Tensor back_ND = gather_rows(made_ND, own.place_TK.view({-1}), own.slot_N.unsqueeze(1));
+  return exchange_rows(back_ND, {splits.receive, splits.send}, ep);
 }
 
 Tensor MoeMlp::forward(const Tensor& x_TD, const std::shared_ptr<Routing>& routing) const {
   const OwnRows own = own_rows(x_TD, *groups_);
   const Tensor row_T = packed_rows(routing.get(), own);
-  const Choice choice = choose(own.x_TD, row_T, routing);
-  Order order = sorted_by_expert(choice.index_TK, row_T, experts_);
-  const bool alone = groups_->ep->size() == 1;
-  const std::vector<int64_t> counts = on_host(order.counts_E);
-  order.token_N = order.token_N.narrow(0, 0, sum(counts));  // what belongs to no token stands last
-  const Tensor sent_ND = gather_rows(own.x_TD, order.token_N, order.place_TK);
-  const Tensor back_ND = alone ? apply_experts(sent_ND, counts) : through_ep(sent_ND, order.counts_E);
-  return all_rows(combine_rows(back_ND, choice.share_TK, order.token_N, order.place_TK), own, *groups_);
+  const ExpertChoice choice = choose(own.x_TD, row_T, routing);
+  RowOrder order = order_by_expert(choice.index_TK, row_T, experts_);
+  const Tensor made_ND = groups_->ep->size() == 1
+                             ? apply_experts(gather_rows(own.x_TD, order.slot_N, order.place_TK), order.ends_E)
+                             : through_ep(own.x_TD, order);
+  return all_rows(combine_rows(made_ND, choice.weight_TK, order.slot_N, order.place_TK), own, *groups_);
 }
 
 }  // namespace hanok

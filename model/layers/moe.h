@@ -1,6 +1,8 @@
 #pragma once
 
 #include "configs/schema/config.h"
+#include "model/kernels/choose_experts.h"
+#include "model/kernels/order_rows.h"
 #include "model/layers/linear.h"
 #include "model/layers/routing.h"
 
@@ -23,13 +25,13 @@ class MoeMlp {
   Tensor forward(const Tensor& x_TD, const std::shared_ptr<Routing>& routing) const;
 
  private:
-  struct Choice;  // what the router says of this rank's rows
-  Choice choose(const Tensor& x_TD, const Tensor& row_T, const std::shared_ptr<Routing>& routing) const;
-  Tensor apply_experts(const Tensor& x_ND, const std::vector<int64_t>& counts_E) const;
-  Tensor through_ep(const Tensor& x_ND, const Tensor& counts_E) const;
+  ExpertChoice choose(const Tensor& x_TD, const Tensor& row_T, const std::shared_ptr<Routing>& routing) const;
+  Tensor apply_experts(const Tensor& x_ND, const Tensor& ends_E) const;
+  Tensor through_ep(const Tensor& x_TD, RowOrder& order) const;
 
   const Groups* groups_;
-  int64_t layer_, num_layers_, experts_, choices_;
+  WeightGradients* deferred_;
+  int64_t layer_, experts_, choices_;
   bool normalise_;
   Linear router_;
   Tensor up_EFD_, down_EDF_;  // of this rank's experts; gate and up are one weight

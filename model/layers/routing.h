@@ -23,23 +23,26 @@ struct Routing {
   int64_t num_rows = 1;       // packed rows of this micro-batch
   double tokens_of_step = 0;  // N
   double coefficient = 0;     // 0: no gradient
-  int64_t expert_layers = 0;  // L, of the whole model
-  // Filled by the layers.
-  int64_t experts_per_token = 0;
-  Tensor assigned_LRE;  // int64: tokens of a row that this rank sent to an expert; index of the layer is global
-  Tensor share_RE;      // f32 (f64 for f64): sums of softmax shares of this rank's tokens over all layers
-  // Filled by finish().
-  Tensor gradient_RE;  // of the loss in the share of one token
+  int64_t layers = 0, expert_layers = 0, experts = 0, experts_per_token = 0;  // of the whole model; L expert layers
+  // Filled by the layers; the index of a layer is global.
+  Tensor assigned_LRE;  // int64: tokens of a row that this rank sent to an expert
+  Tensor share_LRE;     // f32 (f64 for f64): sums of softmax shares of this rank's tokens
+  // The sums over the layers of the pieces so far, f64 [2, R, E]: assignments, and shares. A pipeline hands them from
+  // piece to piece; undefined before the first.
+  Tensor carried_2RE;
+  // Filled by finish() on the stage that has the last layer; a pipeline hands `gradient_RE` back to the others.
+  Tensor gradient_RE;  // of the loss in the share of one token, of the dtype of shares
   Tensor aux;          // f64 scalar: this rank's part of aux; its sum over all ranks of the stage is aux
 
   bool is_finished() const { return gradient_RE.defined(); }
-  /// Called by a layer, once a forward; recomputation adds nothing. `row`: of the rows of `share`.
-  void record(int64_t layer, int64_t layers, const Tensor& index_TK, const Tensor& share_TE, const Tensor& row_T);
-  /// After the last layer: assignments of a row are summed over the ranks that hold parts of it (tp and cp).
+  /// Where a layer counts the tokens that it sends, [R, E]; undefined where it runs again: it was counted.
+  Tensor counts_of(int64_t layer);
+  /// Called by a layer with counts. `row`: of the rows of `share`.
+  void add_shares(int64_t layer, const Tensor& share_TE, const Tensor& row_T);
+  /// After layers first .. last - 1, a piece of the model: adds theirs to what is carried.
+  void carry(int64_t first, int64_t last, at::ScalarType dtype);
+  /// After the last layer. Collective over tp and cp, whose ranks hold parts of the rows.
   void finish(const Groups& groups);
 };
-
-/// Hands `share_TE` on; its gradient gets the balancing loss's.
-Tensor with_balance(const Tensor& share_TE, const Tensor& row_T, const std::shared_ptr<Routing>& routing);
 
 }  // namespace hanok

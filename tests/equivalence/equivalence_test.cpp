@@ -96,6 +96,10 @@ const Layout kExpertLayouts[] = {
     {{.tp = 2, .ep = 4, .dp = 2, .sequence = false}},
     {{.tp = 4, .ep = 2, .sequence = false}},
     {{.tp = 2, .cp = 2, .ep = 4, .context = "gather"}},
+    {{.pp = 2, .schedule = "1f1b"}},
+    {{.pp = 2, .schedule = "zb-h1"}},
+    {{.pp = 2, .ep = 2, .dp = 2, .schedule = "zb-v"}},
+    {{.tp = 2, .pp = 2, .ep = 2, .schedule = "interleaved"}},
 };
 
 std::unique_ptr<World> processes;  // null: ranks are threads
@@ -194,6 +198,30 @@ double largest_loss_error(const Trajectory& got, const Trajectory& exact) {
   return worst;
 }
 
+// Buckets leave during the backward and weights come under the next forward, or all at the end: the same sums.
+TEST(Equivalence, OverlapChangesNoBit) {
+  const Layout kept[] = {{{.dp = 2}},
+                         {{.tp = 2, .dp = 2}},
+                         {{.pp = 2, .dp = 2, .schedule = "zb-v"}},
+                         {{.pp = 2, .dp = 2, .schedule = "1f1b"}},
+                         {{.cp = 2, .dp = 2, .context = "ring"}}};
+  const Layout with_experts[] = {{{.ep = 2, .dp = 2}}, {{.ep = 2, .dp = 4}}};
+  const auto expect_same_bits = [](const TrainingCase& what, const Layout& layout) {
+    ParallelConfig after = layout;
+    after.overlap = false;
+    run_ranks(layout.size(), [&](World& world) {
+      const Groups groups = groups_of(world, layout);
+      const Trajectory a = train(what, groups, device, layout), b = train(what, groups, device, after);
+      EXPECT_EQ(a.losses, b.losses) << layout.name();
+      EXPECT_EQ(a.norms, b.norms) << layout.name();
+      for (const auto& [name, value] : a.weights)
+        EXPECT_TRUE(at::equal(value, b.weights.at(name))) << layout.name() << ", " << name;
+    });
+  };
+  for (const Layout& layout : that_fit(kept)) expect_same_bits(training_cases()[0], layout);
+  for (const Layout& layout : that_fit(with_experts)) expect_same_bits(expert_case(), layout);
+}
+
 // Rounded to 16 bits after every operation, one rank strays from f32 by some error; other orders of the same sums may
 // stray by as much again, and no more.
 TEST(Equivalence, BFloat16StraysNoFurtherThanOnOneRank) {
@@ -259,6 +287,13 @@ TEST(Canary, OneMissingGradientSumIsNoticed) {
   expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
     BrokenWorld broken(world, "grad", 7);
     return train(what, groups_of(broken, layout), device, layout);
+  });
+}
+
+TEST(Canary, WeightsReadBeforeTheyHaveComeAreNoticed) {
+  const Layout layout({.dp = 2});
+  expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
+    return train(what, groups_of(world, layout), device, layout, {.forget_to_await = true});
   });
 }
 

@@ -37,7 +37,7 @@ def draw_experts(rng, layers):
     experts = rng.choice([4, 6, 8])
     return {"model.decoder.type": "qwen3_moe", "model.decoder.experts": experts, "model.decoder.experts_per_token": rng.choice([1, 2, 3]),
             "model.decoder.expert_ffn": 4 * rng.randrange(4, 12), "model.decoder.expert_step": rng.choice([1, 1, 2]),
-            "model.decoder.dense_layers": rng.choice([[], [0]]), "model.decoder.aux_loss": rng.choice([0, 0, 0.01])}
+            "model.decoder.dense_layers": rng.choice([[], [0]]), "model.decoder.aux_loss": rng.choice([0, 0.01, 0.01])}
 
 
 def draw_stages(rng):
@@ -66,8 +66,6 @@ def draw_layout(rng, model, stage):
             schedules += ["interleaved"] if layers >= 2 * pp and stage["rows_per_step"] // (dp * stage["rows_per_micro_batch"]) % pp == 0 else []
             out["parallel.schedule"] = rng.choice(schedules)
         if experts:
-            if pp > 1 and model["model.decoder.aux_loss"]:
-                continue
             out["parallel.ep"] = rng.choice([n for n in (1, 2, 4) if tp * cp * dp % n == 0 and experts % n == 0])
         return ranks, out
 

@@ -59,7 +59,7 @@ void run(const std::string& folder) {
   const SafetensorsFile file(folder + "/case.safetensors");
   Vlm model(config, make_single_groups(), dtype, at::kCPU);
   load_weights(model, file);
-  model.set_execution({.recompute_every = settings["recompute_every"].get<int64_t>()});
+  model.set_execution({.recompute = {.every = settings["recompute_every"].get<int64_t>()}});
   ModelInput input{.tokens_T = file.view("tokens"),
                    .position_3T = file.view("position"),
                    .row_starts = file.view("row_starts"),
@@ -72,7 +72,10 @@ void run(const std::string& folder) {
         std::make_shared<Routing>(Routing{.row_T = row,
                                           .tokens_of_step = static_cast<double>(row.ge(0).sum().item<int64_t>()),
                                           .coefficient = config.decoder.aux_loss,
-                                          .expert_layers = config.decoder.num_expert_layers()});
+                                          .layers = config.decoder.layers,
+                                          .expert_layers = config.decoder.num_expert_layers(),
+                                          .experts = config.decoder.experts,
+                                          .experts_per_token = config.decoder.experts_per_token});
   }
   const Tensor targets = file.view("targets"), weights = file.view("label_weights");
   const ModelOutput output = model.forward(input);

@@ -1,0 +1,27 @@
+// Weight gradients that a backward leaves for later.
+#pragma once
+
+#include <functional>
+#include <utility>
+#include <vector>
+
+namespace hanok {
+
+/// What the backward of a Linear, or of a product with the weights of experts, leaves for later (a zero-bubble pipeline
+/// hands its input gradients on first). One object a model; every layer of it looks here.
+class WeightGradients {
+ public:
+  using Work = std::function<void()>;  // adds a product to the gradient of a weight
+  /// From now on, backwards leave their products here; before that, and after, they add them at once.
+  void defer(bool on) { deferring_ = on; }
+  bool deferring() const { return deferring_; }
+  void add(Work work) { left_.push_back(std::move(work)); }
+  /// What was left since the last call, in order.
+  std::vector<Work> take() { return std::exchange(left_, {}); }
+
+ private:
+  bool deferring_ = false;
+  std::vector<Work> left_;
+};
+
+}  // namespace hanok

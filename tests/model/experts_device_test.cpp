@@ -1,0 +1,257 @@
+// Layers with experts on a GPU: their kernels as kernels_device_test.cpp does it, the sort against the CPU's bit by
+// bit, and whole models with gradients.
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "model/kernels/choose_experts.h"
+#include "model/kernels/grouped_linear.h"
+#include "model/kernels/order_rows.h"
+#include "model/kernels/route_rows.h"
+#include "tests/model/on_device.h"
+#include "tests/model/tiny.h"
+
+namespace hanok {
+namespace {
+
+Tensor on(const Tensor& x, const Tensor& like) {
+  return x.to(like.device());
+}
+
+/// Packed rows 0 .. rows - 1, every fifth token none.
+Tensor some_rows(int64_t tokens, int64_t rows) {
+  const Tensor token = at::arange(tokens, at::kLong);
+  return at::where(token.remainder(5).eq(3), at::scalar_tensor(-1, at::kLong), token.remainder(rows));
+}
+
+TEST(ExpertsOnDevice, ChooseExperts) {
+  at::manual_seed(41);
+  std::vector<OpCase> cases;
+  for (const auto& [tokens, experts, choices] : std::vector<std::array<int64_t, 3>>{
+           {1, 2, 1}, {37, 5, 2}, {300, 128, 8}, {65, 33, 33}, {9, 1000, 40}, {0, 8, 2}}) {
+    std::vector<Tensor> rows;
+    // Spaced so that no dtype takes two of them for each other without making them equal.
+    for (int64_t t = 0; t < tokens; ++t) rows.push_back(at::randperm(experts, at::kDouble) * (8.0 / experts) - 2);
+    const Tensor logits = tokens > 0 ? at::stack(rows) : at::empty({0, experts}, at::kDouble);
+    const Tensor row = some_rows(tokens, 3), added = random_f64({3, experts});
+    for (const bool normalise : {true, false})
+      for (const bool balanced : {true, false})
+        cases.push_back({concat("choose_experts ", tokens, "x", experts, " ", choices, normalise, balanced),
+                         {logits},
+                         experts,
+                         [=](const Tensors& in) {
+                           RoutedTokens how{.row_T = on(row, in[0])};
+                           if (balanced) how.gradient = [=] { return on(added, in[0]); };
+                           return Tensors{choose_experts(in[0], choices, normalise, how).weight_TK};
+                         }});
+  }
+  check_all(cases);
+}
+
+TEST(ExpertsOnDevice, ChoicesAndCountsAreThoseOfTheCpu) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  at::manual_seed(42);
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    // Of few values, so that many are equal: the order of equal ones is defined.
+    const Tensor logits = at::randint(0, 9, {501, 60}, at::kDouble).to(dtype), row = some_rows(501, 4);
+    const Tensor counts = at::zeros({4, 60}, at::kLong), device_counts = counts.to(at::kCUDA);
+    const ExpertChoice want = choose_experts(logits, 6, true, {.row_T = row, .assigned_RE = counts});
+    const ExpertChoice got =
+        choose_experts(logits.to(at::kCUDA), 6, true, {.row_T = row.to(at::kCUDA), .assigned_RE = device_counts});
+    EXPECT_TRUE(at::equal(got.index_TK.cpu(), want.index_TK));
+    EXPECT_TRUE(at::equal(device_counts.cpu(), counts));
+    EXPECT_CLOSE(got.share_TE, want.share_TE, 60);
+  }
+  Tensor bad = at::zeros({3, 40}, at::kCUDA);
+  bad[1].fill_(NAN);
+  bad[2][7] = INFINITY;
+  const ExpertChoice got = choose_experts(bad, 5, true, {.row_T = at::zeros({3}, bad.options().dtype(at::kLong))});
+  EXPECT_TRUE(got.index_TK.ge(0).logical_and(got.index_TK.lt(40)).all().item<bool>());
+  EXPECT_TRUE(got.weight_TK.narrow(0, 1, 2).isnan().all().item<bool>());
+}
+
+void expect_same_order(const RowOrder& got, const RowOrder& want) {
+  EXPECT_TRUE(at::equal(got.slot_N.cpu(), want.slot_N));
+  EXPECT_TRUE(at::equal(got.place_TK.cpu(), want.place_TK));
+  EXPECT_TRUE(at::equal(got.ends_E.cpu(), want.ends_E));
+}
+
+TEST(ExpertsOnDevice, OrdersAreThoseOfTheCpu) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  at::manual_seed(43);
+  for (const auto& [tokens, choices, experts] : std::vector<std::array<int64_t, 3>>{
+           {0, 2, 4}, {1, 1, 1}, {33, 1, 2}, {1000, 8, 128}, {8192, 8, 128}, {700, 3, 2500}, {300, 2, 12287}}) {
+    SCOPED_TRACE(concat(tokens, "x", choices, " of ", experts));
+    Tensor index = at::randint(0, experts, {tokens, choices}, at::kLong);
+    if (experts == 128) index.clamp_(3, 90);  // experts without rows at both ends
+    const Tensor row = some_rows(tokens, 2);
+    expect_same_order(order_by_expert(index.to(at::kCUDA), row.to(at::kCUDA), experts),
+                      order_by_expert(index, row, experts));
+  }
+  for (const auto& [ranks, experts] : std::vector<std::array<int64_t, 2>>{{1, 1}, {2, 3}, {8, 16}, {4, 32}, {64, 2}}) {
+    Tensor counts = at::randint(0, 300, {ranks, experts}, at::kLong);
+    counts.masked_fill_(at::rand({ranks, experts}).lt(0.4), 0);
+    const int64_t rows = counts.sum().item<int64_t>();
+    expect_same_order(order_arrived(counts.to(at::kCUDA), rows), order_arrived(counts, rows));
+  }
+  const Tensor none = at::zeros({2, 3}, at::kLong);
+  expect_same_order(order_arrived(none.to(at::kCUDA), 0), order_arrived(none, 0));
+}
+
+TEST(ExpertsOnDevice, RouteRows) {
+  at::manual_seed(44);
+  std::vector<OpCase> cases;
+  for (const int64_t width : {5, 64, 2048}) {
+    const Tensor index = at::randint(0, 6, {90, 3}, at::kLong);
+    const RowOrder order = order_by_expert(index, some_rows(90, 2), 6);
+    cases.push_back({concat("gather_rows ", width), {random_f64({90, width})}, 3, [=](const Tensors& in) {
+                       return Tensors{gather_rows(in[0], on(order.slot_N, in[0]), on(order.place_TK, in[0]))};
+                     }});
+    cases.push_back({concat("combine_rows ", width),
+                     {random_f64({270, width}), random_f64({90, 3})},
+                     width,
+                     [=](const Tensors& in) {
+                       return Tensors{combine_rows(in[0], in[1], on(order.slot_N, in[0]), on(order.place_TK, in[0]))};
+                     }});
+  }
+  check_all(cases);
+}
+
+// In one launch (bf16, widths of 16 bytes, aligned) and in a loop.
+TEST(ExpertsOnDevice, GroupedLinear) {
+  at::manual_seed(45);
+  std::vector<OpCase> cases;
+  const std::vector<std::vector<int>> groups = {
+      {7}, {0, 3, 0, 130, 1, 0}, {64, 64, 64}, {0, 0, 9}, {5, 0, 0}, {300, 17, 0, 0, 511, 40, 2, 1}};
+  for (const auto& [in_width, out_width] : std::vector<std::array<int64_t, 2>>{{64, 48}, {8, 8}, {30, 12}, {256, 96}})
+    for (const std::vector<int>& counts : groups) {
+      std::vector<int> sums(counts.size());
+      std::partial_sum(counts.begin(), counts.end(), sums.begin());
+      const int64_t rows = sums.back(), experts = static_cast<int64_t>(counts.size());
+      const Tensor ends = at::tensor(sums, at::kInt);
+      cases.push_back({concat("grouped_linear ", in_width, " to ", out_width, ", ", rows, " rows"),
+                       {random_f64({rows, in_width}), random_f64({experts, out_width, in_width})},
+                       std::max({rows, in_width, out_width}),
+                       [=](const Tensors& in) { return Tensors{grouped_linear(in[0], in[1], on(ends, in[0]))}; }});
+    }
+  check_all(cases);
+}
+
+/// The number of tokens is known on the device alone: rows behind the last expert hold what they like.
+TEST(ExpertsOnDevice, RowsBehindTheLastExpertChangeNothing) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  at::manual_seed(46);
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const auto options = at::TensorOptions(at::kCUDA).dtype(dtype);
+    const Tensor ends = at::tensor({40, 40, 77}, at::kInt).to(at::kCUDA);
+    const Tensor weight = at::randn({3, 32, 64}, options), x = at::randn({100, 64}, options);
+    const auto run = [&](double behind) {
+      Tensor in = x.clone(), dy = at::ones({100, 32}, options);
+      in.narrow(0, 77, 23).fill_(behind);
+      dy.narrow(0, 77, 23).fill_(behind);
+      in.set_requires_grad(true);
+      Tensor w = weight.clone().set_requires_grad(true);
+      const Tensor y = grouped_linear(in, w, ends);
+      const auto grads = torch::autograd::grad({y}, {in, w}, {dy});
+      return Tensors{y.detach().narrow(0, 0, 77), grads[0].narrow(0, 0, 77), grads[1]};
+    };
+    const Tensors zeros = run(0), bad = run(NAN);
+    for (size_t i = 0; i < zeros.size(); ++i) EXPECT_TRUE(bit_equal(zeros[i].cpu(), bad[i].cpu())) << i;
+  }
+}
+
+struct Result {
+  Tensor y, aux;
+  std::vector<Tensor> grads;
+};
+
+ModelConfig expert_config(int64_t experts, int64_t choices) {
+  ModelConfig config = tiny_config();
+  config.decoder.head_dim = 16;
+  config.decoder.mrope_section = {4, 2, 2};
+  config.decoder.type = "qwen3_moe";
+  config.decoder.experts = experts;
+  config.decoder.experts_per_token = choices;
+  config.decoder.expert_ffn = 16;
+  config.decoder.dense_layers = {1};
+  config.decoder.aux_loss = 0.1;
+  return config;
+}
+
+Result run_model(const ModelConfig& config, const TinyRow& row, at::ScalarType dtype, at::Device device) {
+  Vlm source(config, make_single_groups(), at::kDouble, at::kCPU);
+  randomise(source, 21);
+  Vlm model(config, make_single_groups(), dtype, device);
+  {
+    const at::NoGradGuard no_grad;
+    for (size_t i = 0; i < source.params().size(); ++i)
+      model.params()[i].value.copy_(source.params()[i].value.to(at::kBFloat16));  // values that every dtype holds
+  }
+  TinyRow here = row;
+  ModelInput& input = here.input;
+  for (Tensor* x :
+       {&input.tokens_T, &input.position_3T, &input.pixels_PC, &input.vision_index_M, &here.targets_T, &here.weight_T})
+    *x = x->to(device);
+  const DecoderConfig& decoder = config.decoder;
+  const Tensor token = at::arange(input.tokens_T.size(0), at::kLong);
+  const Tensor row_T = at::where(token.lt(40), token.ge(11).to(at::kLong), at::scalar_tensor(-1, at::kLong));
+  input.routing = std::make_shared<Routing>(Routing{.row_T = row_T.to(device),
+                                                    .num_rows = 2,
+                                                    .tokens_of_step = 40,
+                                                    .coefficient = decoder.aux_loss,
+                                                    .layers = decoder.layers,
+                                                    .expert_layers = decoder.num_expert_layers(),
+                                                    .experts = decoder.experts,
+                                                    .experts_per_token = decoder.experts_per_token});
+  const ModelOutput output = model.forward(input);
+  weighted_loss(model, output, here).backward();
+  Result result{.y = output.y_TD.detach().cpu().to(at::kDouble), .aux = input.routing->aux.cpu()};
+  for (const Param& param : model.params()) result.grads.push_back(param.value.grad().cpu().to(at::kDouble));
+  return result;
+}
+
+double relative_error(const Tensor& got, const Tensor& expected) {
+  return (got - expected).abs().max().item<double>() / expected.abs().max().item<double>();
+}
+
+double cosine(const Tensor& a, const Tensor& b) {
+  return (a.flatten().dot(b.flatten()) / (a.norm() * b.norm())).item<double>();
+}
+
+TEST(ExpertsOnDevice, ModelsInDoubleAndSinglePrecisionEqualTheCpu) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  at::manual_seed(47);
+  const ModelConfig config = expert_config(8, 2);
+  const TinyRow row = tiny_row(config, 48, true, at::kDouble);
+  const Result expected = run_model(config, row, at::kDouble, at::kCPU);
+  for (const auto dtype : {at::kDouble, at::kFloat}) {
+    const double bound = dtype == at::kDouble ? 1e-6 : 1e-4;  // rotary tables are f32 in the tower on both
+    const Result got = run_model(config, row, dtype, at::kCUDA);
+    EXPECT_LE(relative_error(got.y, expected.y), bound);
+    EXPECT_LE(relative_error(got.aux, expected.aux), bound);
+    for (size_t i = 0; i < got.grads.size(); ++i)
+      EXPECT_LE(relative_error(got.grads[i], expected.grads[i]), bound) << at::toString(dtype) << " weight " << i;
+  }
+}
+
+// All experts are chosen: in 16 bits, rounding would send tokens elsewhere.
+TEST(ExpertsOnDevice, ModelsInHalfPrecisionAreAsNearAsOnTheCpu) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  at::manual_seed(48);
+  const ModelConfig config = expert_config(4, 4);
+  const TinyRow row = tiny_row(config, 48, true, at::kDouble);
+  const Result exact = run_model(config, row, at::kDouble, at::kCPU),
+               cpu = run_model(config, row, at::kBFloat16, at::kCPU);
+  const Result got = run_model(config, row, at::kBFloat16, at::kCUDA);
+  const auto is_as_near = [](const Tensor& x, const Tensor& other, const Tensor& reference) {
+    return 1 - cosine(x, reference) <= 4 * (1 - cosine(other, reference)) + 1e-4;
+  };
+  EXPECT_TRUE(is_as_near(got.y, cpu.y, exact.y)) << cosine(got.y, exact.y) << " vs " << cosine(cpu.y, exact.y);
+  for (size_t i = 0; i < got.grads.size(); ++i)
+    EXPECT_TRUE(is_as_near(got.grads[i], cpu.grads[i], exact.grads[i]))
+        << "weight " << i << ": " << cosine(got.grads[i], exact.grads[i]) << " vs "
+        << cosine(cpu.grads[i], exact.grads[i]);
+}
+
+}  // namespace
+}  // namespace hanok
