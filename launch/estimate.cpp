@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "launch/estimate_time.h"
 #include "parallel/grad_sync.h"
 #include "trainer/run_stages.h"
 
@@ -46,36 +47,6 @@ const char* name(AttentionStore store) {
   return "";
 }
 
-struct Load {
-  MicroBatch batch;  // of a rank
-  Work work;         // of a step, all ranks
-};
-
-Load load_of(const RunConfig& config, const StageConfig& stage, const Groups& groups, const Supposed& supposed) {
-  const int64_t merge = config.model.connector.merge * config.model.connector.merge;
-  const bool pictures = config.model.tower.type != "none" && supposed.picture_share > 0;
-  const int64_t vision_of_row =
-      pictures ? static_cast<int64_t>(static_cast<double>(stage.seq_len) * supposed.picture_share) : 0;
-  const int64_t rows = stage.rows_per_micro_batch;
-  const int64_t cp = groups.cp->size(), multiple = (groups.sequence_parallel ? groups.tp->size() : 1) * cp;
-  const auto share = [cp](int64_t count) { return (count + cp - 1) / cp; };
-  Load load;
-  load.batch = {.tokens = (rows * stage.seq_len + multiple - 1) / multiple * multiple / cp,
-                .labels = share(rows * (stage.seq_len - vision_of_row)),
-                .patches = share(rows * vision_of_row) * merge,
-                .vision_tokens = share(rows * vision_of_row)};
-  const double all = static_cast<double>(stage.rows_per_step), length = static_cast<double>(stage.seq_len);
-  const double patches = all * static_cast<double>(vision_of_row * merge);
-  load.work = {
-      .tokens = all * length,
-      .labels = all * (length - static_cast<double>(vision_of_row)),
-      .token_pairs = all * length * length,
-      .patches = patches,
-      .patch_pairs = patches * static_cast<double>(std::min<int64_t>(supposed.patches_per_picture,
-                                                                     std::max<int64_t>(1, vision_of_row * merge)))};
-  return load;
-}
-
 double count(const ParamTable& params, bool trainable_only) {
   double total = 0;
   for (const Param& param : params) {
@@ -87,19 +58,12 @@ double count(const ParamTable& params, bool trainable_only) {
   return total;
 }
 
-/// Elements of the flat buffers: each rank of a group has the shards of all.
 double flat_elements(const ParamTable& params, const Groups& groups) {
-  double elements = 0;
-  for (const bool experts : {false, true}) {
-    const int parts = (experts ? groups.expert_grad : groups.grad)->size();
-    elements += static_cast<double>(shard_size(params, parts, experts)) * parts;
-  }
-  return elements;
+  return static_cast<double>(gradient_sizes(params, groups).buffer);
 }
 
 double shard_elements(const ParamTable& params, const Groups& groups) {
-  return static_cast<double>(shard_size(params, groups.grad->size(), false) +
-                             shard_size(params, groups.expert_grad->size(), true));
+  return static_cast<double>(gradient_sizes(params, groups).shard);
 }
 
 /// The bucket in which gradients that ranks of tp share are summed; norm and update work in place.
@@ -119,74 +83,13 @@ double bucket_bytes(const ParamTable& params, const Groups& groups, at::ScalarTy
   return std::min(elements, kBucket) * static_cast<double>(c10::elementSize(accumulate));
 }
 
-/// Time of the collectives between layers. Two gathers and two scatters of the stream a block and pass (facts: 8 L T D
-/// (t - 1) / t a micro-batch); a recomputed block's forward communicates once more.
-double tensor_parallel_s(
-    const ModelConfig& config, const StageConfig& stage, const Estimate& e, const Load& load, const GpuConfig& gpu) {
-  const double t = e.mesh.tp;
-  if (t == 1) return 0;
-  const double share = stage.recompute == "full" ? 1.0 / static_cast<double>(stage.recompute_every) : 0;
-  const double passes = 8 + 4 * share, size = static_cast<double>(c10::elementSize(e.dtype));
-  const double decoder = static_cast<double>(config.decoder.layers * config.decoder.hidden) *
-                         static_cast<double>(load.batch.tokens),
-               tower = static_cast<double>(config.tower.depth * config.tower.hidden) *
-                       static_cast<double>(load.batch.patches);
-  const double bytes = passes * (decoder + tower) * size * (t - 1) / t * static_cast<double>(e.micro_batches);
-  return bytes / (gpu.link.bus_gb_s * 1e9);
-}
-
-/// Time of the collectives of attention over cp, not overlapped. Gathered: keys and values in both passes, their
-/// gradients summed in the backward. Ring: the same, the gradients in f32. By heads: all of q, k, v there and the
-/// result back, in both passes.
-double context_parallel_s(
-    const ModelConfig& config, const StageConfig& stage, const Estimate& e, const Load& load, const GpuConfig& gpu) {
-  const double n = e.mesh.cp;
-  if (n == 1) return 0;
-  const DecoderConfig& d = config.decoder;
-  const double size = static_cast<double>(c10::elementSize(e.dtype));
-  const double again = stage.recompute == "full" ? 1.0 / static_cast<double>(stage.recompute_every) : 0;
-  const double rows = static_cast<double>(load.batch.tokens * d.layers * d.head_dim) / e.mesh.tp;
-  const double kv = 2 * rows * static_cast<double>(d.kv_heads), q = rows * static_cast<double>(d.heads);
-  const bool heads = stage.parallel.context == "heads", ring = stage.parallel.context == "ring";
-  const double bytes =
-      heads ? (2 * q + kv) * (n - 1) / n * (2 + again) * size : kv * (n - 1) * ((2 + again) * size + (ring ? 4 : size));
-  return bytes * static_cast<double>(e.micro_batches) / (gpu.link.bus_gb_s * 1e9);
-}
-
-Estimate::Seconds seconds_of(const RunConfig& config,
-                             const StageConfig& stage,
-                             const PlannedModel& planned,
-                             const Load& load,
-                             const Estimate& e,
-                             double passed_bytes,
-                             const GpuConfig& gpu) {
-  const Groups& groups = planned.groups;
-  const double ranks = e.mesh.world(), tera = 1e12;
-  const char* key = e.dtype == at::kBFloat16 ? "bfloat16" : "float32";
-  const auto rate = gpu.matmul_tf.find(key);  // an emulated dtype runs at the rate of float32
-  const double matmul = (rate == gpu.matmul_tf.end() ? gpu.matmul_tf.at("float32") : rate->second) * tera * ranks;
-  Estimate::Seconds s;
-  for (const Flops* part : {&e.flops.tower, &e.flops.connector, &e.flops.decoder, &e.flops.head})
-    s.matrices += (part->total() + part->again) / matmul;
-  for (const Flops* part : {&e.flops.tower_attention, &e.flops.attention})
-    s.attention +=
-        ((part->forward + part->again) / gpu.attention_tf.forward + part->backward / gpu.attention_tf.backward) /
-        (tera * ranks);
-  const double copy = gpu.copy_gb_s * 1e9;
-  // Norms, rotations, activations: the forward reads and writes what it keeps, the backward reads it and the gradient
-  // of the result and writes that of the input.
-  s.memory = 5 * passed_bytes * static_cast<double>(e.micro_batches) / copy;
-  const double shard = shard_elements(planned.model->params(), groups);
-  // Master and moments read and written, the gradient zeroed, read for the norm and for the update, the weight written.
-  s.optimizer = shard * (24 + 3 * 4 + static_cast<double>(c10::elementSize(e.dtype))) / copy;
-  s.tensor_parallel = tensor_parallel_s(config.model, stage, e, load, gpu);
-  s.context_parallel = context_parallel_s(config.model, stage, e, load, gpu);
-  const double n = groups.grad->size();
-  const double summed =
-      shard * n *
-      static_cast<double>(c10::elementSize(accumulate_type_of(stage.optimizer)) + c10::elementSize(e.dtype));
-  s.data_parallel = summed * (n - 1) / n / (gpu.link.bus_gb_s * 1e9);
-  return s;
+/// Elements of the optimizer's shards that belong to experts.
+double expert_shard_elements(const ParamTable& params, const Groups& groups) {
+  double elements = 0;
+  for (const Param& param : params)
+    if (param.trainable && param.spec.cut_axis == Axis::kEp && param.spec.cut_dim >= 0)
+      elements += static_cast<double>(param.value.numel());
+  return elements / groups.expert_grad->size();
 }
 
 }  // namespace
@@ -198,6 +101,48 @@ Supposed supposed_by_default(const RunConfig& config) {
   int64_t patches = 1024;
   if (config.data.max_pixels > 0) patches = std::min(patches, config.data.max_pixels / (edge * edge));
   return {.picture_share = 0.5, .patches_per_picture = std::max(merge, patches / merge * merge)};
+}
+
+Supposed supposed_of(const RunConfig& config, const StageConfig& stage, const Work& step) {
+  Supposed out;
+  if (step.tokens <= 0) return out;
+  const double merge = static_cast<double>(config.model.connector.merge * config.model.connector.merge);
+  const double vision = config.model.tower.type == "none" ? 0 : step.patches / merge;
+  out.picture_share = std::min(1.0, vision / step.tokens);
+  if (step.patches > 0) out.patches_per_picture = static_cast<int64_t>(step.patch_pairs / step.patches);
+  if (vision < step.tokens) out.label_share = step.labels / (step.tokens - vision);
+  out.sample_tokens = step.token_pairs / step.tokens;
+  out.fill = step.tokens / static_cast<double>(stage.seq_len * stage.rows_per_step);
+  return out;
+}
+
+StepLoad load_of(const RunConfig& config, const StageConfig& stage, const Groups& groups, const Supposed& supposed) {
+  const int64_t merge = config.model.connector.merge * config.model.connector.merge;
+  const bool pictures = config.model.tower.type != "none" && supposed.picture_share > 0;
+  const double length = static_cast<double>(stage.seq_len);
+  const int64_t vision_of_row = pictures ? static_cast<int64_t>(length * supposed.fill * supposed.picture_share) : 0;
+  const double tokens_of_row = length * supposed.fill;
+  const double labels_of_row = (tokens_of_row - static_cast<double>(vision_of_row)) * supposed.label_share;
+  const int64_t rows = stage.rows_per_micro_batch;
+  const int64_t cp = groups.cp->size(), multiple = (groups.sequence_parallel ? groups.tp->size() : 1) * cp;
+  const auto share = [cp](int64_t count) { return (count + cp - 1) / cp; };
+  StepLoad load;
+  load.batch = {.tokens = (rows * stage.seq_len + multiple - 1) / multiple * multiple / cp,
+                .labels = share(static_cast<int64_t>(static_cast<double>(rows) * labels_of_row)),
+                .patches = share(rows * vision_of_row) * merge,
+                .vision_tokens = share(rows * vision_of_row)};
+  const auto all = static_cast<double>(stage.rows_per_step);
+  const double patches = all * static_cast<double>(vision_of_row * merge);
+  const double sample = supposed.sample_tokens > 0 ? supposed.sample_tokens : length;
+  load.work = {
+      .tokens = all * tokens_of_row,
+      .labels = all * labels_of_row,
+      .token_pairs = all * tokens_of_row * sample,
+      .patches = patches,
+      .patch_pairs = patches * static_cast<double>(std::min<int64_t>(supposed.patches_per_picture,
+                                                                     std::max<int64_t>(1, vision_of_row * merge)))};
+  load.fill = supposed.fill;
+  return load;
 }
 
 double Estimate::always_bytes() const {
@@ -217,8 +162,7 @@ double weight_bytes(const ParamTable& params, const Groups& groups) {
 
 double gradient_bytes(const ParamTable& params, const Groups& groups, const OptimizerConfig& config) {
   const double size = static_cast<double>(c10::elementSize(accumulate_type_of(config)));
-  const bool experts = shard_size(params, 1, true) > 0;  // then a tensor of its own holds both shards
-  return (flat_elements(params, groups) + (experts ? shard_elements(params, groups) : 0)) * size;
+  return flat_elements(params, groups) * size;
 }
 
 double optimizer_bytes(const ParamTable& params, const Groups& groups) {
@@ -269,6 +213,17 @@ Estimate::Stage stage_of(const PlannedModel& planned, const ActivationBytes& act
   return out;
 }
 
+KernelSet kernels_on(const StageConfig& stage, const GpuConfig* gpu, at::ScalarType dtype) {
+  return {.on_gpu = gpu != nullptr,
+          .attention = attention_on(stage.attention, gpu, dtype),
+          .context = context_way(stage.parallel.context)};
+}
+
+int64_t micro_batches_of(const StageConfig& stage, const MeshShape& mesh) {
+  const int64_t rows_of_rank = (stage.rows_per_step + mesh.dp - 1) / mesh.dp;
+  return (rows_of_rank + stage.rows_per_micro_batch - 1) / stage.rows_per_micro_batch;
+}
+
 Estimate estimate_stage(const RunConfig& config,
                         const StageConfig& stage,
                         const PlannedModel& planned,
@@ -276,24 +231,21 @@ Estimate estimate_stage(const RunConfig& config,
                         const GpuConfig* gpu) {
   const ParamTable& params = planned.model->params();
   const Groups& groups = planned.groups;
-  Load load = load_of(config, stage, groups, supposed);
+  StepLoad load = load_of(config, stage, groups, supposed);
   load.batch.trains_before = trains_before(*planned.model);
-  const int64_t every = stage.recompute == "full" ? stage.recompute_every : 0;
   Estimate e{.mesh = groups.mesh.shape(), .dtype = dtype_on(config.model, gpu)};
-  const KernelSet kernels{.on_gpu = gpu != nullptr,
-                          .attention = attention_on(stage.attention, gpu, e.dtype),
-                          .context = context_way(stage.parallel.context)};
+  const KernelSet kernels = kernels_on(stage, gpu, e.dtype);
   e.attention = name(kernels.attention);
   // Pieces of samples go to the kernel that gives log-sums for them (model/kernels/attention_pieces.cpp).
   if (gpu && groups.cp->size() > 1 && kernels.context != ContextWay::kHeads)
     e.attention += gpu->compute_capability >= 8 && e.dtype == at::kBFloat16 ? ", flash over cp" : ", plain over cp";
   e.parameters = count(planned.model->whole(), false);
+  e.active = active_parameters(config.model, planned.model->whole());
   e.trainable = count(planned.model->whole(), true);
   e.tokens_per_step = load.work.tokens;
-  const int64_t rows_of_rank = (stage.rows_per_step + e.mesh.dp - 1) / e.mesh.dp;
-  e.micro_batches = (rows_of_rank + stage.rows_per_micro_batch - 1) / stage.rows_per_micro_batch;
+  e.micro_batches = micro_batches_of(stage, e.mesh);
 
-  const ActivationBytes act = activation_bytes(config.model, params, groups, load.batch, every, kernels);
+  const ActivationBytes act = activation_bytes(config.model, params, groups, load.batch, recompute_of(stage), kernels);
   e.always = {{"weights", weight_bytes(params, groups)},
               {"gradients", gradient_bytes(params, groups, stage.optimizer)},
               {"optimizer (f32 master, two moments)", optimizer_bytes(params, groups)}};
@@ -302,6 +254,7 @@ Estimate estimate_stage(const RunConfig& config,
         (groups.tp->size() > 1) + 2 * (groups.grad->size() > 1) + (groups.cp->size() > 1) + (groups.world->size() > 1);
     e.always.push_back({"CUDA context (allowance)", kContextBytes});
     if (used > 0) e.always.push_back({"NCCL communicators (allowance)", used * kCommunicatorBytes});
+    e.allowance_bytes = kContextBytes + used * kCommunicatorBytes;
   }
   e.kept = {{"input", act.input},
             {"tower", act.tower},
@@ -321,17 +274,42 @@ Estimate estimate_stage(const RunConfig& config,
   e.peak_bytes = e.always_bytes() + std::max(others + act.peak, bucket);
   own.always = e.always_bytes();
   own.peak = e.peak_bytes;
+  e.on_host_bytes = own.live * act.on_host;
   e.stages = {own};
-  e.flops = flops_by_part(config.model, planned.model->whole(), load.work, every);
-  if (gpu) {
-    const ActivationBytes all = activation_bytes(config.model, params, groups, load.batch, 0, kernels);
-    e.seconds = seconds_of(config, stage, planned, load, e, all.kept(), *gpu);
-    e.seconds->pipeline = e.seconds->total() * waiting_share(planned.model->pipeline(), e.micro_batches);
-  }
+  e.flops = flops_by_part(config.model, planned.model->whole(), load.work, recompute_of(stage));
   return e;
 }
 
 }  // namespace
+
+Estimate::Seconds step_seconds(const RunConfig& config,
+                               const StageConfig& stage,
+                               const PlannedModel& unpiped,
+                               const PipelineShape& shape,
+                               const Supposed& supposed,
+                               const GpuConfig& gpu) {
+  const Groups& groups = unpiped.groups;
+  const ParamTable& params = unpiped.model->params();
+  const at::ScalarType dtype = dtype_on(config.model, &gpu);
+  const StepLoad load = load_of(config, stage, groups, supposed);
+  const KernelSet kernels = kernels_on(stage, &gpu, dtype);
+  const double experts = expert_shard_elements(params, groups), stages = shape.ranks;
+  return seconds_of({.config = config,
+                     .stage = stage,
+                     .groups = groups,
+                     .shape = shape,
+                     .params = params,
+                     .load = load,
+                     .micro_batches = micro_batches_of(stage, groups.mesh.shape()),
+                     .dtype = dtype,
+                     .kernels = kernels,
+                     .without = activation_bytes(config.model, params, groups, load.batch, {}, kernels),
+                     .kept = activation_bytes(config.model, params, groups, load.batch, recompute_of(stage), kernels),
+                     .shard = (shard_elements(params, groups) - experts) / stages,
+                     .expert_shard = experts / stages,
+                     .trained = flat_elements(params, groups) / stages},
+                    gpu);
+}
 
 Estimate estimate(const RunConfig& config,
                   const StageConfig& stage,
@@ -349,6 +327,11 @@ Estimate estimate(const RunConfig& config,
     if (next.peak_bytes > worst.peak_bytes) worst = std::move(next);
   }
   worst.stages = std::move(stages);
+  if (!gpu) return worst;
+  layout.pp = 1;
+  const PlannedModel unpiped = mesh.pp > 1 ? plan_model(config, stage, layout, gpu) : PlannedModel{};
+  worst.seconds =
+      step_seconds(config, stage, mesh.pp > 1 ? unpiped : planned, planned.model->pipeline(), supposed, *gpu);
   return worst;
 }
 

@@ -1,49 +1,102 @@
 #include "parallel/grad_buffer.h"
 
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/utils/lambda_post_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
 namespace hanok {
 namespace {
 
-/// Moves what autograd left in .grad into the buffer.
-class AddToBuffer final : public torch::autograd::PostAccumulateGradHook {
+namespace autograd = torch::autograd;
+
+/// What a weight with a buffer carries. Moves what autograd left in .grad into the buffer, where that is not .grad
+/// itself.
+class BufferHook final : public autograd::PostAccumulateGradHook {
  public:
-  explicit AddToBuffer(Tensor buffer) : buffer_(std::move(buffer)) {}
+  BufferHook(const Tensor& weight, Tensor buffer, GradWatcher* watcher, int number)
+      : buffer_(std::move(buffer)), watcher_(watcher), number_(number) {
+    if (watcher_ == nullptr) return;
+    // Hooks after accumulation run only where autograd was handed a gradient; those of the node always, once a
+    // backward. The node lives as long as somebody holds it.
+    node_ = autograd::impl::grad_accumulator(weight);
+    key_ = node_->add_post_hook(std::make_unique<autograd::utils::LambdaPostHook>(
+        [watcher, number](const autograd::variable_list& outputs, const autograd::variable_list&) {
+          watcher->backward_passed(number);
+          return outputs;
+        }));
+  }
+  ~BufferHook() override {
+    if (node_) node_->del_post_hook(key_);
+  }
   void operator()(const Tensor& value) override {
     const at::NoGradGuard no_grad;
-    if (!value.grad().defined()) return;  // every share was added by the operations themselves
+    if (!value.grad().defined() || value.grad().is_same(buffer_)) return;
     buffer_.add_(value.grad());
     value.mutable_grad().reset();
   }
   const Tensor& buffer() const { return buffer_; }
+  GradWatcher* watcher() const { return watcher_; }
+  int number() const { return number_; }
 
  private:
   Tensor buffer_;
+  GradWatcher* watcher_;
+  int number_;
+  std::shared_ptr<autograd::Node> node_;
+  uintptr_t key_ = 0;
 };
+
+const BufferHook* hook_of(const Tensor& weight) {
+  if (!weight.defined() || !weight.is_leaf()) return nullptr;
+  const auto& hook = autograd::impl::post_acc_grad_hooks(weight);
+  return hook ? dynamic_cast<const BufferHook*>(hook.get()) : nullptr;
+}
 
 }  // namespace
 
-void attach_grad_buffer(const Tensor& weight, const Tensor& buffer) {
-  if (weight.scalar_type() == buffer.scalar_type()) {
+void attach_grad_buffer(const Tensor& weight, const Tensor& buffer, GradWatcher* watcher, int number) {
+  const bool is_grad = weight.scalar_type() == buffer.scalar_type();
+  if (is_grad) {
     weight.mutable_grad() = buffer;  // autograd adds to a .grad that is there already
-    return;
+  } else {
+    weight.mutable_grad().reset();
   }
-  weight.mutable_grad().reset();
-  torch::autograd::impl::set_post_acc_grad_hooks(weight, std::make_unique<AddToBuffer>(buffer));
+  const BufferHook* attached = hook_of(weight);
+  if (attached && attached->buffer().is_same(buffer) && attached->watcher() == watcher) return;
+  autograd::impl::set_post_acc_grad_hooks(weight, std::make_unique<BufferHook>(weight, buffer, watcher, number));
 }
 
 void detach_grad_buffer(const Tensor& weight) {
-  torch::autograd::impl::set_post_acc_grad_hooks(weight, nullptr);
+  autograd::impl::set_post_acc_grad_hooks(weight, nullptr);
   weight.mutable_grad().reset();
 }
 
 Tensor grad_buffer(const Tensor& weight) {
+  if (const BufferHook* hook = hook_of(weight)) return hook->buffer();
   if (!weight.defined() || !weight.is_leaf()) return {};
-  if (const auto& hook = torch::autograd::impl::post_acc_grad_hooks(weight))
-    if (const auto* adds = dynamic_cast<const AddToBuffer*>(hook.get())) return adds->buffer();
   const Tensor& there = weight.grad();
   return there.defined() && !there.is_sparse() && there.scalar_type() == weight.scalar_type() ? there : Tensor();
+}
+
+void add_to_gradient(const Tensor& weight, const Tensor& share) {
+  Tensor there = grad_buffer(weight);
+  if (!there.defined() && weight.grad().defined()) there = weight.grad();
+  if (there.defined()) {
+    there.add_(share);
+  } else {
+    weight.mutable_grad() = share;
+  }
+}
+
+void put_gradient_off(const Tensor& weight) {
+  const BufferHook* hook = hook_of(weight);
+  if (hook && hook->watcher()) hook->watcher()->gradient_put_off(hook->number());
+}
+
+void gradient_was_added(const Tensor& weight) {
+  const BufferHook* hook = hook_of(weight);
+  if (hook && hook->watcher()) hook->watcher()->gradient_added(hook->number());
 }
 
 }  // namespace hanok

@@ -5,14 +5,31 @@
 
 namespace hanok {
 
+/// Told of the gradients of weights, each by the number that it was attached with.
+class GradWatcher {
+ public:
+  virtual ~GradWatcher() = default;
+  /// A backward is through with the weight: its share is in the buffer, or was put off.
+  virtual void backward_passed(int number) = 0;
+  virtual void gradient_put_off(int number) = 0;
+  virtual void gradient_added(int number) = 0;  // one that was put off
+};
+
 /// Gradients of `weight` (a leaf) are added to `buffer`, of its shape, from now on: what autograd leaves in .grad is
-/// moved there after every backward. A buffer of the weight's own dtype becomes its .grad itself.
-void attach_grad_buffer(const Tensor& weight, const Tensor& buffer);
-/// Forgets buffer and .grad.
+/// moved there after every backward. A buffer of the weight's own dtype becomes its .grad itself. `watcher` (may be
+/// null) must live until the weight is detached.
+void attach_grad_buffer(const Tensor& weight, const Tensor& buffer, GradWatcher* watcher = nullptr, int number = 0);
+/// Forgets buffer, watcher and .grad.
 void detach_grad_buffer(const Tensor& weight);
 
 /// The buffer of `weight`, so that an operation may add its share of the gradient there itself and hand autograd none;
 /// undefined if there is none, or if `weight` is no leaf.
 Tensor grad_buffer(const Tensor& weight);
+/// Adds a share of the gradient outside of a backward: to the buffer, else to .grad.
+void add_to_gradient(const Tensor& weight, const Tensor& share);
+
+/// An operation says that its backward leaves its share of the gradient for later, and then that it has added it.
+void put_gradient_off(const Tensor& weight);
+void gradient_was_added(const Tensor& weight);
 
 }  // namespace hanok

@@ -1,56 +1,21 @@
 #include "parallel/grad_sync.h"
 
+#include <unordered_map>
+
 #include "base/error.h"
 #include "parallel/grad_buffer.h"
+#include "parallel/grad_layout.h"
+#include "parallel/grad_readiness.h"
+#include "parallel/shared_sums.h"
+#include "parallel/side_stream.h"
 #include "parallel/squared_norm.h"
 
 namespace hanok {
 
 namespace {
 
-constexpr int64_t kAlignment = 32;                     // elements: vectorised kernels on any piece
-constexpr int64_t kBucketElements = int64_t{1} << 24;  // of one temporary buffer
-
-int64_t aligned(int64_t size) {
-  return (size + kAlignment - 1) / kAlignment * kAlignment;
-}
-
 bool is_expert(const ParamSpec& spec) {
   return spec.cut_dim >= 0 && spec.cut_axis == Axis::kEp;
-}
-
-/// Where a trainable parameter lies in the flat buffer of its group.
-struct Place {
-  int param = 0;
-  int64_t begin = 0, size = 0;
-};
-
-std::vector<Place> lay_out(const ParamTable& params, bool experts) {
-  std::vector<Place> places;
-  int64_t begin = 0;
-  for (size_t i = 0; i < params.size(); ++i) {
-    if (!params[i].trainable || is_expert(params[i].spec) != experts) continue;
-    places.push_back({.param = static_cast<int>(i), .begin = begin, .size = params[i].value.numel()});
-    begin += aligned(places.back().size);
-  }
-  return places;
-}
-
-int64_t shard_size_of(const std::vector<Place>& places, int parts) {
-  const int64_t total = places.empty() ? 0 : places.back().begin + places.back().size;
-  return aligned((total + parts - 1) / parts);
-}
-
-/// Calls visit(place, first, last) with flat positions for every parameter that has values in [begin, end).
-template <class Visit>
-void for_each_place(const std::vector<Place>& places, int64_t begin, int64_t end, const Visit& visit) {
-  auto place = std::upper_bound(
-      places.begin(), places.end(), begin, [](int64_t at, const Place& other) { return at < other.begin; });
-  if (place != places.begin()) --place;
-  for (; place != places.end() && place->begin < end; ++place) {
-    const int64_t first = std::max(begin, place->begin), last = std::min(end, place->begin + place->size);
-    if (first < last) visit(*place, first, last);
-  }
 }
 
 /// Local flattened values of a parameter for which this rank speaks in the norm: each weight of the model is spoken for
@@ -78,70 +43,85 @@ std::vector<Stretch> counted_stretches(const ParamSpec& spec, const Groups& grou
   return stretches;
 }
 
-/// The weights that share one group of ranks: dense ones over grad, experts over expert_grad.
-struct Flat {
-  bool experts = false;
-  std::shared_ptr<Comm> comm;
-  std::vector<Place> places;
-  int64_t shard_size = 0;
-  int64_t shard_begin = 0;  // in State::shard
-  Tensor buffer;            // gradients [comm->size() * shard_size]
-  Tensor weights;           // the same stretch of the weights themselves, in their dtype
-  Tensor own_weights() const { return weights.narrow(0, comm->rank() * shard_size, shard_size); }
-};
-
-/// A part of one gradient that several ranks of tp hold together. Slots: one per set of ranks that share it; a rank
-/// adds to its own slot and leaves zeros in the others, so that one all-reduce over tp sums within every set.
-struct TpSum {
-  Tensor grad;  // view of the buffer
-  int slot = 0, slots = 1;
-  int64_t elements() const { return slots * grad.numel(); }
-};
+bool overlap_in_memory(const Tensor& a, const Tensor& b) {
+  const auto* a_begin = static_cast<const char*>(a.const_data_ptr());
+  const auto* b_begin = static_cast<const char*>(b.const_data_ptr());
+  return a_begin < b_begin + b.nbytes() && b_begin < a_begin + a.nbytes();
+}
 
 }  // namespace
 
-std::vector<ShardPiece> shard_pieces(const ParamTable& params, int index, int parts, bool experts) {
-  const std::vector<Place> places = lay_out(params, experts);
-  const int64_t shard_size = shard_size_of(places, parts), shard_first = index * shard_size;
-  std::vector<ShardPiece> pieces;
-  for_each_place(places, shard_first, shard_first + shard_size, [&](const Place& place, int64_t first, int64_t last) {
-    pieces.push_back({.param = place.param,
-                      .local_begin = first - place.begin,
-                      .size = last - first,
-                      .shard_begin = first - shard_first});
-  });
-  return pieces;
+std::vector<ShardPiece> shard_pieces(const ParamTable& params, const Groups& groups) {
+  return pieces_of(lay_out_gradients(params, groups, kBucketElements));
 }
 
-int64_t shard_size(const ParamTable& params, int parts, bool experts) {
-  return shard_size_of(lay_out(params, experts), parts);
+GradSizes gradient_sizes(const ParamTable& params, const Groups& groups) {
+  const GradLayout layout = lay_out_gradients(params, groups, kBucketElements);
+  return {.buffer = layout.size, .shard = layout.shard_size};
 }
 
-struct GradSync::State {
+struct GradSync::State final : GradWatcher {
+  State(const Groups& groups, const GradSyncOptions& options, const ParamTable& params);
+
   Groups groups;
+  GradSyncOptions options;
+  GradLayout layout;
+  GradReadiness readiness;
+  SideStream side;
+  bool is_in_step = false;
+  std::vector<std::string> names;
   std::vector<Tensor> values;  // of the trainable parameters, by index in the table; undefined for frozen ones
-  std::vector<Tensor> grads;   // views of the buffers, likewise
-  Flat flats[2];
-  std::vector<TpSum> tp_sums;
-  struct Twin {
-    Tensor grad;  // view of the buffer
-    int stage = 0;
-  };
-  std::vector<Twin> twins;
+  std::vector<Tensor> grads;   // views of the buffer, likewise
+  Tensor buffer, weights;      // [layout.size], weights in their own dtype
+  Tensor shard;                // the end of the buffer
+  std::optional<SharedSums> shared;
   std::vector<ShardPiece> pieces;
   std::vector<Stretch> counted;  // of the shard
-  Tensor shard;
+
+  // Weights on their way: those of buckets [0, gathered) were sent for, those of [0, arrived) may be read.
+  struct Block {
+    size_t first_bucket = 0, end_bucket = 0;
+  };
+  std::vector<Block> blocks;
+  std::unordered_map<const void*, size_t> bucket_of_weight;  // by the weight's TensorImpl
+  std::vector<SideStream::Mark> marks;                       // by bucket
+  size_t gathered = 0, arrived = 0;
 
   void check(const ParamTable& params);
-  void allocate(const ParamTable& params, at::ScalarType accumulate);
-  void move_weights(Flat& flat);
-  void find_tp_sums(const ParamTable& params);
+  void allocate(const ParamTable& params);
+  void find_blocks();
   void find_counted(const ParamTable& params);
   void attach();
-  void sum_over_tp();
-  void sum_over_twins();
-  Tensor shard_of(const Flat& flat) const { return shard.narrow(0, flat.shard_begin, flat.shard_size); }
+
+  void backward_passed(int param) override;
+  void gradient_put_off(int param) override;
+  void gradient_added(int param) override;
+  void require_not_left(int param) const;
+  void send_ready(bool all);
+  void send(const GradBucket& bucket);
+  void reduce(const GradBucket& bucket);
+
+  void gather(size_t bucket);
+  void await(size_t buckets);
+
+  bool owns_all() const { return layout.size == layout.shard_size; }
+  Comm& comm_of(const GradBucket& bucket) const { return bucket.experts ? *groups.expert_grad : *groups.grad; }
+  Tensor own_shard(const GradBucket& bucket) const { return shard.narrow(0, bucket.shard_begin, bucket.piece); }
 };
+
+GradSync::State::State(const Groups& groups, const GradSyncOptions& options, const ParamTable& params)
+    : groups(groups),
+      options(options),
+      layout(
+          lay_out_gradients(params, groups, options.bucket_elements > 0 ? options.bucket_elements : kBucketElements)),
+      readiness(layout, params.size()),
+      side(options.overlap && !owns_all() ? params.front().value.device() : at::kCPU, /*urgent=*/true),
+      gathered(layout.buckets.size()),
+      arrived(layout.buckets.size()) {
+  for (const Param& param : params) names.push_back(param.spec.name);
+  if (owns_all()) this->options.overlap = false;
+  marks.resize(layout.buckets.size());
+}
 
 void GradSync::State::check(const ParamTable& params) {
   const Param* first = nullptr;
@@ -158,70 +138,38 @@ void GradSync::State::check(const ParamTable& params) {
   }
 }
 
-void GradSync::State::allocate(const ParamTable& params, at::ScalarType accumulate) {
+/// Gradients and weights lie in one buffer each: they are summed and updated ones gathered where they are used. Sums of
+/// buckets go to the end of the buffer of gradients, which buckets that have left make free, and end as one shard.
+void GradSync::State::allocate(const ParamTable& params) {
   values.resize(params.size());
   grads.resize(params.size());
-  at::TensorOptions options = at::TensorOptions().dtype(accumulate);
+  at::TensorOptions options_of_weights;
   for (size_t i = 0; i < params.size(); ++i) {
     if (params[i].trainable) values[i] = params[i].value;
-    options = options.device(params[i].value.device());
+    if (params[i].trainable || !options_of_weights.has_dtype()) options_of_weights = params[i].value.options();
   }
-  int64_t shard_size = 0;
-  for (const bool experts : {false, true}) {
-    Flat& flat = flats[experts];
-    flat.experts = experts;
-    flat.comm = experts ? groups.expert_grad : groups.grad;
-    flat.places = lay_out(params, experts);
-    flat.shard_size = shard_size_of(flat.places, flat.comm->size());
-    flat.shard_begin = shard_size;
-    flat.buffer = at::zeros({flat.comm->size() * flat.shard_size}, options);
-    for (const Place& place : flat.places) {
-      const Tensor& value = values[place.param];
-      grads[place.param] = flat.buffer.narrow(0, place.begin, place.size).view(value.sizes());
+  buffer = at::zeros({layout.size}, options_of_weights.dtype(options.accumulate));
+  weights = at::zeros({layout.size}, options_of_weights);
+  shard = buffer.narrow(0, layout.size - layout.shard_size, layout.shard_size);
+  for (size_t b = 0; b < layout.buckets.size(); ++b) {
+    for (const GradPlace& place : layout.buckets[b].places) {
+      Tensor& value = values[place.param];
+      grads[place.param] = buffer.narrow(0, place.begin, place.size).view(value.sizes());
+      const Tensor here = weights.narrow(0, place.begin, place.size).view(value.sizes());
+      here.copy_(value);
+      value.set_data(here);
+      bucket_of_weight[value.unsafeGetTensorImpl()] = b;
     }
-    move_weights(flat);
-    for (ShardPiece piece : shard_pieces(params, flat.comm->rank(), flat.comm->size(), experts)) {
-      piece.shard_begin += flat.shard_begin;
-      pieces.push_back(piece);
-    }
-    shard_size += flat.shard_size;
   }
-  // The summed shard takes the place of this rank's block; two groups need a tensor that holds both shards.
-  const Flat& dense = flats[false];
-  shard = flats[true].places.empty() ? dense.buffer.narrow(0, dense.comm->rank() * dense.shard_size, dense.shard_size)
-                                     : at::zeros({shard_size}, options);
+  pieces = pieces_of(layout);
 }
 
-/// The weights of a flat lie in one buffer, so that updated ones are gathered where they are used.
-void GradSync::State::move_weights(Flat& flat) {
-  if (flat.places.empty()) return;
-  flat.weights = at::zeros({flat.comm->size() * flat.shard_size}, values[flat.places[0].param].options());
-  for (const Place& place : flat.places) {
-    Tensor& value = values[place.param];
-    const Tensor here = flat.weights.narrow(0, place.begin, place.size).view(value.sizes());
-    here.copy_(value);
-    value.set_data(here);
-  }
-}
-
-void GradSync::State::find_tp_sums(const ParamTable& params) {
-  const int parts = groups.tp->size();
-  if (parts == 1) return;
-  for (size_t i = 0; i < params.size(); ++i) {
-    const ParamSpec& spec = params[i].spec;
-    if (!params[i].trainable) continue;
-    if (spec.cut_dim < 0) {
-      if (spec.sum_grad_over_tp) tp_sums.push_back({.grad = grads[i]});
-      continue;
-    }
-    for (const LocalRange& range : local_ranges(spec, groups)) {
-      if (range.replicas == 1) continue;
-      HANOK_REQUIRE(!is_expert(spec), kShape) << spec.name << ": got fewer experts than ep = " << groups.ep->size()
-                                              << ", expected a multiple; gradient sums; choose a smaller ep";
-      tp_sums.push_back({.grad = grads[i].narrow(spec.cut_dim, range.local_begin, range.size),
-                         .slot = groups.tp->rank() / range.replicas,
-                         .slots = parts / range.replicas});
-    }
+/// Neighbours that this rank owns alone are one block.
+void GradSync::State::find_blocks() {
+  for (size_t b = 0; b < layout.buckets.size(); ++b) {
+    const bool joins = b > 0 && layout.buckets[b].parts == 1 && layout.buckets[b - 1].parts == 1;
+    if (!joins) blocks.push_back({.first_bucket = b});
+    blocks.back().end_bucket = b + 1;
   }
 }
 
@@ -242,66 +190,98 @@ void GradSync::State::find_counted(const ParamTable& params) {
       }
       // Zeros fill the space from a parameter to the next multiple of 32: they may be counted, so that stretches are
       // few and long.
-      joins_at = last == piece_end ? aligned(end) : end;
+      joins_at = last == piece_end ? grad_aligned(end) : end;
     }
   }
 }
 
 void GradSync::State::attach() {
   for (size_t i = 0; i < values.size(); ++i) {
-    if (values[i].defined()) attach_grad_buffer(values[i], grads[i]);
+    if (values[i].defined()) attach_grad_buffer(values[i], grads[i], this, static_cast<int>(i));
   }
 }
 
-void GradSync::State::sum_over_tp() {
-  for (size_t first = 0; first < tp_sums.size();) {
-    size_t last = first;
-    int64_t elements = 0;
-    while (last < tp_sums.size() && (last == first || elements + tp_sums[last].elements() <= kBucketElements)) {
-      elements += tp_sums[last++].elements();
-    }
-    Tensor bucket = at::zeros({elements}, tp_sums[first].grad.options());
-    std::vector<Tensor> own;
-    int64_t begin = 0;
-    for (size_t i = first; i < last; ++i) {
-      const TpSum& sum = tp_sums[i];
-      const int64_t size = sum.grad.numel();
-      own.push_back(bucket.narrow(0, begin + sum.slot * size, size).view(sum.grad.sizes()));
-      own.back().copy_(sum.grad);
-      begin += sum.elements();
-    }
-    groups.tp->all_reduce(bucket, Reduce::kSum);
-    for (size_t i = first; i < last; ++i) tp_sums[i].grad.copy_(own[i - first]);
-    first = last;
-  }
+void GradSync::State::require_not_left(int param) const {
+  HANOK_REQUIRE(!is_in_step || !readiness.has_left(param), kShape)
+      << names[param] << ": got a gradient after its sum over ranks was on its way, expected all of them before; "
+      << "gradient buffers; what calls expect_last or expect_no_more is wrong";
 }
 
-/// Both stages add the same two numbers: their copies of the weight stay equal bit by bit.
-void GradSync::State::sum_over_twins() {
-  for (const Twin& twin : twins) {
-    const Tensor flat = twin.grad.view(-1);
-    for (int64_t begin = 0; begin < flat.numel(); begin += kBucketElements) {
-      const Tensor own = flat.narrow(0, begin, std::min(kBucketElements, flat.numel() - begin));
-      Tensor theirs = at::empty_like(own);
-      groups.pp->offer(own.clone(), twin.stage);
-      groups.pp->take(theirs, twin.stage);
-      own.add_(theirs);
-    }
-  }
+void GradSync::State::backward_passed(int param) {
+  require_not_left(param);
+  readiness.backward_passed(param);
+  send_ready(false);
 }
 
-GradSync::GradSync(ParamTable& params, const Groups& groups, at::ScalarType accumulate)
-    : state_(std::make_unique<State>()) {
+void GradSync::State::gradient_put_off(int param) {
+  require_not_left(param);
+  readiness.put_off(param);
+}
+
+void GradSync::State::gradient_added(int param) {
+  require_not_left(param);
+  readiness.added(param);
+  send_ready(false);
+}
+
+void GradSync::State::send_ready(bool all) {
   const at::NoGradGuard no_grad;
-  state_->groups = groups;
+  while (const std::optional<size_t> bucket = readiness.take_next(all)) send(layout.buckets[*bucket]);
+}
+
+void GradSync::State::send(const GradBucket& bucket) {
+  if (owns_all()) return;
+  await(layout.buckets.size());  // every operation of these groups has its place in one order
+  side.run([&] { reduce(bucket); });
+}
+
+/// The sum of this rank's piece goes to its place in the shard, which is the end of the buffer: there lie buckets that
+/// have left, or this one.
+void GradSync::State::reduce(const GradBucket& bucket) {
+  Comm& comm = comm_of(bucket);
+  const Tensor all = buffer.narrow(0, bucket.begin, bucket.size());
+  Tensor sum = own_shard(bucket);
+  const at::ScalarType type = options.reduce.value_or(options.accumulate);
+  if (comm.size() > 1 && type != options.accumulate) {
+    Tensor travelling = at::empty({bucket.piece}, all.options().dtype(type));
+    comm.reduce_scatter(travelling, all.to(type));
+    sum.copy_(travelling);
+  } else if (comm.size() > 1 && !overlap_in_memory(sum, all)) {
+    comm.reduce_scatter(sum, all);
+  } else {
+    Tensor own = buffer.narrow(0, bucket.own_begin(), bucket.piece);
+    comm.reduce_scatter(own, all);
+    if (own.const_data_ptr() != sum.const_data_ptr()) sum.copy_(overlap_in_memory(own, sum) ? own.clone() : own);
+  }
+}
+
+void GradSync::State::gather(size_t index) {
+  const GradBucket& bucket = layout.buckets[index];
+  if (bucket.parts == 1) return;
+  Tensor all = weights.narrow(0, bucket.begin, bucket.size());
+  comm_of(bucket).all_gather(all, weights.narrow(0, bucket.own_begin(), bucket.piece));
+}
+
+void GradSync::State::await(size_t buckets) {
+  const size_t end = std::min(buckets, gathered);
+  if (end <= arrived) return;
+  const at::NoGradGuard no_grad;
+  if (side.is_apart()) {
+    marks[end - 1].wait();  // of one stream: all before it have arrived as well
+    arrived = end;
+  }
+  for (; arrived < end; ++arrived) gather(arrived);
+}
+
+GradSync::GradSync(ParamTable& params, const Groups& groups, const GradSyncOptions& options) {
+  const at::NoGradGuard no_grad;
+  state_ = std::make_unique<State>(groups, options, params);
   state_->check(params);
   for (Param& param : params) param.value.set_requires_grad(param.trainable);
-  state_->allocate(params, accumulate);
-  state_->find_tp_sums(params);
+  state_->allocate(params);
+  state_->find_blocks();
+  state_->shared.emplace(params, groups, state_->grads);
   state_->find_counted(params);
-  for (size_t i = 0; i < params.size(); ++i)
-    if (params[i].trainable && params[i].spec.twin >= 0)
-      state_->twins.push_back({.grad = state_->grads[i], .stage = params[i].spec.twin});
   state_->attach();
 }
 
@@ -309,23 +289,39 @@ GradSync::~GradSync() {
   for (Tensor& value : state_->values) {
     if (value.defined()) detach_grad_buffer(value);
   }
+  // Weights stay when this goes; what still comes must not come into memory that somebody else was given.
+  if (state_->side.is_apart()) state_->await(state_->layout.buckets.size());
 }
 
 void GradSync::start() {
   const at::NoGradGuard no_grad;
-  for (Flat& flat : state_->flats) flat.buffer.zero_();
+  state_->buffer.zero_();
   state_->attach();  // whoever cleared .grad in between would silently lose gradients
+  state_->readiness.start();
+  state_->is_in_step = true;
+}
+
+void GradSync::expect_last(const std::vector<int>& params, bool only_put_off) {
+  if (!state_->options.overlap) return;
+  for (const int param : params) state_->readiness.expect_last(param, only_put_off);
+  state_->send_ready(false);
+}
+
+void GradSync::expect_no_more(const std::vector<int>& params) {
+  if (!state_->options.overlap) return;
+  for (const int param : params) state_->readiness.expect_no_more(param);
+  state_->send_ready(false);
 }
 
 void GradSync::finish() {
   const at::NoGradGuard no_grad;
-  state_->sum_over_tp();
-  state_->sum_over_twins();
-  for (Flat& flat : state_->flats) {
-    if (flat.places.empty()) continue;
-    Tensor shard = state_->shard_of(flat);
-    flat.comm->reduce_scatter(shard, flat.buffer);
-  }
+  State& s = *state_;
+  s.send_ready(true);
+  s.shared->sum();
+  for (size_t b = s.layout.buckets.size(); b-- > 0;)
+    if (s.layout.buckets[b].is_shared) s.send(s.layout.buckets[b]);
+  s.side.mark().wait();
+  s.is_in_step = false;
 }
 
 Tensor& GradSync::shard() {
@@ -348,35 +344,63 @@ void GradSync::scatter_values(const Tensor& shard_values) {
   HANOK_REQUIRE(shard_values.sizes() == state_->shard.sizes(), kShape)
       << "scatter_values: got shape " << shard_values.sizes().vec() << ", expected " << state_->shard.sizes().vec()
       << "; gradient buffers; pass values in the layout of pieces()";
-  for (const Flat& flat : state_->flats) {
-    if (!flat.places.empty()) flat.own_weights().copy_(shard_values.narrow(0, flat.shard_begin, flat.shard_size));
+  const std::vector<WeightBlock> own = own_weights();
+  for (size_t i = 0; i < own.size(); ++i) {
+    own[i].weights.copy_(shard_values.narrow(0, own[i].shard_begin, own[i].weights.numel()));
+    gather_values(i);
   }
-  gather_values();
+  await_values();
 }
 
 std::vector<WeightBlock> GradSync::own_weights() const {
-  std::vector<WeightBlock> blocks;
-  for (const Flat& flat : state_->flats) {
-    if (!flat.places.empty()) blocks.push_back({flat.shard_begin, flat.own_weights()});
+  std::vector<WeightBlock> out;
+  for (const State::Block& block : state_->blocks) {
+    const GradBucket &first = state_->layout.buckets[block.first_bucket],
+                     &last = state_->layout.buckets[block.end_bucket - 1];
+    const int64_t size = last.shard_begin + last.piece - first.shard_begin;
+    out.push_back({first.shard_begin, state_->weights.narrow(0, first.own_begin(), size)});
   }
-  return blocks;
+  return out;
 }
 
-void GradSync::gather_values() {
+void GradSync::gather_values(size_t block) {
   const at::NoGradGuard no_grad;
-  for (Flat& flat : state_->flats) {
-    if (!flat.places.empty()) flat.comm->all_gather(flat.weights, flat.own_weights());
+  State& s = *state_;
+  const auto [first, end] = s.blocks[block];
+  if (first == 0) s.gathered = s.arrived = 0;
+  for (size_t bucket = first; bucket < end; ++bucket) {
+    if (s.side.is_apart()) {
+      s.side.run([&] { s.gather(bucket); });
+      s.marks[bucket] = s.side.mark();
+    }
+    s.gathered = bucket + 1;
   }
+  if (!s.options.overlap) s.await(end);
+}
+
+void GradSync::await_values(const std::vector<Tensor>& weights) {
+  State& s = *state_;
+  if (s.arrived == s.gathered) return;
+  size_t buckets = 0;
+  for (const Tensor& weight : weights) {
+    const auto found = s.bucket_of_weight.find(weight.unsafeGetTensorImpl());
+    if (found != s.bucket_of_weight.end()) buckets = std::max(buckets, found->second + 1);
+  }
+  s.await(buckets);
+}
+
+void GradSync::await_values() {
+  state_->await(state_->layout.buckets.size());
 }
 
 Tensor GradSync::full_grad(int param) {
   const at::NoGradGuard no_grad;
-  for (const Flat& flat : state_->flats) {
-    for (const Place& place : flat.places) {
+  for (const GradBucket& bucket : state_->layout.buckets) {
+    for (const GradPlace& place : bucket.places) {
       if (place.param != param) continue;
-      Tensor all = at::empty_like(flat.buffer);
-      flat.comm->all_gather(all, state_->shard_of(flat));
-      return all.narrow(0, place.begin, place.size).view(state_->values[param].sizes()).clone();
+      Tensor all = at::empty({bucket.size()}, state_->buffer.options());
+      state_->comm_of(bucket).all_gather(all, state_->own_shard(bucket));
+      return all.narrow(0, place.begin - bucket.begin, place.size).view(state_->values[param].sizes()).clone();
     }
   }
   HANOK_FAIL(kShape) << "full_grad: got parameter " << param << ", expected a trainable one of "

@@ -1,23 +1,17 @@
-// Gradients of one optimizer step: accumulated in one flat buffer per dtype and group, summed over the ranks that share
-// the weight, and handed to the optimizer as this rank's ZeRO-1 shard. Sums, never means: the only division of the
-// system is the loss by its global weight.
+// Gradients of one optimizer step: accumulated in one flat buffer, summed over the ranks that share the weight, and
+// handed to the optimizer as this rank's ZeRO-1 shard; and the weights that it makes of them on their way back. Sums,
+// never means: the only division of the system is the loss by its global weight.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "parallel/grad_layout.h"
 #include "parallel/groups.h"
 #include "parallel/param.h"
 
 namespace hanok {
-
-/// A stretch of one parameter's local flattened values that this rank's optimizer owns.
-struct ShardPiece {
-  int param = 0;            // index into the table
-  int64_t local_begin = 0;  // in the flattened local tensor
-  int64_t size = 0;
-  int64_t shard_begin = 0;  // in the rank's shard buffers
-};
 
 /// Values of weights that this rank's optimizer owns: positions [shard_begin, shard_begin + weights.numel()) of the
 /// shard.
@@ -26,40 +20,64 @@ struct WeightBlock {
   Tensor weights;
 };
 
-/// Trainable parameters are laid end to end, each from a multiple of 32 elements on, padded, and cut evenly over the
-/// `parts` ranks of the grad group; the cuts lie on multiples of 32 too. `experts`: the weights cut over ep instead of
-/// all others, over the expert_grad group. Pure; the same for every rank of the group except for `index`.
-std::vector<ShardPiece> shard_pieces(const ParamTable& params, int index, int parts, bool experts = false);
-/// Elements of one rank's shard, padding included; the gradient buffer has `parts` times as many.
-int64_t shard_size(const ParamTable& params, int parts, bool experts = false);
+/// Trainable parameters are laid end to end in buckets (grad_layout.h), each of which is cut evenly over the ranks of
+/// its group: grad, or expert_grad for experts. What lies where in this rank's shard, in order. Pure.
+std::vector<ShardPiece> shard_pieces(const ParamTable& params, const Groups& groups);
+/// Elements, padding included.
+struct GradSizes {
+  int64_t buffer = 0;  // of all gradients that a rank accumulates
+  int64_t shard = 0;
+};
+GradSizes gradient_sizes(const ParamTable& params, const Groups& groups);
 
+struct GradSyncOptions {
+  at::ScalarType accumulate = at::kFloat;  // f64 in tests
+  std::optional<at::ScalarType> reduce;    // gradients travel and are summed over ranks in; none: `accumulate`
+  bool overlap = false;                    // see GradSync
+  int64_t bucket_elements = 0;             // 0: the usual size, which shard_pieces() supposes
+};
+
+/// With `overlap`, buckets leave in a fixed order while backwards run, each when its last gradient is there
+/// (expect_last); and all ranks' parts of the weights come while the next forward runs: whoever reads weights calls
+/// await_values() first. On GPUs both happen on a stream of their own, on which every operation of the grad groups is;
+/// otherwise at the same places, where all wait. The same sums in the same order either way.
 class GradSync {
  public:
   /// Allocates the buffers and hooks every trainable parameter; frozen ones get no memory and requires_grad off. The
   /// values of trainable parameters move into one buffer, for good; they are not moved again while this object lives.
-  /// Gradients accumulate in `accumulate` (at::kFloat; f64 in tests) whatever the dtype of the weights: a weight of
-  /// that dtype has its .grad in the buffer, another one's .grad is added and released. errors: kShape if a trainable
-  /// weight is not contiguous, or its device or dtype is not that of the others.
-  GradSync(ParamTable& params, const Groups& groups, at::ScalarType accumulate);
+  /// Gradients accumulate in `accumulate` whatever the dtype of the weights: a weight of that dtype has its .grad in
+  /// the buffer, another one's .grad is added and released. errors: kShape if a trainable weight is not contiguous, or
+  /// its device or dtype is not that of the others.
+  GradSync(ParamTable& params, const Groups& groups, const GradSyncOptions& options);
+  GradSync(ParamTable& params, const Groups& groups, at::ScalarType accumulate)
+      : GradSync(params, groups, GradSyncOptions{.accumulate = accumulate}) {}
   ~GradSync();
   /// Before the first micro-batch of a step: zero the buffers.
   void start();
-  /// After the last backward: sums replicated and partial gradients over tp and those that two
-  /// stages of a pipeline both hold over them, reduce-scatters over the grad group.
-  /// Weights that no backward reached count as zero.
+  /// The next backward that reaches these parameters adds to their gradients for the last time in this step; or, with
+  /// `only_put_off`, what backwards have put off is added now, and nothing else will be.
+  void expect_last(const std::vector<int>& params, bool only_put_off);
+  /// Nothing more is added to the gradients of these parameters in this step, whether a backward reached them or not.
+  void expect_no_more(const std::vector<int>& params);
+  /// After the last backward: what has not left yet leaves, and gradients that ranks of tp or two stages of a pipeline
+  /// both hold are summed over them first. Weights that no backward reached count as zero.
   void finish();
   /// This rank's shard of the summed gradients [shard_size] (valid between finish() and start()).
   Tensor& shard();
-  /// What lies where in the shard: dense weights first, then experts.
+  /// What lies where in the shard, in order.
   const std::vector<ShardPiece>& pieces() const;
   /// Sum of squares of the global gradient, each weight counted once: f64 scalar on the device, equal on every rank.
   /// Collective over the world.
   Tensor squared_norm() const;
-  /// This rank's part of the weights themselves, in their dtype, laid out as the shard: whoever updates them calls
-  /// gather_values() next.
+  /// This rank's part of the weights themselves, in their dtype, laid out as the shard: whoever updates a block calls
+  /// gather_values() with its number next, in order.
   std::vector<WeightBlock> own_weights() const;
-  /// Hands every rank's part to all ranks of the grad group. Collective over it.
-  void gather_values();
+  /// Hands every rank's part to all ranks of the block's group. Collective over it.
+  void gather_values(size_t block);
+  /// Before these weights (or all) are read: waits until they are whole. Nothing without `overlap`. Collective, unless
+  /// on GPUs; ranks may ask for different weights.
+  void await_values(const std::vector<Tensor>& weights);
+  void await_values();
   /// Both in one: writes updated values (shard layout, f32) into the parameters of every rank.
   void scatter_values(const Tensor& shard_values);
   /// Full (unsharded) local gradient of one parameter, summed over its ranks; for tests. Collective over the grad

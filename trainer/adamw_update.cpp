@@ -47,10 +47,12 @@ template <class Grad>
 void update_all(AdamWState& state,
                 const Grad* grad,
                 const std::vector<RateRun>& runs,
-                const std::vector<Factors>& factors) {
+                const std::vector<Factors>& factors,
+                int64_t first_of_all,
+                int64_t count) {
   float *p = state.values.data_ptr<float>(), *m = state.m.data_ptr<float>(), *v = state.v.data_ptr<float>();
   constexpr int64_t kGrain = 1 << 15;
-  at::parallel_for(0, state.values.numel(), kGrain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(first_of_all, first_of_all + count, kGrain, [&](int64_t begin, int64_t end) {
     auto run =
         std::partition_point(runs.begin(), runs.end(), [&](const RateRun& r) { return r.begin + r.size <= begin; });
     for (; run != runs.end() && run->begin < end; ++run) {
@@ -70,15 +72,20 @@ void update_on_cpu(AdamWState& state,
   std::vector<Factors> factors;
   for (const RateRun& run : runs)
     factors.push_back(factors_of(run, numbers, grad_scale.item<float>(), steps.item<double>()));
-  if (grad.scalar_type() == at::kBFloat16) {
-    update_all(state, grad.data_ptr<at::BFloat16>(), runs, factors);
-  } else if (grad.scalar_type() == at::kDouble) {
-    update_all(state, grad.data_ptr<double>(), runs, factors);
-  } else {
-    update_all(state, grad.data_ptr<float>(), runs, factors);
-  }
-  for (const WeightBlock& block : weights)
+  const auto update_part = [&](int64_t begin, int64_t count) {
+    if (grad.scalar_type() == at::kBFloat16) {
+      update_all(state, grad.data_ptr<at::BFloat16>(), runs, factors, begin, count);
+    } else if (grad.scalar_type() == at::kDouble) {
+      update_all(state, grad.data_ptr<double>(), runs, factors, begin, count);
+    } else {
+      update_all(state, grad.data_ptr<float>(), runs, factors, begin, count);
+    }
+  };
+  if (weights.empty()) update_part(0, state.values.numel());
+  for (const WeightBlock& block : weights) {
+    update_part(block.shard_begin, block.weights.numel());
     Tensor(block.weights).copy_(state.values.narrow(0, block.shard_begin, block.weights.numel()));
+  }
 }
 
 /// The runs' parts within [begin, end), counted from `begin`.

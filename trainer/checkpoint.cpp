@@ -153,7 +153,7 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
                                                .mesh = s.groups.mesh.shape(),
                                                .sequence_parallel = s.groups.sequence_parallel,
                                                .threads = at::get_num_threads()});
-  const ShardBuffers buffers = shard_buffers(model.params(), optimizer, s.groups);
+  const ShardBuffers buffers = shard_buffers(optimizer);
   const std::vector<StoredPiece>& pieces = s.snapshot->take(model.params(), buffers, s.groups);
   s.phase = State::Phase::kWriting;
   s.background.start([job = s.in_flight, keep_alive = s.snapshot, &pieces, rank = s.groups.rank] {

@@ -125,7 +125,7 @@ TrainState load_checkpoint(const std::string& directory, Vlm& model, AdamW& opti
   check_same_model(store, model.whole(), directory);
   check_same_trainable(store, model.whole(), directory);
   const bool converted = read_weights(store, model.params(), groups);
-  ShardBuffers buffers = shard_buffers(model.params(), optimizer, groups);
+  ShardBuffers buffers = shard_buffers(optimizer);
   read_shards(store, model.params(), groups, buffers);
   optimizer.set_num_steps(state.train.optimizer_steps);
   // Stored weights of another dtype were rounded to it; the master values were not.

@@ -41,14 +41,8 @@ const std::vector<ShardBuffers::Named>& ShardBuffers::named() {
   return list;
 }
 
-ShardBuffers shard_buffers(const ParamTable& params, AdamW& optimizer, const Groups& groups) {
-  std::vector<ShardPiece> pieces = shard_pieces(params, groups.grad->rank(), groups.grad->size());
-  const int64_t experts_begin = shard_size(params, groups.grad->size());
-  for (ShardPiece piece : shard_pieces(params, groups.expert_grad->rank(), groups.expert_grad->size(), true)) {
-    piece.shard_begin += experts_begin;
-    pieces.push_back(piece);
-  }
-  return {.pieces = std::move(pieces),
+ShardBuffers shard_buffers(AdamW& optimizer) {
+  return {.pieces = optimizer.pieces(),
           .master = optimizer.master(),
           .m = optimizer.first_moment(),
           .v = optimizer.second_moment()};

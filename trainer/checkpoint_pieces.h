@@ -16,7 +16,7 @@ inline std::string model_key(const std::string& name) {
   return "model/" + name;
 }
 
-/// The optimizer's shard buffers, f32 [shard_size], laid out as `pieces` says.
+/// The optimizer's shard buffers, f32, laid out as `pieces` says.
 struct ShardBuffers {
   std::vector<ShardPiece> pieces;
   Tensor master, m, v;
@@ -28,7 +28,7 @@ struct ShardBuffers {
 };
 
 /// Views of the optimizer's buffers.
-ShardBuffers shard_buffers(const ParamTable& params, AdamW& optimizer, const Groups& groups);
+ShardBuffers shard_buffers(AdamW& optimizer);
 
 /// The stretches of the local tensor (flat_runs) for which this rank speaks among the ranks of tp: every element of the
 /// weight has one speaker.

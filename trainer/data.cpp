@@ -154,6 +154,10 @@ std::map<std::string, std::shared_ptr<const Dataset>> open_datasets(const RunCon
   return out;
 }
 
+int64_t pad_multiple_of(const Groups& groups) {
+  return int64_t{groups.sequence_parallel ? groups.tp->size() : 1} * groups.cp->size();
+}
+
 StageData make_stage_data(const RunConfig& config,
                           const StageConfig& stage,
                           const std::map<std::string, std::shared_ptr<const Dataset>>& datasets,
@@ -172,10 +176,9 @@ StageData make_stage_data(const RunConfig& config,
   const uint64_t seed = key_of(static_cast<uint64_t>(config.seed), "data order of " + stage.name);
   out.sampler = std::make_shared<const Sampler>(
       std::move(sources), stage.seq_len, stage.rows_per_step, config.data.pack_window, seed);
-  const int64_t pad_multiple = int64_t{groups.sequence_parallel ? groups.tp->size() : 1} * groups.cp->size();
   const SampleEncoder encoder{.vision = vision};
   const bool pin_memory = at::hasCUDA() && config.device != "cpu";
-  out.options = {.batch = batch_spec(stage, config.data, encoder, pad_multiple, pin_memory),
+  out.options = {.batch = batch_spec(stage, config.data, encoder, pad_multiple_of(groups), pin_memory),
                  .reader_threads = config.data.reader_threads,
                  .prefetch_steps = config.data.prefetch_steps};
   out.num_steps = steps_of(stage, *out.sampler, out.datasets);

@@ -34,6 +34,8 @@ struct StageData {
   Loader::Options options;
   int64_t num_steps = 0;  // from steps, tokens (as the first steps hold them) or epochs
 };
+/// What the layout cuts the tokens of a micro-batch by.
+int64_t pad_multiple_of(const Groups& groups);
 /// Names of the datasets that a stage learns from: its mixture, or else every dataset but eval.set.
 std::vector<std::string> mixture_of(const RunConfig& config, const StageConfig& stage);
 /// errors: kData if no sample fits into seq_len; too long ones are counted and named

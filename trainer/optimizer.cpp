@@ -42,6 +42,14 @@ ParamRates rates_of(const OptimizerConfig& config, const std::string& param_name
   return rates;
 }
 
+GradSyncOptions gradient_options(const StageConfig& stage) {
+  const auto type = [](const std::string& name) { return name == "bfloat16" ? at::kBFloat16 : at::kFloat; };
+  const OptimizerConfig& optimizer = stage.optimizer;
+  GradSyncOptions options{.accumulate = type(optimizer.grad_dtype), .overlap = stage.parallel.overlap};
+  if (optimizer.reduce_dtype != "auto") options.reduce = type(optimizer.reduce_dtype);
+  return options;
+}
+
 AdamW::AdamW(const OptimizerConfig& config, ParamTable& params, GradSync& grads)
     : config_(config), grads_(&grads), runs_(rate_runs(config, params, grads)) {
   const at::NoGradGuard no_grad;
@@ -59,8 +67,11 @@ void AdamW::step(const Tensor& grad_scale, const Tensor& apply, double lr) {
   const at::NoGradGuard no_grad;
   num_steps_.add_(apply.to(at::kLong));
   const AdamWNumbers numbers{.lr = lr, .beta1 = config_.beta1, .beta2 = config_.beta2, .eps = config_.eps};
-  adamw_update(state_, grads_->shard(), grad_scale, apply, num_steps_, runs_, numbers, grads_->own_weights());
-  grads_->gather_values();
+  const std::vector<WeightBlock> blocks = grads_->own_weights();
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    adamw_update(state_, grads_->shard(), grad_scale, apply, num_steps_, runs_, numbers, {blocks[i]});
+    grads_->gather_values(i);
+  }
 }
 
 int64_t AdamW::num_steps() const {

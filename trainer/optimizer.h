@@ -17,18 +17,23 @@ struct ParamRates {
 };
 ParamRates rates_of(const OptimizerConfig& config, const std::string& param_name);
 
+/// How a stage sums its gradients.
+GradSyncOptions gradient_options(const StageConfig& stage);
+
 class AdamW {
  public:
   /// Copies the parameters' current values into the f32 master shard. State exists for trainable parameters only.
   AdamW(const OptimizerConfig& config, ParamTable& params, GradSync& grads);
   /// One step with the gradients of GradSync::shard(), multiplied by `grad_scale` first (a device scalar: the clipping
   /// factor). With the group's rate r = lr * lr_scale: values *= 1 - r * decay; values -= r * m_hat / (sqrt(v_hat) +
-  /// eps). Nothing changes when `apply` (bool device scalar) is false, the count of steps included. Then the values are
-  /// gathered into the parameters of every rank. Collective over the grad group. source: torch.optim.AdamW
+  /// eps). Nothing changes when `apply` (bool device scalar) is false, the count of steps included. Block by block the
+  /// values are then handed to every rank (GradSync::await_values). Collective over the grad group. source:
+  /// torch.optim.AdamW
   void step(const Tensor& grad_scale, const Tensor& apply, double lr);
   int64_t num_steps() const;  // applied ones: the exponent of the bias correction. Waits for the device
   void set_num_steps(int64_t steps);
-  /// Shard buffers [shard_size], f32; laid out as GradSync::pieces() says.
+  /// Shard buffers, f32; laid out as pieces() says.
+  const std::vector<ShardPiece>& pieces() const { return grads_->pieces(); }
   Tensor& master() { return state_.values; }
   Tensor& first_moment() { return state_.m; }
   Tensor& second_moment() { return state_.v; }

@@ -1,6 +1,7 @@
 #include "trainer/run_stages.h"
 
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -15,6 +16,7 @@
 #include "trainer/progress.h"
 #include "trainer/resume.h"
 #include "trainer/schedule.h"
+#include "trainer/step_report.h"
 
 namespace hanok {
 namespace {
@@ -34,6 +36,7 @@ struct Run {
   Datasets datasets;
   std::unique_ptr<Metrics> metrics;
   std::unique_ptr<Report> report;
+  MemoryHeld memory{device};             // by the current stage
   std::vector<std::string> differences;  // of the config since the checkpoint that the run goes on from
   RunResult result;
 
@@ -244,6 +247,25 @@ void log_end(const Run& run, const Trainer& t, double seconds) {
   HANOK_LOG_RANK0(INFO) << text;
 }
 
+/// What was measured beside what was planned.
+void compare_end(Run& run, const Trainer& t) {
+  if (!run.options.predict) return;
+  const StageMeasures& measures = t.measures;
+  const double peak_gib = memory_in_use(run.device).peak_gib;
+  std::optional<Prediction> planned;
+  if (!measures.step_s.empty())
+    planned = run.options.predict(
+        run.config.model, t.learner.stage, measures.work / static_cast<double>(measures.step_s.size()));
+  std::optional<StageComparison> found = compare_with_plan(measures, planned, peak_gib, run.groups);
+  if (!found) return;
+  found->stage = t.learner.stage.name;
+  found->step = t.state.step;
+  const double flops = model_flops(run.config.model, t.learner.model.whole(), measures.work).total();
+  found->model_flops_per_s = flops / static_cast<double>(measures.step_s.size()) / found->step_s;
+  run.metrics->record_comparison(*found);
+  HANOK_LOG_RANK0(INFO) << text_of(*found);
+}
+
 /// Writes the model folder unless it holds this very state. `model` holds that of the last checkpoint.
 void export_handed_on(Run& run, const CheckpointPath& from, Vlm& model) {
   const std::string folder = run.folder.file("model"), marker = run.folder.file("exported");
@@ -276,13 +298,18 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
 
   require_room_for_weights(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
   Vlm model(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
-  model.set_execution({.recompute_every = stage.recompute == "full" ? stage.recompute_every : 0,
-                       .attention = attention_kernel(stage.attention),
-                       .context = context_way(stage.parallel.context)});
+  Execution execution{.recompute = recompute_of(stage),
+                      .attention = attention_kernel(stage.attention),
+                      .context = context_way(stage.parallel.context)};
   freeze(model, stage);
   if (from.directory.empty() || from.stage != index) load_start_weights(config, from, model);
-  GradSync grads(model.params(), run.groups, stage.optimizer.grad_dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
+  run.memory.note("weights");
+  GradSync grads(model.params(), run.groups, gradient_options(stage));
+  run.memory.note("gradients");
+  execution.before_use = [&grads](const std::vector<Tensor>& weights) { grads.await_values(weights); };
+  model.set_execution(execution);
   AdamW optimizer(stage.optimizer, model.params(), grads);
+  run.memory.note("optimizer states");
   const TrainState state = state_for(run, index, from, data, model, optimizer);
   const std::unique_ptr<Objective> objective = make_objective(stage.objective);
   Loader loader(
@@ -312,11 +339,23 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   run.result.end = train_loop(t);
   if (t.saved_step == t.state.step) run.result.last_checkpoint = run.folder.checkpoint(stage.name, t.state.step);
   log_end(run, t, now_s() - began);
+  compare_end(run, t);
   if (run.result.end == StageEnd::kStopRequested) return from;
   const CheckpointPath last{.stage = index, .step = t.state.step, .directory = run.result.last_checkpoint};
   const CheckpointPath handed = handed_on(config, run.folder, last, run.groups);
   if (run.is_last(index) && config.save.export_model) export_handed_on(run, handed, model);
   return handed;
+}
+
+/// The same; a GPU that is too small for it is said to be so while it is known what filled it.
+CheckpointPath run_stage_in_memory(Run& run, int index, const CheckpointPath& from) {
+  run.memory = MemoryHeld(run.device);
+  try {
+    return run_stage(run, index, from);
+  } catch (const c10::OutOfMemoryError&) {
+    if (!run.options.explain_refusal || run.device.is_cpu()) throw;
+    HANOK_FAIL(kDevice) << run.options.explain_refusal(run.config.stages[index], run.memory.kinds());
+  }
 }
 
 /// A stop that came too late for the stage before is obeyed before the next one is set up, which may take long.
@@ -341,7 +380,7 @@ RunResult run_stages(const RunConfig& given, World& world, at::Device device, co
       ReportFacts{.config = config, .num_ranks = world.size(), .device = device.str(), .versions = options.versions},
       run.is_first_rank());
   for (int stage = from.directory.empty() ? 0 : from.stage; stage < static_cast<int>(config.stages.size()); ++stage) {
-    from = run_stage(run, stage, from);
+    from = run_stage_in_memory(run, stage, from);
     if (run.result.end == StageEnd::kStopRequested) break;
     if (!run.is_last(stage) && stop_is_agreed(run)) {
       run.result.end = StageEnd::kStopRequested;
@@ -380,10 +419,9 @@ EvalOptions evaluation_options(const RunConfig& config,
                                const StageConfig& stage,
                                const SampleEncoder& encoder,
                                const Groups& groups) {
-  const int64_t pad_multiple = int64_t{groups.sequence_parallel ? groups.tp->size() : 1} * groups.cp->size();
   return {.seq_len = stage.seq_len,
           .rows_per_forward = config.eval.rows > 0 ? config.eval.rows : stage.rows_per_micro_batch,
-          .batch = batch_spec(stage, config.data, encoder, pad_multiple, /*pin_memory=*/false),
+          .batch = batch_spec(stage, config.data, encoder, pad_multiple_of(groups), /*pin_memory=*/false),
           .reader_threads = config.data.reader_threads,
           .prefetch_batches = config.data.prefetch_steps * std::max<int64_t>(config.data.reader_threads, 1),
           .shuffles = static_cast<int>(config.eval.shuffles),

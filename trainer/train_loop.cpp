@@ -92,6 +92,7 @@ bool evaluate_held_out(Trainer& t) {
 
 void save(Trainer& t, bool is_best) {
   const double began = now_s();
+  t.learner.grads.await_values();
   t.checkpoint.save(t.state, t.learner.model, t.learner.optimizer);
   if (is_best) t.checkpoint.mark_best(t.state.step);
   t.saved_step = t.state.step;
@@ -172,6 +173,8 @@ void train_step(Trainer& t) {
                                           .memory_peak_gib = memory.peak_gib},
                                          groups_of(t));
   advance(t, report, logged.applied);
+  t.measures.step_s.push_back(report.step_s);
+  t.measures.work += report.work;
   t.last_loss = logged.loss;
   const double flops = model_flops(t.config.model, learner.model.whole(), report.work).total();
   t.metrics.record({.stage = learner.stage.name,
@@ -199,6 +202,7 @@ void train_step(Trainer& t) {
 
 /// The state a stage ends in must be on disk: the next stage, or the next start, begins there.
 void save_last(Trainer& t) {
+  t.learner.grads.await_values();  // others than forwards may read the weights from here on
   const bool wanted = t.config.save.at_end || t.stop;
   if (wanted && t.saved_step != t.state.step) save(t, false);
   t.report.write(t.metrics.history());

@@ -11,6 +11,7 @@ namespace hanok {
 namespace {
 
 constexpr int64_t kSteps = 20, kRowsPerStep = 6, kWindow = 40;
+constexpr int64_t kBucketOfSmallModel = 4096;
 constexpr double kAdamEps = 1e-3;
 
 StageConfig stage_of(const TrainingCase& what) {
@@ -69,14 +70,21 @@ Trajectory train(const TrainingCase& what,
   Groups used = groups;
   if (fault.forget_expert_sums) used.expert_grad = make_single_groups().expert_grad;
   Vlm model(model_of(what), groups, what.dtype, device, layout);
-  model.set_execution({.context = context_way(layout.context)});
   initialise(model, /*seed=*/11);
   freeze(model, stage);
   if (fault.forget_replicated_sums)
     for (Param& param : model.params()) param.spec.sum_grad_over_tp = false;
   if (fault.forget_twins)
     for (Param& param : model.params()) param.spec.twin = -1;
-  GradSync grads(model.params(), used, gradient_dtype(what));
+  // Buckets small enough for the model to have many.
+  GradSync grads(
+      model.params(),
+      used,
+      {.accumulate = gradient_dtype(what), .overlap = layout.overlap, .bucket_elements = kBucketOfSmallModel});
+  Execution execution{.recompute = what.recompute, .context = context_way(layout.context)};
+  if (!fault.forget_to_await)
+    execution.before_use = [&](const std::vector<Tensor>& weights) { grads.await_values(weights); };
+  model.set_execution(execution);
   AdamW optimizer(stage.optimizer, model.params(), grads);
   const auto objective = make_objective(stage.objective);
   Learner learner{stage, model, grads, optimizer, *objective};
@@ -102,6 +110,7 @@ Trajectory train(const TrainingCase& what,
     out.largest_gradient = std::max(out.largest_gradient, gradient.max().item<double>());
     out.typical_gradient = std::max(out.typical_gradient, gradient.square().mean().sqrt().item<double>());
   }
+  grads.await_values();
   for (const Param& param : model.params()) {
     const Tensor value = param.value.detach().cpu().clone();
     out.largest_update = std::max(out.largest_update, (value - initial[param.spec.name]).abs().max().item<double>());

@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
+#include "parallel/grad_layout.h"
+#include "parallel/grad_readiness.h"
 #include "tests/parallel/comm_suite.h"
 
 namespace hanok {
@@ -157,6 +160,146 @@ TEST(GradSync, WeightsOfAnotherDtypeAreAccumulatedInTheBuffersDtype) {
     expect_right_sums(layout, at::kFloat, at::kDouble);
     expect_right_sums(layout, at::kDouble, at::kDouble);
   }
+}
+
+/// As the trainer calls it: the last of three backwards is announced.
+void expect_right_sums_overlapping(const Layout2d& layout, bool announces_end, int64_t bucket) {
+  run_on_threads(layout.dp * layout.tp, [&](World& world) {
+    const Groups groups = make_groups(world, Mesh({.dp = layout.dp, .tp = layout.tp}), true);
+    ParamTable params = make_table(specs(), groups, at::kFloat);
+    GradSync sync(params, groups, {.overlap = true, .bucket_elements = bucket});
+    std::vector<int> all(params.size());
+    std::iota(all.begin(), all.end(), 0);
+    for (int step = 0; step < 2; ++step) {
+      sync.start();
+      for (int micro_batch = 0; micro_batch < 3; ++micro_batch) {
+        if (micro_batch == 2) sync.expect_last(all, false);
+        run_backward(params, groups.at.dp, groups.at.tp, layout.tp);
+      }
+      if (announces_end) sync.expect_no_more(all);
+      sync.finish();
+      EXPECT_EQ(sync.squared_norm().item<double>(), 9 * expected_squared_norm(specs(), layout.dp, layout.tp));
+      for (size_t i = 0; i < params.size(); ++i) {
+        if (!params[i].trainable) continue;
+        const Tensor want = expected_grad(params[i].spec, layout.dp, groups.at.tp, layout.tp) * 3;
+        EXPECT_TRUE(at::equal(sync.full_grad(static_cast<int>(i)), want.to(at::kFloat))) << params[i].spec.name;
+      }
+    }
+  });
+}
+
+TEST(GradSync, BucketsThatLeaveDuringTheBackwardAreTheSameSums) {
+  for (const Layout2d& layout : kLayouts)
+    for (const int64_t bucket : {1, 150, 1 << 20})
+      for (const bool announces_end : {false, true}) expect_right_sums_overlapping(layout, announces_end, bucket);
+}
+
+TEST(GradSync, RanksMayDifferInWhatABackwardReaches) {
+  run_on_threads(3, [](World& world) {
+    const Groups groups = make_groups(world, Mesh({.dp = 3}), false);
+    ParamTable params;
+    for (const char* name : {"tower", "embed", "head"})
+      params.push_back({.spec = {.name = name, .shape = {5}}, .value = at::ones({5})});
+    GradSync sync(params, groups, {.overlap = true, .bucket_elements = 1});
+    sync.start();
+    sync.expect_last({0, 1, 2}, false);
+    // Rank 0 has pictures, rank 1 has none, rank 2 has nothing at all.
+    if (groups.rank == 0) (params[0].value.sum() * 2 + params[1].value.sum() + params[2].value.sum()).backward();
+    if (groups.rank == 1) (params[1].value.sum() + params[2].value.sum()).backward();
+    if (groups.rank < 2) sync.expect_no_more({0, 1, 2});
+    sync.finish();
+    for (const int param : {0, 1, 2})
+      EXPECT_TRUE(at::equal(sync.full_grad(param), at::full({5}, 2.0f))) << params[param].spec.name;
+  });
+}
+
+TEST(GradSync, AGradientThatComesAfterItsBucketHasLeftIsAnError) {
+  run_on_threads(2, [](World& world) {
+    const Groups groups = make_groups(world, Mesh({.dp = 2}), false);
+    ParamTable params(1);
+    params[0] = {.spec = {.name = "late", .shape = {4}}, .value = at::ones({4})};
+    GradSync sync(params, groups, {.overlap = true});
+    sync.start();
+    sync.expect_last({0}, false);
+    params[0].value.sum().backward();
+    try {
+      params[0].value.sum().backward();
+      ADD_FAILURE();
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("late: got a gradient after"), std::string::npos) << error.what();
+    }
+  });
+}
+
+TEST(GradSync, GradientsMayTravelInAnotherDtype) {
+  run_on_threads(2, [](World& world) {
+    const Groups groups = make_groups(world, Mesh({.dp = 2}), false);
+    ParamTable params(2);
+    params[0] = {.spec = {.name = "a", .shape = {4}}, .value = at::ones({4})};
+    params[1] = {.spec = {.name = "b", .shape = {70}}, .value = at::ones({70})};
+    GradSync sync(params, groups, {.reduce = at::kBFloat16, .bucket_elements = 1});
+    sync.start();
+    for (int i = 0; i < 257; ++i) (params[0].value.sum() + params[1].value.sum() * 2).backward();
+    sync.finish();
+    EXPECT_EQ(sync.shard().scalar_type(), at::kFloat);
+    EXPECT_EQ(sync.full_grad(0)[0].item<float>(), 512);    // 257 is 256 in bf16
+    EXPECT_EQ(sync.full_grad(1)[69].item<float>(), 1024);  // 514 is 512
+  });
+}
+
+TEST(GradSync, NewWeightsComeWhenTheyAreAskedFor) {
+  run_on_threads(2, [](World& world) {
+    const Groups groups = make_groups(world, Mesh({.dp = 2}), false);
+    ParamTable params;
+    for (const char* name : {"a", "b", "c"})
+      params.push_back({.spec = {.name = name, .shape = {64}}, .value = at::zeros({64})});
+    GradSync sync(params, groups, {.overlap = true, .bucket_elements = 1});
+    std::vector<WeightBlock> own = sync.own_weights();
+    ASSERT_EQ(own.size(), 3u);
+    for (size_t i = 0; i < own.size(); ++i) {
+      own[i].weights.fill_(7);
+      sync.gather_values(i);
+    }
+    const auto is_whole = [&](int param) { return params[param].value.eq(7).all().item<bool>(); };
+    EXPECT_FALSE(is_whole(0));
+    // One rank asks for less than the other.
+    sync.await_values(std::vector<Tensor>{params[groups.rank].value});
+    EXPECT_TRUE(is_whole(0));
+    sync.await_values();
+    EXPECT_TRUE(is_whole(1) && is_whole(2));
+  });
+}
+
+TEST(GradReadiness, BucketsLeaveFromTheLastOneOnAndOnlyWhenComplete) {
+  const Groups groups = make_planned_groups(Mesh({.dp = 2}), 0, false);
+  ParamTable params;
+  for (const char* name : {"first", "second", "third"})
+    params.push_back({.spec = {.name = name, .shape = {64}}, .value = at::zeros({64})});
+  GradReadiness readiness(lay_out_gradients(params, groups, 1), params.size());
+  readiness.backward_passed(2);  // of an earlier micro-batch
+  EXPECT_FALSE(readiness.take_next());
+  for (int i = 0; i < 3; ++i) readiness.expect_last(i, false);
+  readiness.backward_passed(1);
+  EXPECT_FALSE(readiness.take_next()) << "the third has not come";
+  readiness.put_off(2);
+  readiness.backward_passed(2);
+  EXPECT_FALSE(readiness.take_next()) << "its product was put off";
+  readiness.added(2);
+  EXPECT_EQ(readiness.take_next(), 2u);
+  EXPECT_EQ(readiness.take_next(), 1u);
+  EXPECT_FALSE(readiness.take_next());
+  EXPECT_TRUE(readiness.has_left(1) && !readiness.has_left(0));
+  EXPECT_EQ(readiness.take_next(/*even_if_incomplete=*/true), 0u);
+  EXPECT_FALSE(readiness.take_next(true));
+  readiness.start();
+  EXPECT_FALSE(readiness.has_left(2));
+  readiness.put_off(0);
+  for (int i = 0; i < 3; ++i) readiness.expect_last(i, /*only_put_off=*/true);
+  EXPECT_EQ(readiness.take_next(), 2u);
+  EXPECT_EQ(readiness.take_next(), 1u);
+  EXPECT_FALSE(readiness.take_next());
+  readiness.added(0);
+  EXPECT_EQ(readiness.take_next(), 0u);
 }
 
 TEST(GradSync, ManySmallGradientsAreNotLostInBf16) {
@@ -312,27 +455,47 @@ TEST(GradSync, ExpertsAreSummedOverTheRanksThatHoldTheSameExperts) {
 }
 
 TEST(ShardPieces, CoverEveryTrainableValueOnceOnAlignedShards) {
-  const Groups groups = make_single_groups();
-  const ParamTable params = make_table(specs(), groups, at::kFloat);
+  const ParamTable params = make_table(specs(), make_single_groups(), at::kFloat);
   for (int parts = 1; parts <= 9; ++parts) {
-    std::vector<std::vector<int>> seen;
-    for (const Param& param : params) seen.emplace_back(param.value.numel(), 0);
-    for (int index = 0; index < parts; ++index) {
-      int64_t end = 0;
-      for (const ShardPiece& piece : shard_pieces(params, index, parts)) {
-        EXPECT_GE(piece.shard_begin, end);
-        EXPECT_TRUE(piece.shard_begin % 32 == 0) << "parameters and shards begin at multiples of 32";
-        EXPECT_GT(piece.size, 0);
-        end = piece.shard_begin + piece.size;
-        for (int64_t i = 0; i < piece.size; ++i) ++seen[piece.param][piece.local_begin + i];
+    for (const int64_t bucket : {1, 150, 1 << 20}) {
+      std::vector<std::vector<int>> seen;
+      for (const Param& param : params) seen.emplace_back(param.value.numel(), 0);
+      int64_t size = 0;
+      for (int index = 0; index < parts; ++index) {
+        const Groups groups = make_planned_groups(Mesh({.dp = parts}), index, false);
+        const GradLayout layout = lay_out_gradients(params, groups, bucket);
+        EXPECT_EQ(layout.size, parts * layout.shard_size);
+        EXPECT_TRUE(size == 0 || size == layout.size) << "every rank must lay them out alike";
+        size = layout.size;
+        int64_t end = 0;
+        for (const ShardPiece& piece : pieces_of(layout)) {
+          EXPECT_GE(piece.shard_begin, end);
+          EXPECT_TRUE(piece.shard_begin % 32 == 0) << "parameters and shards begin at multiples of 32";
+          EXPECT_GT(piece.size, 0);
+          end = piece.shard_begin + piece.size;
+          for (int64_t i = 0; i < piece.size; ++i) ++seen[piece.param][piece.local_begin + i];
+        }
+        EXPECT_LE(end, layout.shard_size);
+      }
+      for (size_t p = 0; p < params.size(); ++p) {
+        for (const int count : seen[p])
+          ASSERT_EQ(count, params[p].trainable ? 1 : 0) << params[p].spec.name << " parts " << parts;
       }
     }
-    for (size_t p = 0; p < params.size(); ++p) {
-      for (const int count : seen[p])
-        ASSERT_EQ(count, params[p].trainable ? 1 : 0) << params[p].spec.name << " parts " << parts;
-    }
   }
-  EXPECT_TRUE(shard_pieces(params, 0, 1, /*experts=*/true).empty());
+}
+
+TEST(GradLayout, SharedWeightsComeFirstAndTheOthersInTheOrderOfTheTable) {
+  const Groups groups = make_planned_groups(Mesh({.dp = 2, .tp = 4}), 0, true);
+  const ParamTable params = make_table(specs(), groups, at::kFloat);
+  const GradLayout layout = lay_out_gradients(params, groups, 1);
+  std::vector<std::string> names;
+  for (const GradBucket& bucket : layout.buckets) {
+    ASSERT_EQ(bucket.places.size(), 1u);
+    names.push_back(params[bucket.places[0].param].spec.name);
+  }
+  // Two kv heads lie on four ranks.
+  EXPECT_EQ(names, (std::vector<std::string>{"norm", "qkv", "qkv.bias", "out", "unreached", "embed", "whole"}));
 }
 
 TEST(GradSync, StridedWeightsAreRefusedByName) {

@@ -74,7 +74,7 @@ struct Rank {
     grads.emplace(model.params(), groups, at::kFloat);
     optimizer.emplace(OptimizerConfig{}, model.params(), *grads);
   }
-  ShardBuffers buffers() { return shard_buffers(model.params(), *optimizer, groups); }
+  ShardBuffers buffers() { return shard_buffers(*optimizer); }
 
   Groups groups;
   Vlm model;

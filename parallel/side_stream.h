@@ -1,0 +1,52 @@
+// A stream of the device beside the one that computes.
+#pragma once
+
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+
+#include <optional>
+
+#include "base/tensor.h"
+
+namespace hanok {
+
+/// Work that the device does beside the current stream. On a CPU there is no such thing: work is done where it is asked
+/// for, at once.
+class SideStream {
+ public:
+  /// `urgent`: its kernels go before those of other streams where both wait.
+  SideStream(at::Device device, bool urgent);
+  bool is_apart() const { return stream_.has_value(); }
+
+  /// Calls work() with the side stream as the current one, after everything that the current stream was given so far.
+  /// Memory that it allocates belongs to the side stream.
+  template <class Work>
+  void run(const Work& work) {
+    if (!stream_) return work();
+    follow();
+    const c10::StreamGuard guard(*stream_);
+    work();
+  }
+
+  /// A place in the side stream that the current stream can wait for; nothing waits on the host.
+  class Mark {
+   public:
+    void wait() const;
+
+   private:
+    friend class SideStream;
+    std::shared_ptr<c10::Event> event_;
+    at::Device device_ = at::kCPU;
+  };
+  /// After everything that the side was given so far.
+  Mark mark();
+
+ private:
+  void follow();
+
+  at::Device device_;
+  std::optional<c10::Stream> stream_;
+  std::optional<c10::Event> given_;
+};
+
+}  // namespace hanok
