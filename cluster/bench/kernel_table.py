@@ -6,6 +6,8 @@ import sys
 CLASSES = [  # first match wins
     ("attention", ("sdpa", "flash", "fmha", "cudnn_generated")),
     ("nccl", ("nccl",)),
+    ("grouped gemm", ("groupproblemshape", "grouped")),
+    ("rows of experts", ("::spread<", "::collect<", "::products<", "::choose", "order_slots", "sum_counts", "order_runs")),
     ("gemm", ("gemm", "nvjet", "cutlass", "xmma", "cublas")),
     ("adamw", ("adamw",)),
     ("copy", ("memcpy", "memset", "copy_")),
