@@ -18,9 +18,14 @@ namespace hanok {
 struct Supposed {
   double picture_share = 0;
   int64_t patches_per_picture = 0;
+  double label_share = 1;    // of the tokens that are not of pictures
+  double sample_tokens = 0;  // of a sample; 0: a row
+  double fill = 1;           // real tokens of a row
 };
 /// Half of the tokens where the model has a tower, 1,024 patches a picture or what data.max_pixels allows.
 Supposed supposed_by_default(const RunConfig& config);
+/// What a step that was done has shown.
+Supposed supposed_of(const RunConfig& config, const StageConfig& stage, const Work& step);
 
 /// One named amount of a report.
 struct Amount {
@@ -33,22 +38,28 @@ struct Estimate {
   at::ScalarType dtype = at::kFloat;
   std::string attention;                 // kernels that the plan reckons with
   double parameters = 0, trainable = 0;  // of the whole model
+  double active = 0;                     // of them, that one token meets: fewer where there are experts
   double tokens_per_step = 0;            // over all ranks
   int64_t micro_batches = 0;             // of a rank in a step
   std::vector<Amount> always;            // held during the whole step
   std::vector<Amount> kept;              // activations from forward to backward
   std::vector<Amount> passing;           // one at a time, on top
   double peak_bytes = 0;                 // the most at any time of a step
+  double allowance_bytes = 0;            // of it, what libtorch does not allocate
+  double on_host_bytes = 0;              // offloaded activations
   FlopsByPart flops;                     // of one step, all ranks
+  /// On the rank that works longest. Waiting is for other stages; data_parallel is what no computation hides of what
+  /// travels.
   struct Seconds {
-    double pipeline = 0;  // waiting for other stages
     double matrices = 0, attention = 0, memory = 0, optimizer = 0, tensor_parallel = 0, context_parallel = 0,
-           data_parallel = 0;
+           expert_parallel = 0, offload = 0, data_parallel = 0, pipeline = 0;
+    double gradients_travel = 0, weights_travel = 0;  // not in total()
     double total() const {
-      return pipeline + matrices + attention + memory + optimizer + tensor_parallel + context_parallel + data_parallel;
+      return matrices + attention + memory + optimizer + tensor_parallel + context_parallel + expert_parallel +
+             offload + data_parallel + pipeline;
     }
   };
-  std::optional<Seconds> seconds;  // of one step, where the device's rates are known; nothing is supposed to overlap
+  std::optional<Seconds> seconds;  // of one step, where the device's rates are known
   double tokens_per_s() const { return seconds ? tokens_per_step / seconds->total() : 0; }
   double always_bytes() const;
   struct Stage {
@@ -78,6 +89,15 @@ Estimate estimate(const RunConfig& config,
                   const PlannedModel& planned,
                   const Supposed& supposed,
                   const GpuConfig* gpu);
+
+/// The time of a stage whose layers lie on the ranks of a pipeline of this shape. `unpiped`: all of the model on the
+/// other axes of the layout.
+Estimate::Seconds step_seconds(const RunConfig& config,
+                               const StageConfig& stage,
+                               const PlannedModel& unpiped,
+                               const PipelineShape& shape,
+                               const Supposed& supposed,
+                               const GpuConfig& gpu);
 
 /// Bytes of weights, gradients and optimizer state as GradSync and AdamW allocate them on one rank.
 double weight_bytes(const ParamTable& params, const Groups& groups);

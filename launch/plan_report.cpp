@@ -119,21 +119,26 @@ std::vector<NamedSeconds> parts_of(const Estimate::Seconds& s) {
           {"optimizer", s.optimizer},
           {"tensor parallel collectives", s.tensor_parallel},
           {"context parallel collectives", s.context_parallel},
-          {"data parallel collectives", s.data_parallel},
+          {"expert parallel exchanges", s.expert_parallel},
+          {"copies to and from the host", s.offload},
+          {"gradients and weights, not hidden", s.data_parallel},
           {"waiting for other stages", s.pipeline}};
 }
 
 void print_seconds(const Estimate& e) {
   if (!e.seconds) return;
   const double total = e.seconds->total(), ranks = e.mesh.world();
-  std::printf(
-      "  time of a step, from the ceilings, nothing overlapping: %.3f s; %s tok/s, %s tok/s and %s FLOP/s a GPU\n",
-      total,
-      short_number(e.tokens_per_s()).c_str(),
-      short_number(e.tokens_per_s() / ranks).c_str(),
-      short_number(e.flops.sum().total() / total / ranks).c_str());
+  std::printf("  time of a step, from the ceilings: %.3f s; %s tok/s, %s tok/s and %s FLOP/s a GPU\n",
+              total,
+              short_number(e.tokens_per_s()).c_str(),
+              short_number(e.tokens_per_s() / ranks).c_str(),
+              short_number(e.flops.sum().total() / total / ranks).c_str());
   for (const auto& [name, seconds] : parts_of(*e.seconds))
     if (seconds > 0) std::printf("    %-40s %10.3f s %5.1f %%\n", name, seconds, 100 * seconds / total);
+  if (e.seconds->gradients_travel > 0)
+    std::printf("    (gradients travel for %.3f s, mostly under the backward; weights for %.3f s, under the forward)\n",
+                e.seconds->gradients_travel,
+                e.seconds->weights_travel);
 }
 
 double memory_of(const GpuConfig& gpu) {
@@ -213,13 +218,16 @@ Json json_of(const Estimate& e) {
               {"attention", e.attention},
               {"parameters", e.parameters},
               {"trainable", e.trainable},
+              {"active", e.active},
               {"tokens_per_step", e.tokens_per_step},
               {"micro_batches", e.micro_batches},
               {"bytes",
                {{"always", json_of(e.always)},
                 {"activations", json_of(e.kept)},
                 {"passing", json_of(e.passing)},
-                {"peak", e.peak_bytes}}},
+                {"peak", e.peak_bytes},
+                {"allowance", e.allowance_bytes},
+                {"on_host", e.on_host_bytes}}},
               {"flops", flops},
               {"flops_total", e.flops.sum().total()}};
   for (const Estimate::Stage& s : e.stages)
@@ -232,7 +240,10 @@ Json json_of(const Estimate& e) {
   if (e.seconds) {
     Json seconds = Json::object();
     for (const auto& [name, value] : parts_of(*e.seconds)) seconds[name] = value;
-    out["seconds"] = {{"total", e.seconds->total()}, {"parts", seconds}};
+    out["seconds"] = {{"total", e.seconds->total()},
+                      {"parts", seconds},
+                      {"gradients_travel", e.seconds->gradients_travel},
+                      {"weights_travel", e.seconds->weights_travel}};
     out["tokens_per_s"] = e.tokens_per_s();
   }
   return out;
@@ -266,6 +277,7 @@ void print_text(const StagePlan& plan) {
   std::cout << "\nstage " << plan.stage->name << " on " << describe(e.mesh)
             << (e.mesh.world() > 1 ? concat(" (", e.mesh.world(), " ranks)") : "") << "\n";
   print_table(plan.planned.model->params());
+  if (e.active < e.parameters) std::printf("  a token meets %.0f of the %.0f parameters\n", e.active, e.parameters);
   std::printf("  parameters %.0f, of which %.0f train; %.0f tokens a step in %lld micro-batch%s of a rank\n",
               e.parameters,
               e.trainable,
@@ -284,6 +296,7 @@ void print_text(const StagePlan& plan) {
   print_amounts("bytes on each rank, from forward to backward", e.kept);
   print_amounts("bytes on each rank, for a moment, not all at once", e.passing);
   std::printf("    %-40s %12s\n", "together, at the most", human_bytes(e.peak_bytes).c_str());
+  if (e.on_host_bytes > 0) std::printf("    %-40s %12s\n", "in host memory", human_bytes(e.on_host_bytes).c_str());
   print_stages(e);
   print_flops(e);
   print_seconds(e);

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "model/layers/recompute.h"
-
 namespace hanok {
 namespace {
 
@@ -43,28 +41,48 @@ double elements(const ParamSpec& spec) {
   return n;
 }
 
-Flops& linear_of(FlopsByPart& flops, Part part) {
+Product::Part linear_of(Part part) {
   switch (part) {
-    case Part::kTower: return flops.tower;
-    case Part::kConnector: return flops.connector;
-    case Part::kHead: return flops.head;
-    default: return flops.decoder;
+    case Part::kTower: return Product::Part::kTower;
+    case Part::kConnector: return Product::Part::kConnector;
+    case Part::kHead: return Product::Part::kHead;
+    default: return Product::Part::kDecoder;
   }
 }
 
-/// Adds forward FLOPs and the backward that training asks for.
+/// Forward FLOPs and the backward that training asks for.
 struct Counter {
-  int64_t recompute_every = 0;
+  Recompute recompute;
   bool trains_upstream = false;  // something before this part trains: gradients pass through it
 
-  void add(Flops& to, double forward, bool trains, int64_t layer) const {
-    to.forward += forward;
-    to.backward += trains ? 2 * forward : trains_upstream ? forward : 0;
-    if ((trains || trains_upstream) && layer >= 0 && is_recomputed(layer, recompute_every)) to.again += forward;
+  Flops count(double forward, bool trains, int64_t layer, bool is_last = false) const {
+    const bool runs_again = layer >= 0 && recompute.applies_to(layer) && !recompute.selective && !is_last;
+    return {.forward = forward,
+            .backward = trains            ? 2 * forward
+                        : trains_upstream ? forward
+                                          : 0,
+            .again = (trains || trains_upstream) && runs_again ? forward : 0};
   }
 };
 
 }  // namespace
+
+Work& Work::operator+=(const Work& other) {
+  tokens += other.tokens;
+  labels += other.labels;
+  token_pairs += other.token_pairs;
+  patches += other.patches;
+  patch_pairs += other.patch_pairs;
+  return *this;
+}
+
+Work Work::operator/(double parts) const {
+  return {.tokens = tokens / parts,
+          .labels = labels / parts,
+          .token_pairs = token_pairs / parts,
+          .patches = patches / parts,
+          .patch_pairs = patch_pairs / parts};
+}
 
 Flops& Flops::operator+=(const Flops& other) {
   forward += other.forward;
@@ -79,10 +97,11 @@ Flops FlopsByPart::sum() const {
   return all;
 }
 
-FlopsByPart flops_by_part(const ModelConfig& config,
-                          const ParamTable& params,
-                          const Work& work,
-                          int64_t recompute_every) {
+std::vector<Product> products_of(const ModelConfig& config,
+                                 const ParamTable& params,
+                                 const Work& work,
+                                 const Recompute& recompute,
+                                 bool trains_before) {
   std::vector<const Param*> ordered;
   for (const Param& param : params) ordered.push_back(&param);
   std::stable_sort(ordered.begin(), ordered.end(), [](const Param* a, const Param* b) {
@@ -93,32 +112,68 @@ FlopsByPart flops_by_part(const ModelConfig& config,
   const DecoderConfig& decoder = config.decoder;
   const double width = static_cast<double>(decoder.heads * decoder.head_dim);
 
-  FlopsByPart flops;
-  Counter counter{.recompute_every = recompute_every};
+  std::vector<Product> out;
+  Counter counter{.recompute = recompute, .trains_upstream = trains_before};
+  // The fused loss keeps no logits: its backward multiplies for them again.
+  const auto head = [&](const Param& param) {
+    Flops flops = counter.count(2 * elements(param.spec) * work.labels, param.trainable, -1);
+    if (flops.backward > 0) flops.again = flops.forward;
+    out.push_back({Product::Part::kHead, &param.spec, -1, work.labels, param.trainable, flops});
+  };
   const Param* embedding = nullptr;
   for (const Param* param : ordered) {
-    const Part part = part_of(param->spec.name);
-    const int64_t layer = layer_of(param->spec.name);
+    const ParamSpec& spec = param->spec;
+    const Part part = part_of(spec.name);
+    const int64_t layer = layer_of(spec.name);
     if (part == Part::kEmbedding) embedding = param;
-    if (is_matmul(param->spec, part))
-      counter.add(linear_of(flops, part),
-                  2 * elements(param->spec) * share_used(param->spec, decoder) * rows[static_cast<int>(part)],
-                  param->trainable,
-                  layer);
+    if (part == Part::kHead && is_matmul(spec, part)) {
+      head(*param);
+    } else if (is_matmul(spec, part)) {
+      const double seen = rows[static_cast<int>(part)], share = share_used(spec, decoder);
+      const bool is_last = spec.name.ends_with(".mlp.down.weight");
+      out.push_back({linear_of(part),
+                     &spec,
+                     layer,
+                     seen * share,
+                     param->trainable,
+                     counter.count(2 * elements(spec) * share * seen, param->trainable, layer, is_last)});
+    }
     counter.trains_upstream |= param->trainable;
     // The attention core follows its q, k, v projection; its operands are activations, so it never costs a weight's
     // share.
-    if (param->spec.name.find(".attn.qkv.weight") == std::string::npos) continue;
+    if (spec.name.find(".attn.qkv.weight") == std::string::npos) continue;
     const bool tower = part == Part::kTower;
     const double core =
         tower ? 4 * work.patch_pairs * static_cast<double>(config.tower.hidden) : 2 * work.token_pairs * width;
-    counter.add(tower ? flops.tower_attention : flops.attention, core, counter.trains_upstream, layer);
+    out.push_back({tower ? Product::Part::kTowerAttention : Product::Part::kAttention,
+                   nullptr,
+                   layer,
+                   tower ? work.patches : work.tokens,
+                   false,
+                   counter.count(core, counter.trains_upstream, layer)});
   }
-  if (decoder.tied && embedding)
-    counter.add(flops.head, 2 * elements(embedding->spec) * work.labels, embedding->trainable, -1);
-  // The fused loss keeps no logits: its backward multiplies for them again.
-  if (flops.head.backward > 0) flops.head.again = flops.head.forward;
+  const bool has_end = std::any_of(
+      params.begin(), params.end(), [](const Param& param) { return param.spec.name == "decoder.norm.weight"; });
+  if (decoder.tied && embedding && has_end) head(*embedding);
+  return out;
+}
+
+FlopsByPart flops_by_part(const ModelConfig& config,
+                          const ParamTable& params,
+                          const Work& work,
+                          const Recompute& recompute) {
+  FlopsByPart flops;
+  Flops* parts[] = {
+      &flops.tower, &flops.tower_attention, &flops.connector, &flops.decoder, &flops.attention, &flops.head};
+  for (const Product& product : products_of(config, params, work, recompute))
+    *parts[static_cast<int>(product.part)] += product.flops;
   return flops;
+}
+
+double active_parameters(const ModelConfig& config, const ParamTable& params) {
+  double active = 0;
+  for (const Param& param : params) active += elements(param.spec) * share_used(param.spec, config.decoder);
+  return active;
 }
 
 Flops model_flops(const ModelConfig& config, const ParamTable& params, const Work& work) {

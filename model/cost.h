@@ -1,7 +1,10 @@
 // What a batch costs in floating-point operations, derived from the parameter table.
 #pragma once
 
+#include <vector>
+
 #include "configs/schema/config.h"
+#include "model/execution.h"
 #include "parallel/param.h"
 
 namespace hanok {
@@ -13,6 +16,8 @@ struct Work {
   double token_pairs = 0;  // sum over samples of length^2
   double patches = 0;      // through the tower
   double patch_pairs = 0;  // sum over frames of (patches of the frame)^2
+  Work& operator+=(const Work& other);
+  Work operator/(double parts) const;
 };
 
 struct Flops {
@@ -28,17 +33,38 @@ struct FlopsByPart {
   Flops sum() const;
 };
 
+/// The products of a step one by one: a weight with the rows that see it, or the core of attention.
+struct Product {
+  enum class Part { kTower, kTowerAttention, kConnector, kDecoder, kAttention, kHead };
+  Part part = Part::kDecoder;
+  const ParamSpec* weight = nullptr;  // null: the core of attention
+  int64_t layer = -1;                 // of tower or decoder
+  double rows = 0;                    // all that an expert, or the one weight, is multiplied with, over all ranks
+  bool trains = false;                // half of the backward is for the weight
+  Flops flops;
+};
+
 /// Model FLOPs of all ranks together for `work`: 2 per weight of a matrix multiplication and row it sees, and
 /// 4 n^2 x width for attention, halved where it is causal (Megatron-LM's convention). The backward is twice the forward
 /// where weights train; a frozen weight costs one more forward when something before it trains, and nothing otherwise.
 /// The head is counted for labelled tokens only, because logits exist for those only.
-/// `params`: of one rank; global shapes and `trainable` are read, so the layout does not matter.
-/// `recompute_every`: fills Flops::again, which total() leaves out.
+/// `params`: of one rank, or of a piece of a pipeline; global shapes and `trainable` are read, so the layout does not
+/// matter. `recompute`: fills Flops::again, which total() leaves out. Selective recomputation runs no product again,
+/// the other all but the last one of a dense block. `trains_before`: something before these weights trains.
+std::vector<Product> products_of(const ModelConfig& config,
+                                 const ParamTable& params,
+                                 const Work& work,
+                                 const Recompute& recompute = {},
+                                 bool trains_before = false);
+/// The same, summed.
 FlopsByPart flops_by_part(const ModelConfig& config,
                           const ParamTable& params,
                           const Work& work,
-                          int64_t recompute_every = 0);
-/// The sum of the above.
+                          const Recompute& recompute = {});
+/// All of them together.
 Flops model_flops(const ModelConfig& config, const ParamTable& params, const Work& work);
+
+/// Weights that one token meets: of experts those that it is sent to. The embedding counts whole.
+double active_parameters(const ModelConfig& config, const ParamTable& params);
 
 }  // namespace hanok

@@ -70,6 +70,7 @@ std::string place_of(const RunHistory::Evaluation& e) {
 void RunHistory::add(const json& line) {
   if (!line.is_object() || !line.contains("stage") || !line["stage"].is_string()) return;
   const std::string name = line["stage"];
+  if (line.value("kind", json()) == "plan") return;
   const double number = number_of(line, "step");
   if (!(number >= 0)) return;
   if (stages.empty() || stages.back().name != name) {

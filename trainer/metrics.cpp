@@ -199,6 +199,20 @@ void Metrics::record_evaluation(const std::string& stage, int64_t step, const st
   state_->append(line, scalars_of(line));
 }
 
+void Metrics::record_comparison(const StageComparison& c) {
+  if (!state_->lines) return;
+  state_->append({{"kind", "plan"},
+                  {"stage", c.stage},
+                  {"step", c.step},
+                  {"step_s", c.step_s},
+                  {"step_s_planned", c.step_s_planned},
+                  {"tokens_per_s", c.tokens_per_s},
+                  {"model_flops_per_s", c.model_flops_per_s},
+                  {"memory_peak_gib", c.peak_gib},
+                  {"memory_peak_gib_planned", c.peak_gib_planned}},
+                 {});
+}
+
 const RunHistory& Metrics::history() const {
   return state_->history;
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "trainer/history.h"
+#include "trainer/prediction.h"
 
 namespace hanok {
 
@@ -51,6 +52,7 @@ class Metrics {
   void record(const StepMetrics& step);
   /// `json`: a summary of trainer/evaluate.h's to_json.
   void record_evaluation(const std::string& stage, int64_t step, const std::string& json);
+  void record_comparison(const StageComparison& comparison);
   /// Everything in metrics.jsonl, earlier starts included; empty where nothing is written.
   const RunHistory& history() const;
 

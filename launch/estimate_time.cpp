@@ -1,0 +1,371 @@
+#include "launch/estimate_time.h"
+
+#include <algorithm>
+
+#include "parallel/pipeline_schedule.h"
+
+namespace hanok {
+namespace {
+
+/// One kind of work on one piece, of one micro-batch on one rank.
+struct PieceParts {
+  PieceSeconds matrices, attention, memory, tensor_parallel, context_parallel, expert_parallel, offload;
+  PieceSeconds sum() const {
+    PieceSeconds all;
+    for (const PieceSeconds* part :
+         {&matrices, &attention, &memory, &tensor_parallel, &context_parallel, &expert_parallel, &offload}) {
+      all.forward += part->forward;
+      all.backward_input += part->backward_input;
+      all.backward_weight += part->backward_weight;
+    }
+    return all;
+  }
+};
+
+double at_length(double rate, double half, double length) {
+  constexpr double kMeasured = 8192;
+  return rate * 1e12 * (kMeasured + half) / kMeasured * length / (length + half);
+}
+
+class Timer {
+ public:
+  Timer(const TimedStage& timed, const GpuConfig& gpu)
+      : t_(timed),
+        gpu_(gpu),
+        mesh_(timed.groups.mesh.shape()),
+        pieces_(cut_pieces(timed.config.model, timed.shape.pieces(), timed.stage.parallel.pp_layers)),
+        parts_(pieces_.size()),
+        stage_ranks_(mesh_.dp * mesh_.cp * mesh_.tp),
+        micro_batches_(static_cast<double>(timed.micro_batches)),
+        size_(static_cast<double>(c10::elementSize(timed.dtype))) {
+    const char* key = timed.dtype == at::kBFloat16 ? "bfloat16" : "float32";
+    const auto rate = gpu.matmul_tf.find(key);  // an emulated dtype runs at the rate of float32
+    matmul_ = (rate == gpu.matmul_tf.end() ? gpu.matmul_tf.at("float32") : rate->second) * 1e12;
+    const Recompute recompute = recompute_of(timed.stage);
+    if (recompute.every > 0) (recompute.selective ? gathers_again_ : all_again_) = 1.0 / double(recompute.every);
+  }
+
+  Estimate::Seconds run() {
+    products();
+    passes_over_memory();
+    tensor_parallel();
+    context_parallel();
+    expert_parallel();
+    offload();
+    std::vector<PieceSeconds> sums;
+    for (const PieceParts& part : parts_) sums.push_back(part.sum());
+    const double passing =
+        pieces_.size() == 1 ? 0 : stream_bytes() / bus(stage_ranks_, 2) + gpu_.link.latency_us * 1e-6;
+    const double span = pipeline_span(t_.shape, static_cast<int>(t_.micro_batches), sums, passing);
+    Estimate::Seconds s = busiest(span);
+    optimizer(s);
+    data_parallel(s, sums);
+    return s;
+  }
+
+ private:
+  /// Bytes a second of a group of `size` ranks, one in every `stride`: inside a host, or over the adapters of those of
+  /// its members that share one.
+  double bus(int stride, int size) const {
+    const auto host = static_cast<int>(gpu_.link.gpus);
+    if (stride * size <= host) return gpu_.link.bus_gb_s * 1e9;
+    const double on_host = std::max(1, host / std::max(1, stride));
+    return std::min(gpu_.link.bus_gb_s, gpu_.link.network_gb_s * on_host) * 1e9;
+  }
+
+  size_t piece_of_layer(int64_t layer) const {
+    for (const PieceRange& range : pieces_)
+      if (layer < range.last) return range.piece;
+    return pieces_.size() - 1;
+  }
+  size_t piece_of(const Product& product) const {
+    switch (product.part) {
+      case Product::Part::kDecoder:
+      case Product::Part::kAttention: return piece_of_layer(product.layer);
+      case Product::Part::kHead: return pieces_.size() - 1;
+      default: return 0;
+    }
+  }
+
+  double matmul_rate(const Product& product) const {
+    const ParamSpec& spec = *product.weight;
+    const bool expert = spec.shape.size() == 3;
+    double rows = product.rows / (static_cast<double>(mesh_.dp * mesh_.cp) * micro_batches_);
+    double out = static_cast<double>(spec.shape[expert ? 1 : 0]), in = static_cast<double>(spec.shape.back());
+    if (expert)  // those of all ranks that send here
+      rows = product.rows / static_cast<double>(spec.shape[0]) /
+             (static_cast<double>(stage_ranks_) / mesh_.ep * micro_batches_);
+    else if (spec.cut_dim >= 0)
+      (spec.cut_dim == 0 ? out : in) /= mesh_.tp;
+    constexpr double kMeasured = 8192;
+    const double h = gpu_.matmul_half;
+    return matmul_ * (1 + 3 * h / kMeasured) / (1 + h * (1 / std::max(1.0, rows) + 1 / out + 1 / in));
+  }
+
+  void products() {
+    const Work& work = t_.load.work;
+    const bool flash = t_.kernels.on_gpu && mesh_.cp > 1 && t_.kernels.context != ContextWay::kHeads;
+    const GpuAttention& text = flash && gpu_.flash_tf.forward > 0 ? gpu_.flash_tf : gpu_.attention_tf;
+    const bool own = t_.kernels.attention == AttentionStore::kCudnn || t_.kernels.attention == AttentionStore::kOwn;
+    for (const Product& product : products_of(t_.config.model, t_.params, work, recompute_of(t_.stage))) {
+      const double share = 1 / (stage_ranks_ * micro_batches_);
+      const Flops& f = product.flops;
+      PieceParts& parts = parts_[piece_of(product)];
+      if (product.weight) {
+        const double rate = matmul_rate(product), weight = product.trains ? f.forward : 0;
+        parts.matrices.forward += f.forward * share / rate;
+        parts.matrices.backward_input += (f.backward - weight + f.again) * share / rate;
+        parts.matrices.backward_weight += weight * share / rate;
+        continue;
+      }
+      const bool tower = product.part == Product::Part::kTowerAttention;
+      const double length =
+          tower ? work.patch_pairs / std::max(1.0, work.patches) : work.token_pairs / std::max(1.0, work.tokens);
+      const GpuAttention& kernel = tower ? gpu_.attention_tf : text;
+      // Narrow heads leave the units partly idle.
+      const auto width = static_cast<double>(tower ? t_.config.model.tower.hidden / t_.config.model.tower.heads
+                                                   : t_.config.model.decoder.head_dim);
+      const double narrow = std::min(1.0, width / 128);
+      const double forward = narrow * at_length(kernel.forward, kernel.forward_half, std::max(1.0, length));
+      const double backward = narrow * at_length(kernel.backward, kernel.backward_half, std::max(1.0, length));
+      // libtorch's kernels are not kept by selective recomputation.
+      const Recompute recompute = recompute_of(t_.stage);
+      const bool redone = recompute.selective && !own && recompute.applies_to(product.layer);
+      parts.attention.forward += f.forward * share / forward;
+      parts.attention.backward_input +=
+          f.backward * share / backward + (f.again + (redone ? f.forward : 0)) * share / forward;
+    }
+  }
+
+  /// Norms, rotations, activations: the forward reads and writes what it keeps, the backward reads it and the gradient
+  /// of the result and writes that of the input; what runs again is read and written once more.
+  void passes_over_memory() {
+    const double copy = gpu_.copy_gb_s * 1e9;
+    const auto add = [&](PieceParts& parts, double bytes, double redone) {
+      parts.memory.forward += 2 * bytes / copy;
+      parts.memory.backward_input += (3 * bytes + 2 * std::max(0.0, redone)) / copy;
+    };
+    const ActivationBytes &all = t_.without, &kept = t_.kept;
+    add(parts_.front(), all.tower + all.connector, all.tower - kept.tower);
+    add(parts_.back(), all.head, 0);
+    const auto layers = static_cast<double>(t_.config.model.decoder.layers);
+    for (const PieceRange& range : pieces_) {
+      const double share = static_cast<double>(range.last - range.first) / layers;
+      add(parts_[range.piece], all.decoder * share, (all.decoder - kept.decoder) * share);
+    }
+  }
+
+  double stream_bytes() const {
+    const double rows = static_cast<double>(t_.load.batch.tokens);
+    return rows * static_cast<double>(t_.config.model.decoder.hidden) * size_ /
+           (t_.groups.sequence_parallel ? mesh_.tp : 1);
+  }
+
+  /// Every layer of the decoder, by the piece that it lies on.
+  template <class Add>
+  void for_each_layer(const Add& add) {
+    for (const PieceRange& range : pieces_)
+      for (int64_t layer = range.first; layer < range.last; ++layer) add(parts_[range.piece], layer);
+  }
+
+  /// Two gathers and two scatters of the stream a block and pass (facts: 8 L T D (t - 1) / t a micro-batch). A
+  /// recomputed block gathers twice more, and all but its last sum where it keeps none.
+  void tensor_parallel() {
+    const double t = mesh_.tp;
+    if (mesh_.tp == 1) return;
+    const double latency = gpu_.link.latency_us * 1e-6, share = (t - 1) / t / bus(1, mesh_.tp);
+    const auto once = [&](double rows, double width) { return rows * width * size_ * share + latency; };
+    const double again = 2 * gathers_again_ + 3 * all_again_;
+    const double text =
+        once(static_cast<double>(t_.load.batch.tokens), static_cast<double>(t_.config.model.decoder.hidden));
+    for_each_layer([&](PieceParts& parts, int64_t) {
+      parts.tensor_parallel.forward += 4 * text;
+      parts.tensor_parallel.backward_input += (4 + again) * text;
+    });
+    if (t_.load.batch.patches == 0) return;
+    const TowerConfig& tower = t_.config.model.tower;
+    const double picture = once(static_cast<double>(t_.load.batch.patches), static_cast<double>(tower.hidden));
+    parts_.front().tensor_parallel.forward += 4 * picture * static_cast<double>(tower.depth);
+    parts_.front().tensor_parallel.backward_input += (4 + again) * picture * static_cast<double>(tower.depth);
+  }
+
+  /// Gathered: keys and values in both passes, their gradients summed in the backward. Ring: the same hop by hop beside
+  /// the attention, the gradients in f32. By heads: all of q, k, v there and the result back, in both passes.
+  void context_parallel() {
+    const double n = mesh_.cp;
+    if (mesh_.cp == 1) return;
+    const DecoderConfig& d = t_.config.model.decoder;
+    const double rate = bus(mesh_.tp, mesh_.cp), latency = gpu_.link.latency_us * 1e-6;
+    const double rows = static_cast<double>(t_.load.batch.tokens * d.head_dim) / mesh_.tp;
+    const double kv = 2 * rows * static_cast<double>(d.kv_heads), q = rows * static_cast<double>(d.heads);
+    double forward = 0, backward = 0;
+    switch (t_.kernels.context) {
+      case ContextWay::kHeads: forward = backward = (2 * q + kv) * (n - 1) / n * size_ / rate + 2 * latency; break;
+      case ContextWay::kRing:
+        forward = kv * (n - 1) * size_ / rate + (n - 1) * latency;
+        backward = kv * ((n - 1) * size_ + n * 4) / rate + (2 * n - 1) * latency;
+        break;
+      default: forward = kv * (n - 1) * size_ / rate + latency; backward = 2 * forward;
+    }
+    const bool hidden = t_.kernels.context == ContextWay::kRing;
+    for (const PieceRange& range : pieces_) {
+      const auto layers = static_cast<double>(range.last - range.first);
+      PieceParts& parts = parts_[range.piece];
+      const double beside_forward = hidden ? parts.attention.forward : 0,
+                   beside_backward = hidden ? parts.attention.backward_input : 0;
+      parts.context_parallel.forward += std::max(layers * forward - beside_forward, layers * latency);
+      parts.context_parallel.backward_input +=
+          std::max(layers * (backward + all_again_ * forward) - beside_backward, layers * latency);
+    }
+  }
+
+  /// Rows go to their experts and come back, in both passes.
+  void expert_parallel() {
+    const DecoderConfig& d = t_.config.model.decoder;
+    if (mesh_.ep == 1 || !d.is_moe()) return;
+    const double n = mesh_.ep, sent = static_cast<double>(t_.load.batch.tokens * d.experts_per_token) / mesh_.tp;
+    const double once =
+        sent * static_cast<double>(d.hidden) * size_ * (n - 1) / n / bus(1, mesh_.ep) + gpu_.link.latency_us * 1e-6;
+    for_each_layer([&](PieceParts& parts, int64_t layer) {
+      if (!d.has_experts(layer)) return;
+      parts.expert_parallel.forward += 2 * once;
+      parts.expert_parallel.backward_input += 2 * (1 + all_again_) * once;
+    });
+  }
+
+  /// What does not fit under the computation of the same pass.
+  void offload() {
+    if (t_.kept.on_host == 0) return;
+    const double each =
+        t_.kept.on_host / (gpu_.link.host_gb_s * 1e9) / static_cast<double>(t_.config.model.decoder.layers);
+    for (const PieceRange& range : pieces_) {
+      PieceParts& parts = parts_[range.piece];
+      const PieceSeconds busy = parts.sum();
+      const double moved = each * static_cast<double>(range.last - range.first);
+      parts.offload.forward = std::max(0.0, moved - busy.forward);
+      parts.offload.backward_input = std::max(0.0, moved - busy.backward_input - busy.backward_weight);
+    }
+  }
+
+  /// The parts of the rank that works longest; what the pipeline takes beyond is waiting.
+  Estimate::Seconds busiest(double span) const {
+    Estimate::Seconds worst;
+    for (int rank = 0; rank < t_.shape.ranks; ++rank) {
+      Estimate::Seconds s;
+      for (int chunk = 0; chunk < t_.shape.chunks; ++chunk) {
+        const PieceParts& parts = parts_[hanok::piece_of(t_.shape, {rank, chunk})];
+        s.matrices += micro_batches_ * parts.matrices.all();
+        s.attention += micro_batches_ * parts.attention.all();
+        s.memory += micro_batches_ * parts.memory.all();
+        s.tensor_parallel += micro_batches_ * parts.tensor_parallel.all();
+        s.context_parallel += micro_batches_ * parts.context_parallel.all();
+        s.expert_parallel += micro_batches_ * parts.expert_parallel.all();
+        s.offload += micro_batches_ * parts.offload.all();
+      }
+      if (s.total() > worst.total() || rank == 0) worst = s;
+    }
+    worst.pipeline = std::max(0.0, span - worst.total());
+    return worst;
+  }
+
+  /// Master and moments read and written, the gradient read for the norm and for the update, the weight written; before
+  /// the step the sums of all gradients are zeroed.
+  void optimizer(Estimate::Seconds& s) const {
+    const double accumulate = t_.stage.optimizer.grad_dtype == "bfloat16" ? 2 : 4;
+    s.optimizer = ((t_.shard + t_.expert_shard) * (24 + 2 * accumulate + size_) + t_.trained * accumulate) /
+                  (gpu_.copy_gb_s * 1e9);
+  }
+
+  /// Sums of gradients run under the backward of the last micro-batch, weights come under the forward of the first; the
+  /// end of the one and the beginning of the other stay.
+  void data_parallel(Estimate::Seconds& s, const std::vector<PieceSeconds>& sums) const {
+    const std::string& dtype = t_.stage.optimizer.reduce_dtype;
+    const bool half = dtype == "bfloat16" || (dtype == "auto" && t_.stage.optimizer.grad_dtype == "bfloat16");
+    const int n = mesh_.dp * mesh_.cp, m = stage_ranks_ / mesh_.ep;
+    const auto once = [](double shard, int ranks, double rate) { return ranks > 1 ? shard * (ranks - 1) / rate : 0; };
+    const double elements = once(t_.shard, n, bus(mesh_.tp, n)) + once(t_.expert_shard, m, bus(mesh_.ep, m));
+    const double sum = elements * (half ? 2 : 4), spread = elements * size_;
+    s.gradients_travel = sum;
+    s.weights_travel = spread;
+    if (!t_.stage.parallel.overlap) {
+      s.data_parallel = sum + spread;
+      return;
+    }
+    double forward = 0, backward = 0;
+    for (const PieceSeconds& piece : sums) {
+      forward += piece.forward / t_.shape.ranks;
+      backward += (piece.backward_input + piece.backward_weight) / t_.shape.ranks;
+    }
+    constexpr double kEnd = 0.05;  // of what travels: the buckets of the first layers, which are ready last
+    s.data_parallel = std::max(kEnd * sum, sum - backward) + std::max(kEnd * spread, spread - forward);
+  }
+
+  const TimedStage& t_;
+  const GpuConfig& gpu_;
+  const MeshShape mesh_;
+  std::vector<PieceRange> pieces_;
+  std::vector<PieceParts> parts_;
+  int stage_ranks_;
+  double micro_batches_, size_, matmul_ = 0;
+  double gathers_again_ = 0, all_again_ = 0;  // share of the layers that run again: what is cheap, or all
+};
+
+}  // namespace
+
+Estimate::Seconds seconds_of(const TimedStage& timed, const GpuConfig& gpu) {
+  return Timer(timed, gpu).run();
+}
+
+double pipeline_span(const PipelineShape& shape,
+                     int micro_batches,
+                     const std::vector<PieceSeconds>& pieces,
+                     double passing) {
+  using Kind = Action::Kind;
+  constexpr double kNotYet = -1;
+  const auto table = [&] {
+    return std::vector<std::vector<double>>(pieces.size(), std::vector<double>(micro_batches, kNotYet));
+  };
+  auto forward_end = table(), backward_end = table();
+  std::vector<std::vector<Action>> actions;
+  for (int rank = 0; rank < shape.ranks; ++rank) actions.push_back(pipeline_actions(shape, rank, micro_batches));
+  std::vector<size_t> next(shape.ranks);
+  std::vector<double> now(shape.ranks);
+  // When what an action waits for is there; kNotYet: not known yet.
+  const auto ready = [&](int rank, int piece, const Action& action) {
+    const auto from = [&](const std::vector<std::vector<double>>& ends, int other) {
+      const double end = ends[other][action.micro_batch];
+      return end < 0 || place_of(shape, other).rank == rank ? end : end + passing;
+    };
+    if (action.kind == Kind::kForward) return piece == 0 ? 0.0 : from(forward_end, piece - 1);
+    if (action.kind == Kind::kBackwardWeight) return 0.0;
+    return piece + 1 == shape.pieces() ? 0.0 : from(backward_end, piece + 1);
+  };
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (int rank = 0; rank < shape.ranks; ++rank) {
+      while (next[rank] < actions[rank].size()) {
+        const Action& action = actions[rank][next[rank]];
+        const int piece = piece_of(shape, {rank, action.chunk});
+        const double start = ready(rank, piece, action);
+        if (start < 0) break;
+        const PieceSeconds& seconds = pieces[piece];
+        now[rank] = std::max(now[rank], start);
+        switch (action.kind) {
+          case Kind::kForward: forward_end[piece][action.micro_batch] = now[rank] += seconds.forward; break;
+          case Kind::kBackward:
+            backward_end[piece][action.micro_batch] = now[rank] += seconds.backward_input + seconds.backward_weight;
+            break;
+          case Kind::kBackwardInput:
+            backward_end[piece][action.micro_batch] = now[rank] += seconds.backward_input;
+            break;
+          case Kind::kBackwardWeight: now[rank] += seconds.backward_weight; break;
+        }
+        ++next[rank];
+        moved = true;
+      }
+    }
+  }
+  return *std::max_element(now.begin(), now.end());
+}
+
+}  // namespace hanok
