@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "dataio/store/json_stream.h"
+#include "dataio/text/unicode.h"
 
 namespace hanok {
 namespace {
@@ -36,7 +37,7 @@ std::string path_of(const json& part, std::initializer_list<const char*> keys, c
     if (scheme != std::string::npos || path.rfind("data:", 0) == 0) {
       throw WrongRecord(
           "not_a_file",
-          concat(where, ".", key, ": got ", path.substr(0, 60), ", expected a path; download the file first"));
+          concat(where, ".", key, ": got ", unicode::beginning(path, 60), ", expected a path; download the file first"));
     }
     return path;
   }

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "dataio/text/unicode.h"
 
 namespace hanok {
 namespace {
@@ -196,7 +197,7 @@ void VqaCsvSource::read_choices(Record& record, const CsvReader::Row& row) {
     record.reject("answer_invalid",
                   concat(where,
                          "column answer: got \"",
-                         answer.substr(0, 40),
+                         unicode::beginning(answer, 40),
                          "\", expected a letter from a to ",
                          choice_letter(static_cast<int>(record.choices.size()) - 1)));
   }

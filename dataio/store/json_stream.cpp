@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "dataio/file_io.h"
+#include "dataio/text/unicode.h"
 
 namespace hanok {
 namespace {
@@ -75,7 +76,7 @@ class Builder : public nlohmann::json_sax<json> {
 
   bool open(json empty) {
     HANOK_REQUIRE(frames_.size() < kMaxDepth, kData)
-        << "JSON: got more than " << kMaxDepth << " levels at key " << path().substr(0, 200) << "; " << where_;
+        << "JSON: got more than " << kMaxDepth << " levels at key " << unicode::beginning(path(), 200) << "; " << where_;
     if (is_member()) {
       member_stream_ = frames_.back().stream;
       member_ = std::move(empty);
@@ -110,7 +111,7 @@ class Builder : public nlohmann::json_sax<json> {
     const bool in_member = member_stream_ >= 0;
     size_t& count = in_member ? member_values_ : values_;
     HANOK_REQUIRE(++count <= (in_member ? kMaxMemberValues : kMaxValues), kData)
-        << "JSON: got too many values at key " << path().substr(0, 200) << "; " << where_;
+        << "JSON: got too many values at key " << unicode::beginning(path(), 200) << "; " << where_;
     if (frames_.empty()) return &(root_ = std::move(v));
     Frame& frame = frames_.back();
     if (frame.container->is_array()) return &frame.container->emplace_back(std::move(v));

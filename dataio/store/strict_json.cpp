@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "dataio/text/unicode.h"
 
 namespace hanok {
 
@@ -114,11 +115,10 @@ int64_t json_count(const Json& object, const char* key, const std::string& file)
 }
 
 std::string shown(std::string_view text) {
-  size_t size = std::min<size_t>(text.size(), 120);
-  while (size > 0 && size < text.size() && (text[size] & 0xc0) == 0x80) --size;  // not within a character
-  std::string quoted = Json(std::string(text.substr(0, size))).dump(-1, ' ', false, Json::error_handler_t::replace);
+  const std::string begin = unicode::beginning(text, 120);
+  std::string quoted = Json(begin).dump(-1, ' ', false, Json::error_handler_t::replace);
   quoted.front() = quoted.back() = '\'';
-  if (size < text.size()) quoted.insert(quoted.size() - 1, "...");
+  if (begin.size() < text.size()) quoted.insert(quoted.size() - 1, "...");
   return quoted;
 }
 

@@ -12,6 +12,7 @@
 #include "dataio/store/json_stream.h"
 #include "dataio/store/strict_json.h"
 #include "dataio/text/tokenizer_spec.h"
+#include "dataio/text/unicode.h"
 
 namespace hanok::tokenizer_spec {
 namespace {
@@ -100,7 +101,7 @@ Config read_config(const std::string& folder, bool defaults) {
                      config.where,
                      {{"added_tokens_decoder", [&](const std::string& key, json& value) {
                          AddedToken token =
-                             token_of(value, config.where + ": added_tokens_decoder." + key.substr(0, 20));
+                             token_of(value, config.where + ": added_tokens_decoder." + unicode::beginning(key, 20));
                          token.id = id_of(key, config.where + ": added_tokens_decoder");
                          config.decoder[token.id] = token;
                        }}});

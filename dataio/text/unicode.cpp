@@ -190,6 +190,12 @@ void append(std::string& out, char32_t c) {
   }
 }
 
+std::string beginning(std::string_view text, size_t most_bytes) {
+  size_t size = std::min(text.size(), most_bytes);
+  while (size > 0 && size < text.size() && (text[size] & 0xC0) == 0x80) --size;
+  return std::string(text.substr(0, size));
+}
+
 Span OffsetMap::original(Span output) const {
   const auto map = [&](int64_t position, bool is_end) {
     // The last run that begins before the position (at it, for a beginning).

@@ -69,6 +69,8 @@ char32_t decode(std::string_view text, size_t at);
 /// Where the code point that ends at `end` begins, in valid UTF-8; end > 0.
 size_t previous(std::string_view text, size_t end);
 void append(std::string& out, char32_t code_point);
+/// The first characters that fit into `most_bytes`, for messages: not cut within one.
+std::string beginning(std::string_view text, size_t most_bytes);
 
 /// Where the bytes of a rewritten text come from: runs that were replaced, everything between them moved unchanged.
 class OffsetMap {

@@ -142,6 +142,15 @@ TEST_F(VqaCsv, RejectsWrongRowsOneByOne) {
   EXPECT_NE(records[2].detail.find("row 4 (line 4): got 6 fields, expected 8"), std::string::npos) << records[2].detail;
 }
 
+// Found by fuzzing: a message that is cut within a character is no text, and a list of skipped samples no JSON.
+TEST_F(VqaCsv, MessagesAreNotCutWithinACharacter) {
+  std::string answer = "x";
+  for (int i = 0; i < 20; ++i) answer += "\xEA\xB0\x80";
+  const auto records = records_of(kHeader + ("1,p,q,1,2,,," + answer + "\n"));
+  ASSERT_EQ(records.size(), 1u);
+  EXPECT_NE(records[0].detail.find("\xEA\xB0\x80\", expected"), std::string::npos) << records[0].detail;
+}
+
 TEST_F(VqaCsv, ReadsKoreanInCp949) {
   // U+C0AC U+ACFC (apple), and U+BDC1, which only the extension of EUC-KR has.
   const std::string bytes = std::string(kHeader) + "1,p,\xbb\xe7\xb0\xfa?,\x94\xee,2,3,4,a\n";
