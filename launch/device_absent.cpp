@@ -20,6 +20,10 @@ std::vector<std::pair<std::string, std::string>> accelerator_versions() {
   return {{"CUDA", "absent from this build"}, {"cuDNN", "absent from this build"}, {"NCCL", nccl_version()}};
 }
 
+RefusedAllocation last_refused_allocation() {
+  return {};
+}
+
 at::Device bind_device(const std::string& wanted, int local_rank, int local_size) {
   HANOK_REQUIRE(wanted != "cuda", kDevice)
       << "device: got cuda, expected cpu: this build found no nvcc or NCCL; rebuild where they are, or set device: cpu";

@@ -1,9 +1,12 @@
+#include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
 #include <fstream>
+#include <mutex>
 
 #include "base/error.h"
 #include "launch/device.h"
@@ -27,7 +30,30 @@ std::string cuda_text(int version) {
   return concat(version / 1000, ".", version % 1000 / 10);
 }
 
+std::mutex refusal_mutex;
+RefusedAllocation refusal;
+
+/// Called by the allocator before it throws: later the tensors that filled the memory are gone.
+void note_refusal(int64_t device, size_t wanted, size_t allowed, size_t free) {
+  const auto index = static_cast<c10::DeviceIndex>(device);
+  const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(index);
+  cudaDeviceProp properties;
+  const bool is_known = cudaGetDeviceProperties(&properties, index) == cudaSuccess;
+  const std::lock_guard lock(refusal_mutex);
+  refusal = {.wanted = static_cast<double>(wanted),
+             .present = static_cast<double>(is_known ? properties.totalGlobalMem : allowed),
+             .free = static_cast<double>(free),
+             .allowed = static_cast<double>(allowed),
+             .allocated = static_cast<double>(stats.allocated_bytes[0].current),
+             .reserved = static_cast<double>(stats.reserved_bytes[0].current)};
+}
+
 }  // namespace
+
+RefusedAllocation last_refused_allocation() {
+  const std::lock_guard lock(refusal_mutex);
+  return refusal;
+}
 
 std::string nccl_version() {
   int version = 0;
@@ -88,6 +114,8 @@ at::Device bind_device(const std::string& wanted, int local_rank, int local_size
       << "device: got " << local_size << " ranks on this node, expected at most one for each of its " << gpus.size()
       << " visible GPUs; start fewer ranks, or set device: cpu";
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(local_rank));
+  at::globalContext().lazyInitDevice(at::kCUDA);  // the allocator exists from here on
+  c10::cuda::CUDACachingAllocator::attachOutOfMemoryObserver(note_refusal);
   return {at::kCUDA, static_cast<c10::DeviceIndex>(local_rank)};
 }
 

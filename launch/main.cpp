@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "launch/bootstrap.h"
 #include "launch/command.h"
+#include "launch/out_of_memory.h"
 
 namespace {
 
@@ -45,10 +46,11 @@ int main(int argc, char** argv) {
     return code;
   } catch (const hanok::Error& error) {
     hanok::end_all_ranks(hanok::exit_code(error.kind()), error.what());
-  } catch (const c10::OutOfMemoryError& error) {
-    hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice),
-                         std::string("GPU memory: ") + error.what_without_backtrace() +
-                             "; lower rows_per_micro_batch or seq_len, set recompute: full, or raise parallel.tp");
+  } catch (const c10::OutOfMemoryError&) {
+    hanok::end_all_ranks(
+        hanok::exit_code(hanok::ErrorKind::kDevice),
+        hanok::out_of_memory_text(
+            hanok::last_refused_allocation(), {}, hanok::concat("rank ", hanok::world_rank()), {"--set eval.rows=1"}));
   } catch (const std::bad_alloc&) {
     hanok::end_all_ranks(hanok::exit_code(hanok::ErrorKind::kDevice), kHostMemory);
   } catch (const c10::Error& error) {

@@ -1,6 +1,7 @@
 #include "base/log.h"
 #include "launch/bootstrap.h"
 #include "launch/command.h"
+#include "launch/out_of_memory.h"
 #include "trainer/run_stages.h"
 
 namespace hanok {
@@ -12,7 +13,10 @@ int train(const Arguments& arguments) {
       run_stages(config,
                  bootstrap.world(),
                  bootstrap.device(),
-                 {.resume = arguments.resume, .stop_requested = Bootstrap::stop_requested, .versions = version_text()});
+                 {.resume = arguments.resume,
+                  .stop_requested = Bootstrap::stop_requested,
+                  .versions = version_text(),
+                  .explain_refusal = explain_refusal(config, bootstrap.device(), world_rank(), world_size())});
   if (result.end == StageEnd::kStopRequested) {
     HANOK_LOG_RANK0(INFO) << "stopped" << (Bootstrap::stop_reason().empty() ? "" : " by " + Bootstrap::stop_reason())
                           << "; saved " << result.last_checkpoint << "; the same command goes on from there";

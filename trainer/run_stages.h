@@ -6,6 +6,8 @@
 
 #include "configs/schema/config.h"
 #include "parallel/groups.h"
+#include "trainer/memory_held.h"
+#include "trainer/prediction.h"
 #include "trainer/train_loop.h"
 #include "trainer/weights.h"
 
@@ -15,6 +17,8 @@ struct RunOptions {
   std::string resume = "auto";  // auto, never, or the path of a checkpoint
   std::function<bool()> stop_requested = [] { return false; };
   std::string versions = {};  // of the program and its libraries, for the report
+  Predict predict = {};       // asked at the end of a stage; empty: nothing to compare with
+  ExplainRefusal explain_refusal = {};  // where a GPU has too little memory; empty: libtorch's own words
 };
 struct RunResult {
   StageEnd end = StageEnd::kFinished;
