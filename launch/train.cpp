@@ -2,6 +2,7 @@
 #include "launch/bootstrap.h"
 #include "launch/command.h"
 #include "launch/out_of_memory.h"
+#include "launch/predict.h"
 #include "trainer/run_stages.h"
 
 namespace hanok {
@@ -16,6 +17,7 @@ int train(const Arguments& arguments) {
                  {.resume = arguments.resume,
                   .stop_requested = Bootstrap::stop_requested,
                   .versions = version_text(),
+                  .predict = predictor(config, bootstrap.device(), bootstrap.world().size()),
                   .explain_refusal = explain_refusal(config, bootstrap.device(), world_rank(), world_size())});
   if (result.end == StageEnd::kStopRequested) {
     HANOK_LOG_RANK0(INFO) << "stopped" << (Bootstrap::stop_reason().empty() ? "" : " by " + Bootstrap::stop_reason())
