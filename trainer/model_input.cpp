@@ -1,5 +1,7 @@
 #include "trainer/model_input.h"
 
+#include "base/upload.h"
+
 namespace hanok {
 namespace {
 
@@ -16,16 +18,16 @@ void add_pictures(ModelInput& input, const Batch& batch, const Vlm& model) {
   if (cut.stand_in_patches > 0)
     pixels.push_back(at::zeros({cut.stand_in_patches, batch.pixels_PC.size(1)}, batch.pixels_PC.options()));
   const at::Device device = model.device();
-  input.pixels_PC = at::cat(pixels, 0).to(device, /*non_blocking=*/true);
+  input.pixels_PC = upload(at::cat(pixels, 0), device);
   input.grid_I3 = cut.grid_I3;
-  input.vision_index_M = cut.vision_index_M.to(device, /*non_blocking=*/true);
-  input.vision = {cut.exchange.order_S.to(device, /*non_blocking=*/true), cut.exchange.splits};
+  input.vision_index_M = upload(cut.vision_index_M, device);
+  input.vision = {upload(cut.exchange.order_S, device), cut.exchange.splits};
 }
 
 }  // namespace
 
 ModelInput model_input(const Batch& batch, const Vlm& model) {
-  const auto moved = [&](const Tensor& host) { return host.to(model.device(), /*non_blocking=*/true); };
+  const auto moved = [&](const Tensor& host) { return upload(host, model.device()); };
   ModelInput input{.row_starts = batch.row_starts, .cut = cut_rows(batch.row_starts, model.groups().cp->size())};
   const Batch own = own_rows(batch, input.cut, model.groups());
   input.tokens_T = moved(own.tokens_T);
@@ -49,7 +51,7 @@ std::shared_ptr<Routing> routing_of(const Batch& batch, const RowCut& cut, const
     rows = std::max<int64_t>(rows, sample.row + 1);
   }
   if (cut.is_cut()) row_T = row_T.index_select(0, cut.rows_of(model.groups().cp->rank()));
-  return std::make_shared<Routing>(Routing{.row_T = row_T.to(model.device(), /*non_blocking=*/true),
+  return std::make_shared<Routing>(Routing{.row_T = upload(row_T, model.device()),
                                            .num_rows = rows,
                                            .tokens_of_step = tokens_of_step,
                                            .coefficient = tokens_of_step > 0 ? decoder.aux_loss : 0,

@@ -100,29 +100,6 @@ void save(Trainer& t, bool is_best) {
   t.report.refresh(t.metrics.history());
 }
 
-/// How evenly the experts were loaded.
-std::optional<StepMetrics::Experts> expert_load(const StepResult& result, const DecoderConfig& decoder) {
-  if (!result.assigned_LE.defined()) return std::nullopt;
-  const Tensor numbers =
-      at::stack({result.aux_loss, result.assigned_LE.sum().to(at::kDouble), result.assigned_LE.amax().to(at::kDouble)})
-          .cpu();
-  const auto* n = numbers.const_data_ptr<double>();
-  const auto experts = static_cast<double>(decoder.num_expert_layers() * decoder.experts);
-  return StepMetrics::Experts{.aux_loss = n[0], .tokens_mean = n[1] / experts, .tokens_max = n[2]};
-}
-
-/// The scalars that people see: the only place of a step where the host waits for the device.
-struct Logged {
-  double loss, grad_norm;
-  bool applied;
-  std::optional<StepMetrics::Experts> experts;
-};
-Logged read_scalars(const StepResult& result, const ModelConfig& config) {
-  const Tensor all = at::stack({result.loss, result.grad_norm.to(at::kDouble), result.applied.to(at::kDouble)}).cpu();
-  const auto* values = all.const_data_ptr<double>();
-  return {values[0], values[1], values[2] != 0, expert_load(result, config.decoder)};
-}
-
 /// Where the trace of the coming step goes; empty: none is wanted of it.
 std::string trace_of_next_step(const Trainer& t) {
   const bool wanted = groups_of(t).rank == 0 && t.state.step + 1 == t.config.log.profile_step;
@@ -131,8 +108,6 @@ std::string trace_of_next_step(const Trainer& t) {
 
 void advance(Trainer& t, const StepReport& report, bool applied) {
   TrainState& s = t.state;
-  ++s.step;
-  s.cursor = t.loader.cursor();
   s.tokens += report.work.tokens;
   s.optimizer_steps += applied;
   const bool is_bad = !applied && report.work.labels > 0;  // a step without a label has nothing to apply
@@ -140,51 +115,47 @@ void advance(Trainer& t, const StepReport& report, bool applied) {
   s.skipped_in_a_row = is_bad ? s.skipped_in_a_row + 1 : 0;
 }
 
-void refuse_bad_steps(Trainer& t, const Logged& logged) {
+void refuse_bad_steps(Trainer& t, int64_t step, const StepScalars& scalars) {
   if (t.state.skipped_in_a_row <= t.learner.stage.optimizer.max_bad_steps) return;
   t.checkpoint.finish();
   t.report.set_status("failed: steps in a row were not finite");
   t.report.write(t.metrics.history());
-  HANOK_FAIL(kNumeric) << "step " << t.state.step << ": got loss " << logged.loss << " and gradient norm "
-                       << logged.grad_norm << ", expected finite values; " << t.state.skipped_in_a_row
+  HANOK_FAIL(kNumeric) << "step " << step << ": got loss " << scalars.loss << " and gradient norm " << scalars.grad_norm
+                       << ", expected finite values; " << t.state.skipped_in_a_row
                        << " steps in a row were skipped in stage " << t.learner.stage.name
                        << "; lower optimizer.lr, look at the data, or raise optimizer.max_bad_steps";
 }
 
-/// One step of all ranks, told to people and machines; afterwards they agree on whether to stop.
-void train_step(Trainer& t) {
+/// Waits for the step under way, if there is one, and tells of it; then all ranks know of it and of a wish to stop.
+void settle(Trainer& t) {
+  if (!t.under_way) return;
+  const StepUnderWay step = *std::exchange(t.under_way, std::nullopt);
   Learner& learner = t.learner;
-  const double began = now_s();
-  std::vector<Batch> batches = t.loader.next_step();
-  learner.objective.prepare(learner.model, batches);
-  const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
-  const Logged logged = [&] {
-    const StepProfile profile(trace_of_next_step(t));
-    return read_scalars(run_step(learner, batches, lr), learner.model.config());
-  }();
+  const StepScalars scalars = step.scalars.read();
+  const double ended = now_s();
   t.checkpoint.poll();
-
   const Memory memory = memory_in_use(device_of(learner.model));
   const StepReport report = share_report({.stop_requested = t.stop_requested && t.stop_requested(),
-                                          .work = work_of(batches),
-                                          .step_s = now_s() - began,
-                                          .data_wait_s = t.loader.waited_s(),
+                                          .work = step.work,
+                                          .step_s = ended - t.settled_at,
+                                          .data_wait_s = step.data_wait_s,
                                           .memory_gib = memory.now_gib,
                                           .memory_peak_gib = memory.peak_gib},
                                          groups_of(t));
-  advance(t, report, logged.applied);
+  t.settled_at = ended;
+  advance(t, report, scalars.applied);
   t.measures.step_s.push_back(report.step_s);
   t.measures.work += report.work;
-  t.last_loss = logged.loss;
+  t.last_loss = scalars.loss;
   const double flops = model_flops(t.config.model, learner.model.whole(), report.work).total();
   t.metrics.record({.stage = learner.stage.name,
-                    .step = t.state.step,
+                    .step = step.number,
                     .num_steps = t.state.num_steps,
                     .tokens = report.work.tokens,
                     .label_tokens = report.work.labels,
-                    .loss = logged.loss,
-                    .grad_norm = logged.grad_norm,
-                    .lr = lr,
+                    .loss = scalars.loss,
+                    .grad_norm = scalars.grad_norm,
+                    .lr = step.lr,
                     .step_s = report.step_s,
                     .data_wait_s = report.data_wait_s,
                     .checkpoint_stall_s = t.save_stall_s,
@@ -193,11 +164,36 @@ void train_step(Trainer& t) {
                     .memory_gib = report.memory_gib,
                     .memory_peak_gib = report.memory_peak_gib,
                     .fill = report.work.tokens / tokens_per_step(learner.stage),
-                    .experts = logged.experts,
-                    .applied = logged.applied});
+                    .experts = scalars.experts,
+                    .applied = scalars.applied});
   t.save_stall_s = 0;
-  t.stop = report.stop_requested;
-  refuse_bad_steps(t, logged);
+  t.stop = t.stop || report.stop_requested;
+  refuse_bad_steps(t, step.number, scalars);
+}
+
+/// Gives the device one step of all ranks, then settles the one before: on a GPU, which has work meanwhile.
+void train_step(Trainer& t) {
+  Learner& learner = t.learner;
+  if (!t.under_way) t.settled_at = now_s();
+  std::vector<Batch> batches = t.loader.next_step();
+  learner.objective.prepare(learner.model, batches);
+  const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
+  const std::string trace = trace_of_next_step(t);
+  const LateScalars scalars = [&] {
+    const StepProfile profile(trace);
+    LateScalars late(run_step(learner, batches, lr), learner.model.config().decoder);
+    if (!trace.empty()) late.read();  // a trace ends with its step
+    return late;
+  }();
+  ++t.state.step;
+  t.state.cursor = t.loader.cursor();
+  settle(t);
+  t.under_way = StepUnderWay{.number = t.state.step,
+                             .lr = lr,
+                             .data_wait_s = t.loader.waited_s(),
+                             .work = work_of(batches),
+                             .scalars = scalars};
+  if (device_of(learner.model).is_cpu()) settle(t);
 }
 
 /// The state a stage ends in must be on disk: the next stage, or the next start, begins there.
@@ -216,11 +212,14 @@ void save_last(Trainer& t) {
 
 StageEnd train_loop(Trainer& t) {
   while (!t.stop) {
+    if (evaluation_due(t) || save_due(t) || is_over(t)) settle(t);
+    if (t.stop) break;
     const bool is_best = evaluation_due(t) && evaluate_held_out(t);
     if (is_best || save_due(t)) save(t, is_best);
     if (is_over(t) || t.stop) break;  // stopped in an evaluation: a step now would leave it undone for good
     train_step(t);
   }
+  settle(t);
   save_last(t);
   if (t.stop && (!is_over(t) || evaluation_due(t))) return StageEnd::kStopRequested;
   return stopped_early(t) ? StageEnd::kEarlyStop : StageEnd::kFinished;

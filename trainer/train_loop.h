@@ -6,12 +6,22 @@
 #include "trainer/checkpoint.h"
 #include "trainer/evaluate.h"
 #include "trainer/metrics.h"
+#include "trainer/prediction.h"
 #include "trainer/report.h"
 #include "trainer/step.h"
+#include "trainer/step_scalars.h"
 
 namespace hanok {
 
 enum class StageEnd { kFinished, kEarlyStop, kStopRequested };
+
+/// A step that the device was given: what is told of it when it is over.
+struct StepUnderWay {
+  int64_t number = 0;
+  double lr = 0, data_wait_s = 0;
+  Work work;
+  LateScalars scalars;
+};
 
 /// Everything that one stage works with. Built by run_stages, used by the loop.
 struct Trainer {
@@ -30,6 +40,9 @@ struct Trainer {
   bool stop = false;        // some rank was asked to stop
   int64_t saved_step = -1;  // the step whose state is on disk, -1 if it has changed since
   double last_loss = 0;     // of the newest step of this process
+  StageMeasures measures = {};
+  std::optional<StepUnderWay> under_way = {};
+  double settled_at = 0;  // when the step before was over, or else the one under way began
   double save_stall_s = 0;  // that saving kept the loop; reported with the step after it
 };
 

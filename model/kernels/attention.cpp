@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/upload.h"
 #include "model/kernels/attention_aten.h"
 #include "model/kernels/attention_cpu.h"
 #include "model/kernels/attention_cudnn.h"
@@ -120,7 +121,7 @@ Segments make_segments(const Tensor& starts, int64_t rows, at::Device device, At
         << "segment starts: got " << data[s] << " before " << data[s + 1] << ", expected rising numbers";
     segments.longest = std::max<int64_t>(segments.longest, data[s + 1] - data[s]);
   }
-  segments.device_starts = device.is_cpu() ? starts : starts.to(device, /*non_blocking=*/true);
+  segments.device_starts = upload(starts, device);
   if (!device.is_cpu()) segments.ragged = attention_cudnn::make_ragged_offsets();
   return segments;
 }

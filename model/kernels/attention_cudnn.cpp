@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/upload.h"
 
 namespace hanok {
 
@@ -27,8 +28,8 @@ struct RaggedOffsets {
     const int64_t count = segments.starts.size(0) - 1, rows = segments.starts[count].item<int>();
     const Tensor host = at::full({wanted_slots + 1}, rows, at::kInt);
     host.narrow(0, 0, count + 1).copy_(segments.starts);
-    starts = host.to(segments.device_starts.device(), /*non_blocking=*/true);
-    lengths = host.diff().to(starts.device(), /*non_blocking=*/true);
+    starts = upload(host, segments.device_starts.device());
+    lengths = upload(host.diff(), starts.device());
     scaled.clear();
     slots = wanted_slots;
   }

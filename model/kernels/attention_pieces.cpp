@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/upload.h"
 #include "model/kernels/attention_aten.h"
 #include "model/kernels/attention_cpu.h"
 #include "model/kernels/dispatch.h"
@@ -39,10 +40,10 @@ PieceLevel level_of(std::vector<AttentionPiece> list, at::Device device) {
     level.most_keys = std::max(level.most_keys, piece.keys());
   }
   level.list = std::move(list);
-  level.query_rows = at::tensor(queries, at::kLong).to(device);
-  level.key_rows = at::tensor(keys, at::kLong).to(device);
-  level.query_starts = at::tensor(query_starts, at::kInt).to(device);
-  level.key_starts = at::tensor(key_starts, at::kInt).to(device);
+  level.query_rows = upload(at::tensor(queries, at::kLong), device);
+  level.key_rows = upload(at::tensor(keys, at::kLong), device);
+  level.query_starts = upload(at::tensor(query_starts, at::kInt), device);
+  level.key_starts = upload(at::tensor(key_starts, at::kInt), device);
   return level;
 }
 

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/error.h"
+#include "base/upload.h"
 #include "parallel/collectives.h"
 
 namespace hanok {
@@ -221,8 +222,8 @@ Segments make_row_segments(const Tensor& row_starts,
   Segments segments = make_segments(row_starts, rows * size, device, execution.attention);
   const RowCut::Places places = cut.places();
   const Tensor order = places.rank_T * rows + places.row_T;
-  context->order_T = order.to(device);
-  context->inverse_T = order.argsort().to(device);
+  context->order_T = upload(order, device);
+  context->inverse_T = upload(order.argsort(), device);
   const std::vector<Stretch> own = stretches_of(row_starts, cut.of_rank[rank]);
   if (context->way == ContextWay::kAuto || context->way == ContextWay::kGather)
     context->gathered = gathered_pieces(own);

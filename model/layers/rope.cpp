@@ -1,6 +1,7 @@
 #include "model/layers/rope.h"
 
 #include "base/error.h"
+#include "base/upload.h"
 
 namespace hanok {
 namespace {
@@ -8,7 +9,7 @@ namespace {
 /// 1 / theta^(2j / dim), j < dim / 2, in f32 by the same operations as the reference library.
 Tensor inverse_frequencies(int64_t dim, double theta, at::Device device) {
   const Tensor exponent = at::arange(0, dim, 2, at::kFloat) / static_cast<double>(dim);
-  return (1.0 / at::pow(theta, exponent)).to(device);
+  return upload(1.0 / at::pow(theta, exponent), device);
 }
 
 }  // namespace
@@ -23,7 +24,7 @@ RopeTable mrope_table(const Tensor& position_3T,
   std::vector<int64_t> axis(head_dim / 2, 0);
   for (const int64_t which : {1, 2})
     for (int64_t j = which; j < std::min<int64_t>(3 * section[which], head_dim / 2); j += 3) axis[j] = which;
-  const Tensor axis_R = at::tensor(axis, at::kLong).to(position_3T.device());
+  const Tensor axis_R = upload(at::tensor(axis, at::kLong), position_3T.device());
   const Tensor position_TR = position_3T.to(at::kFloat).index_select(0, axis_R).t();
   const Tensor angle_TR = (position_TR * inverse_frequencies(head_dim, theta, position_3T.device())).contiguous();
   return {angle_TR.cos().to(dtype), angle_TR.sin().to(dtype)};

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/error.h"
+#include "base/upload.h"
 #include "model/kernels/vocab_softmax.h"
 #include "parallel/grad_buffer.h"
 #include "parallel/redistribute.h"
@@ -73,7 +74,7 @@ Tensor linear_cross_entropy(const Tensor& y_TD, const VocabShard& head, const Te
   const Tensor target = targets_T.index_select(0, rows);
   // Targets on the host are looked through there, so that no device waits to learn how many labels there are.
   require_tokens(target, head.total);
-  const auto moved = [&](const Tensor& x) { return x.to(y.device(), /*non_blocking=*/true); };
+  const auto moved = [&](const Tensor& x) { return upload(x, y.device()); };
   return LinearCrossEntropy::apply(
       y.index_select(0, moved(rows)), head.weight_VD, moved(target - head.begin), groups.tp);
 }

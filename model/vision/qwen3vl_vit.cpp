@@ -1,6 +1,7 @@
 #include "model/vision/qwen3vl_vit.h"
 
 #include "base/error.h"
+#include "base/upload.h"
 #include "model/layers/attention.h"
 #include "model/layers/mlp.h"
 #include "model/layers/norm.h"
@@ -70,13 +71,14 @@ class Qwen3VlVit : public Tower {
     const at::Device device = pixels_PC.device();
     const int64_t rows = geometry.position_P2.size(0);
     const auto wide = dtype_ == at::kDouble ? at::kDouble : at::kFloat;
-    const RopeTable rope =
-        axial_table(geometry.position_P2.to(device), config_.tower.hidden / config_.tower.heads, kRopeTheta, dtype_);
+    const RopeTable rope = axial_table(
+        upload(geometry.position_P2, device), config_.tower.hidden / config_.tower.heads, kRopeTheta, dtype_);
     const Segments frames = make_segments(geometry.frame_starts, rows, device, execution.attention);
     const Tensor pixels =
         rows == geometry.rows ? pixels_PC : at::constant_pad_nd(pixels_PC, {0, 0, 0, rows - geometry.rows});
-    Tensor x_PW = embed_.forward(
-        pixels, {.index_PK = geometry.taps.index_PK.to(device), .weight_PK = geometry.taps.weight_PK.to(device, wide)});
+    Tensor x_PW = embed_.forward(pixels,
+                                 {.index_PK = upload(geometry.taps.index_PK, device),
+                                  .weight_PK = upload(geometry.taps.weight_PK.to(wide), device)});
     TowerOutput output;
     output.taps_PW.resize(config_.taps.size());
     LayerRuns layers(execution.recompute);

@@ -1,0 +1,95 @@
+// Steady steps on a GPU, packed rows with pictures: the host asks nothing of the device, and what it asks for late is
+// what it would have been told at once.
+#include <c10/cuda/CUDAFunctions.h>
+#include <gtest/gtest.h>
+
+#include "base/upload.h"
+#include "tests/equivalence/material.h"
+#include "trainer/run_stages.h"
+#include "trainer/step_scalars.h"
+
+namespace hanok {
+namespace {
+
+/// While one lives, an operation that waits for the device is an error.
+class NoWaiting {
+ public:
+  NoWaiting() { c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR); }
+  ~NoWaiting() { c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_DISABLED); }
+};
+
+ModelConfig model_with_even_heads() {
+  ModelConfig config = small_model(true);
+  config.decoder.head_dim = 16;
+  config.decoder.mrope_section = {2, 3, 3};
+  return config;
+}
+
+struct Bench {
+  explicit Bench(at::ScalarType dtype, const StageConfig& stage)
+      : stage(stage), model(model_with_even_heads(), groups, dtype, at::kCUDA) {
+    model.set_execution({.recompute = recompute_of(stage)});
+    initialise(model, 11);
+    freeze(model.params(), stage);
+    grads = std::make_unique<GradSync>(model.params(), groups, gradient_options(stage));
+    optimizer = std::make_unique<AdamW>(stage.optimizer, model.params(), *grads);
+  }
+  StepResult step(const std::vector<Batch>& batches) {
+    Learner learner{stage, model, *grads, *optimizer, *objective};
+    return run_step(learner, batches, 1e-3);
+  }
+  const Groups groups = make_single_groups();
+  const StageConfig& stage;
+  Vlm model;
+  std::unique_ptr<GradSync> grads;
+  std::unique_ptr<AdamW> optimizer;
+  const std::unique_ptr<Objective> objective = make_objective("next_token");
+};
+
+/// Two micro-batches, of which the first has pictures; pinned as the loader's.
+std::vector<Batch> batches() {
+  BatchSpec spec = small_batches(1);
+  spec.pin_memory = true;
+  return batches_of(real_samples(), {{{0, 0}, {0, 1}, {0, 64}}, {{0, 65}, {0, 96}}}, 1, spec);
+}
+
+TEST(SteadyStep, NeverWaitsForTheDevice) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
+    for (const char* recompute : {"none", "selective", "full"}) {
+      StageConfig stage;
+      stage.recompute = recompute;
+      Bench bench(dtype, stage);
+      const std::vector<Batch> of_step = batches();
+      for (int i = 0; i < 2; ++i) LateScalars(bench.step(of_step), bench.model.config().decoder).read();
+      std::vector<LateScalars> late;
+      std::vector<Tensor> losses;
+      {
+        const NoWaiting from_here_on;
+        for (int i = 0; i < 4; ++i) {
+          const StepResult result = bench.step(of_step);
+          losses.push_back(result.loss);
+          late.emplace_back(result, bench.model.config().decoder);
+        }
+      }
+      for (size_t i = 0; i < late.size(); ++i) {
+        EXPECT_EQ(late[i].read().loss, losses[i].item<double>()) << recompute;
+        EXPECT_TRUE(late[i].read().applied);
+      }
+      EXPECT_LT(late.back().read().loss, late.front().read().loss);
+    }
+  }
+}
+
+TEST(SteadyStep, AWaitIsNoticed) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  const Tensor x = at::ones({4}, at::kCUDA);
+  const NoWaiting from_here_on;
+  EXPECT_THROW(x.sum().item<float>(), std::exception);
+  EXPECT_THROW(x.nonzero(), std::exception);
+  EXPECT_THROW(at::ones({4}).to(at::kCUDA), std::exception);
+  EXPECT_NO_THROW(upload(at::ones({4}), x.device()));
+}
+
+}  // namespace
+}  // namespace hanok

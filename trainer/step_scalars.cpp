@@ -1,0 +1,33 @@
+#include "trainer/step_scalars.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+namespace hanok {
+
+LateScalars::LateScalars(const StepResult& result, const DecoderConfig& decoder) {
+  const auto wide = [](const Tensor& x) { return x.to(at::kDouble); };
+  std::vector<Tensor> numbers = {wide(result.loss), wide(result.grad_norm), wide(result.applied)};
+  if (result.assigned_LE.defined()) {
+    numbers.insert(numbers.end(),
+                   {wide(result.aux_loss), wide(result.assigned_LE.sum()), wide(result.assigned_LE.amax())});
+    expert_slots_ = static_cast<double>(decoder.num_expert_layers() * decoder.experts);
+  }
+  const Tensor all = at::stack(numbers);
+  host_ = all;
+  if (all.is_cpu()) return;
+  host_ = at::empty(all.sizes(), all.options().device(at::kCPU).pinned_memory(true));
+  host_.copy_(all, /*non_blocking=*/true);
+  is_there_ = std::make_shared<c10::Event>(all.device().type());
+  is_there_->record(c10::impl::VirtualGuardImpl(all.device().type()).getStream(all.device()));
+}
+
+StepScalars LateScalars::read() const {
+  if (is_there_) is_there_->synchronize();
+  const auto* n = host_.const_data_ptr<double>();
+  StepScalars out{.loss = n[0], .grad_norm = n[1], .applied = n[2] != 0};
+  if (expert_slots_ > 0)
+    out.experts = StepMetrics::Experts{.aux_loss = n[3], .tokens_mean = n[4] / expert_slots_, .tokens_max = n[5]};
+  return out;
+}
+
+}  // namespace hanok
