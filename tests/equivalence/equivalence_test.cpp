@@ -25,6 +25,7 @@ struct Layout : ParallelConfig {
             .cp = static_cast<int>(cp),
             .tp = static_cast<int>(tp),
             .ep = static_cast<int>(ep),
+            .etp = static_cast<int>(etp)};
   }
   std::string name() const {
     return describe(shape()) +
