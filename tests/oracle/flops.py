@@ -1,4 +1,4 @@
-"""FLOPs of a step by our cost model, against torch's FlopCounterMode over transformers' Qwen3-VL.
+"""FLOPs of a step by our cost model, against torch's FlopCounterMode over transformers' Qwen3-VL and, every second case, Qwen3-VL-MoE.
 
 The counter sees every matrix product of forward and backward as it runs (eager attention, so that its two products are plain
 ones). Three conventions differ, and are undone exactly:
@@ -19,23 +19,30 @@ import tempfile
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 PROBE = sys.argv[1]
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(1 << 32)
 CASES, TEXT_IDS = 12, 90
 
 
-def random_config(rng):
+def expert_numbers(rng, layers):
+    experts = rng.choice([3, 4, 8])
+    return dict(num_experts=experts, num_experts_per_tok=rng.randint(1, experts), moe_intermediate_size=rng.choice([8, 20]),
+                mlp_only_layers=rng.choice([[], [0]]), decoder_sparse_step=rng.choice([1, 1, 2]) if layers > 2 else 1)
+
+
+def random_config(rng, with_experts):
     head_dim = rng.choice([16, 32, 48])
     third = head_dim // 2 // 3
     kv_heads, hidden, depth, layers, heads = rng.choice([1, 2]), rng.choice([24, 64]), rng.randint(2, 4), rng.randint(2, 4), rng.choice([2, 4])
-    return Qwen3VLConfig(
+    return (Qwen3VLMoeConfig if with_experts else Qwen3VLConfig)(
         text_config=dict(
             vocab_size=rng.randint(100, 400), hidden_size=hidden, intermediate_size=rng.choice([48, 96]), num_hidden_layers=layers,
             num_attention_heads=kv_heads * rng.choice([1, 2, 4]), num_key_value_heads=kv_heads, head_dim=head_dim,
             rope_parameters=dict(
-                rope_type="default", rope_theta=1e4, mrope_interleaved=True, mrope_section=[head_dim // 2 - 2 * third, third, third])),
+                rope_type="default", rope_theta=1e4, mrope_interleaved=True, mrope_section=[head_dim // 2 - 2 * third, third, third]),
+            **(expert_numbers(rng, layers) if with_experts else {})),
         vision_config=dict(
             depth=depth, hidden_size=heads * rng.choice([8, 16]), intermediate_size=rng.choice([24, 60]), num_heads=heads,
             out_hidden_size=hidden, patch_size=4, temporal_patch_size=2, spatial_merge_size=2, num_position_embeddings=36,
@@ -56,9 +63,10 @@ def counted(model, inputs):
 def run_case(index):
     rng = random.Random(f"{SEED}-{index}")
     torch.manual_seed(index)
-    config = random_config(rng)
-    config._attn_implementation = "eager"
-    model = Qwen3VLForConditionalGeneration(config).train()
+    with_experts = index % 2 == 1
+    config = random_config(rng, with_experts)
+    config._attn_implementation = config._experts_implementation = "eager"
+    model = (Qwen3VLMoeForConditionalGeneration if with_experts else Qwen3VLForConditionalGeneration)(config).train()
     pictures = [(1, 2 * rng.randint(1, 5), 2 * rng.randint(1, 5))] if index % 3 else []
     tokens = [rng.randrange(TEXT_IDS) for _ in range(rng.randint(5, 40))]
     for _, h, w in pictures:
