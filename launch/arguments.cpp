@@ -17,6 +17,7 @@ DEFINE_string(mesh, "", "plan: layout to plan for, for example tp2,dp4");
 DEFINE_string(gpu, "", "plan: GPU to fit, a name of configs/gpu (h200), or all");
 DEFINE_double(pictures, -1, "plan: share of the tokens that come from pictures; -1: half where there is a tower");
 DEFINE_int32(patches, 0, "plan: patches of a picture; 0: 1,024, or what data.max_pixels allows");
+DEFINE_int32(suggest, 0, "plan: choose the layout for so many GPUs of the kind that --gpu names");
 DEFINE_bool(json, false, "plan: JSON for programs instead of text");
 
 namespace hanok {
@@ -28,8 +29,19 @@ std::string guess(const std::string& word, const std::vector<std::string>& known
   return near.empty() ? "" : concat("; did you mean ", dashes, near, "?");
 }
 
-const std::vector<std::string> kFlags = {
-    "config", "set", "resume", "checkpoint", "output", "mesh", "gpu", "help", "version"};
+const std::vector<std::string> kFlags = {"config",
+                                         "set",
+                                         "resume",
+                                         "checkpoint",
+                                         "output",
+                                         "mesh",
+                                         "gpu",
+                                         "suggest",
+                                         "pictures",
+                                         "patches",
+                                         "json",
+                                         "help",
+                                         "version"};
 
 bool is_boolean(const char* name) {
   gflags::CommandLineFlagInfo info;
@@ -105,6 +117,9 @@ Arguments parse_arguments(int argc, char** argv) {
   out.pictures = FLAGS_pictures;
   out.patches = FLAGS_patches;
   out.json = FLAGS_json;
+  HANOK_REQUIRE(FLAGS_suggest >= 0 && FLAGS_suggest <= 1 << 16, kConfig)
+      << "--suggest: got " << FLAGS_suggest << ", expected a number of GPUs from 1 to 65536; see trainer --help";
+  out.suggest = FLAGS_suggest;
   return out;
 }
 
@@ -123,6 +138,7 @@ int print_help() {
          "  --checkpoint DIR   evaluate, export: this checkpoint instead of the newest\n"
          "  --output DIR       export: where to write\n"
          "  --mesh tp2,dp4     plan: the layout   --gpu h200|all: the GPU to fit   --json: for programs\n"
+         "  --suggest 64       plan: which layout it would choose for so many GPUs, and why\n"
          "  --pictures 0.5     plan: share of the tokens from pictures, of --patches 1024 each\n"
          "  --version, --help\n\n"
          "exit codes: 0 done or stopped by a signal after saving; 2 config, 3 data, 4 shape, 5 checkpoint, 6 file "

@@ -20,6 +20,7 @@ struct Arguments {
   double pictures = -1;   // --pictures (plan)
   int64_t patches = 0;    // --patches (plan)
   bool json = false;      // --json (plan)
+  int64_t suggest = 0;    // --suggest (plan): number of GPUs
 };
 
 /// argv -> Arguments; flags are gflags' (glog's own included), --set may be repeated.

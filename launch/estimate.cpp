@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "configs/schema/check.h"
 #include "launch/estimate_time.h"
 #include "parallel/grad_sync.h"
 #include "trainer/run_stages.h"
@@ -15,12 +16,6 @@ constexpr double kMiB = 1 << 20;
 // channels of one communicator.
 constexpr double kContextBytes = 600 * kMiB, kCommunicatorBytes = 200 * kMiB;
 constexpr double kBucket = 1 << 24;  // elements of the temporary buffer in parallel/grad_sync.cpp
-
-at::ScalarType dtype_on(const ModelConfig& model, const GpuConfig* gpu) {
-  if (model.dtype == "float32") return at::kFloat;
-  if (model.dtype == "bfloat16") return at::kBFloat16;
-  return gpu && gpu->has_bfloat16() ? at::kBFloat16 : at::kFloat;
-}
 
 at::ScalarType accumulate_type_of(const OptimizerConfig& config) {
   return config.grad_dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
@@ -83,16 +78,40 @@ double bucket_bytes(const ParamTable& params, const Groups& groups, at::ScalarTy
   return std::min(elements, kBucket) * static_cast<double>(c10::elementSize(accumulate));
 }
 
-/// Elements of the optimizer's shards that belong to experts.
-double expert_shard_elements(const ParamTable& params, const Groups& groups) {
-  double elements = 0;
-  for (const Param& param : params)
-    if (param.trainable && param.spec.cut_axis == Axis::kEp && param.spec.cut_dim >= 0)
-      elements += static_cast<double>(param.value.numel());
-  return elements / groups.expert_grad->size();
+}  // namespace
+
+at::ScalarType dtype_on(const ModelConfig& model, const GpuConfig* gpu) {
+  if (model.dtype == "float32") return at::kFloat;
+  if (model.dtype == "bfloat16") return at::kBFloat16;
+  return gpu && gpu->has_bfloat16() ? at::kBFloat16 : at::kFloat;
 }
 
-}  // namespace
+/// `auto` over cp: heads where they can be dealt, as model/layers/context_attention.cpp does on GPUs.
+KernelSet kernels_on(const RunConfig& config, const StageConfig& stage, const GpuConfig* gpu) {
+  KernelSet out{.on_gpu = gpu != nullptr,
+                .attention = attention_on(stage.attention, gpu, dtype_on(config.model, gpu)),
+                .context = context_way(stage.parallel.context)};
+  ParallelConfig by_heads = stage.parallel;
+  by_heads.context = "heads";
+  if (gpu && out.context == ContextWay::kAuto && violations(config.model, by_heads).empty())
+    out.context = ContextWay::kHeads;
+  return out;
+}
+
+int64_t micro_batches_of(const StageConfig& stage, const MeshShape& mesh) {
+  const int64_t rows_of_rank = (stage.rows_per_step + mesh.dp - 1) / mesh.dp;
+  return (rows_of_rank + stage.rows_per_micro_batch - 1) / stage.rows_per_micro_batch;
+}
+
+HeldElements held_elements(const ParamTable& params, const Groups& groups) {
+  double experts = 0;
+  for (const Param& param : params)
+    if (param.trainable && param.spec.cut_axis == Axis::kEp && param.spec.cut_dim >= 0)
+      experts += static_cast<double>(param.value.numel());
+  experts /= groups.expert_grad->size();
+  const GradSizes sizes = gradient_sizes(params, groups);
+  return {static_cast<double>(sizes.shard) - experts, experts, static_cast<double>(sizes.buffer)};
+}
 
 Supposed supposed_by_default(const RunConfig& config) {
   if (config.model.tower.type == "none") return {};
@@ -182,7 +201,8 @@ PlannedModel plan_model(const RunConfig& config,
                    .dp = static_cast<int>(std::max<int64_t>(1, layout.dp)),
                    .cp = static_cast<int>(layout.cp),
                    .tp = static_cast<int>(layout.tp),
-                   .ep = static_cast<int>(layout.ep)});
+                   .ep = static_cast<int>(layout.ep),
+                   .etp = static_cast<int>(layout.etp)});
   const int rank = mesh.rank_at(pp_stage, 0, 0, 0);
   PlannedModel out{.groups = make_planned_groups(mesh, rank, layout.sequence && layout.tp > 1)};
   out.model = std::make_unique<Vlm>(config.model, out.groups, dtype_on(config.model, gpu), at::kMeta, layout);
@@ -213,17 +233,6 @@ Estimate::Stage stage_of(const PlannedModel& planned, const ActivationBytes& act
   return out;
 }
 
-KernelSet kernels_on(const StageConfig& stage, const GpuConfig* gpu, at::ScalarType dtype) {
-  return {.on_gpu = gpu != nullptr,
-          .attention = attention_on(stage.attention, gpu, dtype),
-          .context = context_way(stage.parallel.context)};
-}
-
-int64_t micro_batches_of(const StageConfig& stage, const MeshShape& mesh) {
-  const int64_t rows_of_rank = (stage.rows_per_step + mesh.dp - 1) / mesh.dp;
-  return (rows_of_rank + stage.rows_per_micro_batch - 1) / stage.rows_per_micro_batch;
-}
-
 Estimate estimate_stage(const RunConfig& config,
                         const StageConfig& stage,
                         const PlannedModel& planned,
@@ -234,7 +243,7 @@ Estimate estimate_stage(const RunConfig& config,
   StepLoad load = load_of(config, stage, groups, supposed);
   load.batch.trains_before = trains_before(*planned.model);
   Estimate e{.mesh = groups.mesh.shape(), .dtype = dtype_on(config.model, gpu)};
-  const KernelSet kernels = kernels_on(stage, gpu, e.dtype);
+  const KernelSet kernels = kernels_on(config, stage, gpu);
   e.attention = name(kernels.attention);
   // Pieces of samples go to the kernel that gives log-sums for them (model/kernels/attention_pieces.cpp).
   if (gpu && groups.cp->size() > 1 && kernels.context != ContextWay::kHeads)
@@ -290,24 +299,21 @@ Estimate::Seconds step_seconds(const RunConfig& config,
                                const GpuConfig& gpu) {
   const Groups& groups = unpiped.groups;
   const ParamTable& params = unpiped.model->params();
-  const at::ScalarType dtype = dtype_on(config.model, &gpu);
   const StepLoad load = load_of(config, stage, groups, supposed);
-  const KernelSet kernels = kernels_on(stage, &gpu, dtype);
-  const double experts = expert_shard_elements(params, groups), stages = shape.ranks;
+  const KernelSet kernels = kernels_on(config, stage, &gpu);
+  const Recompute recompute = recompute_of(stage);
   return seconds_of({.config = config,
                      .stage = stage,
                      .groups = groups,
                      .shape = shape,
-                     .params = params,
+                     .products = products_of(config.model, params, load.work, recompute),
                      .load = load,
                      .micro_batches = micro_batches_of(stage, groups.mesh.shape()),
-                     .dtype = dtype,
+                     .dtype = dtype_on(config.model, &gpu),
                      .kernels = kernels,
                      .without = activation_bytes(config.model, params, groups, load.batch, {}, kernels),
-                     .kept = activation_bytes(config.model, params, groups, load.batch, recompute_of(stage), kernels),
-                     .shard = (shard_elements(params, groups) - experts) / stages,
-                     .expert_shard = experts / stages,
-                     .trained = flat_elements(params, groups) / stages},
+                     .kept = activation_bytes(config.model, params, groups, load.batch, recompute, kernels),
+                     .held = held_elements(params, groups)},
                     gpu);
 }
 

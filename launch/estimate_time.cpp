@@ -36,6 +36,9 @@ class Timer {
         pieces_(cut_pieces(timed.config.model, timed.shape.pieces(), timed.stage.parallel.pp_layers)),
         parts_(pieces_.size()),
         stage_ranks_(mesh_.dp * mesh_.cp * mesh_.tp),
+        held_{timed.held.shard / timed.shape.ranks,
+              timed.held.expert_shard / timed.shape.ranks,
+              timed.held.trained / timed.shape.ranks},
         micro_batches_(static_cast<double>(timed.micro_batches)),
         size_(static_cast<double>(c10::elementSize(timed.dtype))) {
     const char* key = timed.dtype == at::kBFloat16 ? "bfloat16" : "float32";
@@ -107,7 +110,7 @@ class Timer {
     const bool flash = t_.kernels.on_gpu && mesh_.cp > 1 && t_.kernels.context != ContextWay::kHeads;
     const GpuAttention& text = flash && gpu_.flash_tf.forward > 0 ? gpu_.flash_tf : gpu_.attention_tf;
     const bool own = t_.kernels.attention == AttentionStore::kCudnn || t_.kernels.attention == AttentionStore::kOwn;
-    for (const Product& product : products_of(t_.config.model, t_.params, work, recompute_of(t_.stage))) {
+    for (const Product& product : t_.products) {
       const double share = 1 / (stage_ranks_ * micro_batches_);
       const Flops& f = product.flops;
       PieceParts& parts = parts_[piece_of(product)];
@@ -272,7 +275,7 @@ class Timer {
   /// the step the sums of all gradients are zeroed.
   void optimizer(Estimate::Seconds& s) const {
     const double accumulate = t_.stage.optimizer.grad_dtype == "bfloat16" ? 2 : 4;
-    s.optimizer = ((t_.shard + t_.expert_shard) * (24 + 2 * accumulate + size_) + t_.trained * accumulate) /
+    s.optimizer = ((held_.shard + held_.expert_shard) * (24 + 2 * accumulate + size_) + held_.trained * accumulate) /
                   (gpu_.copy_gb_s * 1e9);
   }
 
@@ -283,7 +286,7 @@ class Timer {
     const bool half = dtype == "bfloat16" || (dtype == "auto" && t_.stage.optimizer.grad_dtype == "bfloat16");
     const int n = mesh_.dp * mesh_.cp, m = stage_ranks_ / mesh_.ep;
     const auto once = [](double shard, int ranks, double rate) { return ranks > 1 ? shard * (ranks - 1) / rate : 0; };
-    const double elements = once(t_.shard, n, bus(mesh_.tp, n)) + once(t_.expert_shard, m, bus(mesh_.ep, m));
+    const double elements = once(held_.shard, n, bus(mesh_.tp, n)) + once(held_.expert_shard, m, bus(mesh_.ep, m));
     const double sum = elements * (half ? 2 : 4), spread = elements * size_;
     s.gradients_travel = sum;
     s.weights_travel = spread;
@@ -306,6 +309,7 @@ class Timer {
   std::vector<PieceRange> pieces_;
   std::vector<PieceParts> parts_;
   int stage_ranks_;
+  HeldElements held_;  // where layers are spread over stages
   double micro_batches_, size_, matmul_ = 0;
   double gathers_again_ = 0, all_again_ = 0;  // share of the layers that run again: what is cheap, or all
 };

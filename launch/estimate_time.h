@@ -15,18 +15,28 @@ struct StepLoad {
 };
 StepLoad load_of(const RunConfig& config, const StageConfig& stage, const Groups& groups, const Supposed& supposed);
 
+/// Elements that a rank holds if it holds all layers: of its optimizer, dense weights and experts, and of its
+/// gradients.
+struct HeldElements {
+  double shard = 0, expert_shard = 0, trained = 0;
+};
+HeldElements held_elements(const ParamTable& params, const Groups& groups);
+KernelSet kernels_on(const RunConfig& config, const StageConfig& stage, const GpuConfig* gpu);
+int64_t micro_batches_of(const StageConfig& stage, const MeshShape& mesh);
+at::ScalarType dtype_on(const ModelConfig& model, const GpuConfig* gpu);
+
 struct TimedStage {
   const RunConfig& config;
   const StageConfig& stage;
   const Groups& groups;  // of one stage that holds the whole model: `shape` says how it is cut
   PipelineShape shape;
-  const ParamTable& params;
+  std::vector<Product> products;  // of a step, over all ranks
   StepLoad load;
   int64_t micro_batches = 1;  // of a rank
   at::ScalarType dtype = at::kFloat;
   KernelSet kernels;
   ActivationBytes without, kept;  // of a rank that held all layers: without recomputation, and as configured
-  double shard = 0, expert_shard = 0, trained = 0;  // elements of a rank: of its optimizer, and of its gradients
+  HeldElements held;
 };
 Estimate::Seconds seconds_of(const TimedStage& timed, const GpuConfig& gpu);
 

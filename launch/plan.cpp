@@ -5,6 +5,8 @@
 #include "configs/schema/check.h"
 #include "configs/schema/read.h"
 #include "launch/bootstrap.h"
+#include "launch/choose_layout.h"
+#include "launch/choose_report.h"
 #include "launch/command.h"
 #include "launch/device.h"
 #include "launch/installed.h"
@@ -16,10 +18,14 @@ namespace {
 
 /// "tp2,dp4" -> layout; axes that are not named have size 1.
 ParallelConfig parse_mesh(const std::string& text, ParallelConfig layout) {
-  layout.tp = layout.pp = layout.cp = layout.ep = layout.dp = 1;
+  layout.tp = layout.pp = layout.cp = layout.ep = layout.etp = layout.dp = 1;
   static const std::regex axis("([a-z]+)([0-9]{1,5})");
-  const std::pair<const char*, int64_t*> axes[] = {
-      {"tp", &layout.tp}, {"dp", &layout.dp}, {"pp", &layout.pp}, {"cp", &layout.cp}, {"ep", &layout.ep}};
+  const std::pair<const char*, int64_t*> axes[] = {{"tp", &layout.tp},
+                                                   {"dp", &layout.dp},
+                                                   {"pp", &layout.pp},
+                                                   {"cp", &layout.cp},
+                                                   {"ep", &layout.ep},
+                                                   {"etp", &layout.etp}};
   std::string seen;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
@@ -30,7 +36,8 @@ ParallelConfig parse_mesh(const std::string& text, ParallelConfig layout) {
     for (const auto& [name, member] : axes)
       if (is_axis && match[1] == name) size = member;
     HANOK_REQUIRE(size != nullptr && std::stoll(match[2]) > 0, kConfig)
-        << "--mesh: got \"" << word << "\" in " << text << ", expected axes of tp, dp, pp, cp, ep with a size above 0; "
+        << "--mesh: got \"" << word << "\" in " << text
+        << ", expected axes of tp, dp, pp, cp, ep, etp with a size above 0; "
         << "for example tp2,dp4";
     HANOK_REQUIRE(seen.find(concat(match[1].str(), ",")) == std::string::npos, kConfig)
         << "--mesh: got " << match[1].str() << " twice in " << text << ", expected every axis once; leave one out";
@@ -100,6 +107,26 @@ RunConfig config_of(const Arguments& arguments) {
   return config;
 }
 
+int suggest_layouts(const RunConfig& config,
+                    const Arguments& arguments,
+                    const Supposed& supposed,
+                    const std::vector<const GpuConfig*>& wanted) {
+  HANOK_REQUIRE(wanted.size() == 1, kConfig)
+      << "--suggest: got " << (wanted.empty() ? "no kind of GPU" : "several kinds of GPU")
+      << ", expected one; add --gpu h200, or another name of configs/gpu";
+  std::vector<StageChoices> stages;
+  for (const StageConfig& stage : config.stages)
+    stages.push_back(
+        {&stage, choose_layouts(config, stage, static_cast<int>(arguments.suggest), supposed, *wanted.front())});
+  if (arguments.json) {
+    std::cout << to_json(config, stages) << "\n";
+  } else {
+    for (const StageChoices& choices : stages)
+      print_text(choices, config, static_cast<int>(arguments.suggest), supposed, *wanted.front());
+  }
+  return 0;
+}
+
 }  // namespace
 
 int plan(const Arguments& arguments) {
@@ -112,6 +139,7 @@ int plan(const Arguments& arguments) {
   const std::vector<const GpuConfig*> wanted =
       on_cpu ? std::vector<const GpuConfig*>{} : wanted_gpus(arguments.gpu, gpus);
   const Supposed supposed = supposed_of(config, arguments);
+  if (arguments.suggest > 0) return suggest_layouts(config, arguments, supposed, wanted);
   std::vector<StagePlan> plans;
   for (const StageConfig& stage : config.stages) plans.push_back(plan_stage(config, stage, supposed, wanted));
   if (arguments.json) {

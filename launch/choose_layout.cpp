@@ -1,0 +1,269 @@
+#include "launch/choose_layout.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+
+#include "base/error.h"
+#include "configs/schema/check.h"
+#include "launch/estimate_time.h"
+#include "trainer/progress.h"
+
+namespace hanok {
+namespace {
+
+constexpr size_t kShown = 6;         // choices
+constexpr int kLooks = 300;          // at the memory of a combination, at most
+constexpr double kFree = 0.05;       // of the memory, for fragments
+constexpr double kSameTime = 0.005;  // what is not faster by more should be simpler
+
+struct Option {
+  StageConfig stage;
+  Estimate::Seconds seconds;
+  double least_bytes = 0;  // that a rank needs, about
+};
+
+std::vector<int64_t> powers_up_to(int64_t most) {
+  std::vector<int64_t> out;
+  for (int64_t n = 1; n <= most; n *= 2) out.push_back(n);
+  return out;
+}
+
+/// How much of the machinery a combination uses.
+int complexity(const StageConfig& s) {
+  const ParallelConfig& p = s.parallel;
+  return (p.tp > 1) + (p.pp > 1) + (p.cp > 1) + (p.ep > 1) + (p.pp > 1 && p.schedule != "1f1b") +
+         (s.recompute != "none") + s.offload;
+}
+
+class Chooser {
+ public:
+  Chooser(const RunConfig& config, const StageConfig& stage, int gpus, const Supposed& supposed, const GpuConfig& gpu)
+      : config_(config), stage_(stage), gpus_(gpus), supposed_(supposed), gpu_(gpu) {
+    config_.stages = {stage_};
+  }
+
+  LayoutChoices run() {
+    for (const int64_t tp : powers_up_to(std::min<int64_t>(gpus_, gpu_.link.gpus)))
+      for (int64_t pp = 1; pp * tp <= gpus_; ++pp)
+        for (const int64_t cp : powers_up_to(gpus_ / (tp * pp)))
+          if (gpus_ % (tp * pp * cp) == 0) add_axes(tp, pp, cp);
+    // The fastest first; of those as fast, the simplest.
+    std::stable_sort(options_.begin(), options_.end(), [](const Option& a, const Option& b) {
+      const auto cost = [](const Option& o) { return o.seconds.total() * (1 + kSameTime * complexity(o.stage)); };
+      return cost(a) < cost(b);
+    });
+    look();
+    return std::move(out_);
+  }
+
+ private:
+  double room() const { return (1 - kFree) * gpu_.memory_gib * (1 << 30); }
+
+  void add_axes(int64_t tp, int64_t pp, int64_t cp) {
+    StageConfig stage = stage_;
+    ParallelConfig& layout = stage.parallel;
+    layout.tp = tp;
+    layout.pp = pp;
+    layout.cp = cp;
+    layout.etp = 1;
+    layout.dp = gpus_ / (tp * pp * cp);
+    layout.pp_layers.clear();
+    layout.chunks = 0;
+    layout.context = "auto";
+    const int64_t most_ep = config_.model.decoder.is_moe() ? layout.dp * cp * tp : 1;
+    for (const int64_t ep : powers_up_to(most_ep)) {
+      layout.ep = ep;
+      for (const char* schedule : {"1f1b", "interleaved", "zb-h1", "zb-v"}) {
+        if (pp == 1 && std::string_view(schedule) != "1f1b") break;
+        layout.schedule = schedule;
+        add_rows(stage);
+      }
+    }
+  }
+
+  void add_rows(StageConfig stage) {
+    for (const int64_t rows : {1, 2, 4, 8}) {
+      stage.rows_per_micro_batch = rows;
+      if (stage.rows_per_step % (rows * stage.parallel.dp) != 0 || !is_allowed(stage)) continue;
+      for (const char* recompute : {"none", "selective", "full"})
+        for (const bool offload : {false, true}) {
+          if (offload && std::string_view(recompute) != "full") continue;
+          stage.recompute = recompute;
+          stage.recompute_every = 1;
+          stage.offload = offload;
+          ++out_.allowed;
+          add(stage);
+        }
+    }
+  }
+
+  bool is_allowed(const StageConfig& stage) {
+    if (!violations(config_.model, stage.parallel).empty()) return false;
+    config_.stages.front() = stage;
+    if (!violations(config_, gpus_).empty()) return false;
+    const PipelineShape shape = pipeline_shape(stage.parallel);
+    return shape.ranks == 1 || shape.pieces() <= config_.model.decoder.layers + 2;
+  }
+
+  /// Weights of a rank that would hold all layers.
+  const PlannedModel& model_on(const StageConfig& stage, const ParallelConfig& layout) {
+    PlannedModel& model = models_[{layout.tp, layout.ep, layout.sequence}];
+    if (!model.model) {
+      ParallelConfig least = layout;
+      least.pp = least.cp = 1;
+      least.dp = std::max<int64_t>(1, layout.ep / layout.tp);
+      model = plan_model(config_, stage, least, &gpu_);
+    }
+    return model;
+  }
+
+  void add(const StageConfig& stage) {
+    const ParallelConfig& p = stage.parallel;
+    const PlannedModel& model = model_on(stage, p);
+    const ParamTable& params = model.model->params();
+    const Mesh mesh({.dp = static_cast<int>(p.dp),
+                     .cp = static_cast<int>(p.cp),
+                     .tp = static_cast<int>(p.tp),
+                     .ep = static_cast<int>(p.ep)});
+    const Groups groups = make_planned_groups(mesh, 0, p.sequence && p.tp > 1);
+    const KernelSet kernels = kernels_on(config_, stage, &gpu_);
+    const Recompute recompute = recompute_of(stage);
+    const PipelineShape shape = pipeline_shape(p);
+    const StepLoad load = load_of(config_, stage, groups, supposed_);
+    const auto kept = [&](const Recompute& how) -> const ActivationBytes& {
+      const std::array<int64_t, 7> key{
+          p.tp, p.cp, p.ep, stage.rows_per_micro_batch, how.every, how.selective, how.offload};
+      const auto found = activations_.find(key);
+      if (found != activations_.end()) return found->second;
+      return activations_[key] = activation_bytes(config_.model, params, groups, load.batch, how, kernels);
+    };
+    const std::array<int64_t, 4> held_key{p.tp, p.cp, p.ep, p.dp};
+    if (!held_.contains(held_key)) held_[held_key] = held_elements(params, groups);
+    auto& products = products_[{recompute.every, recompute.selective}];
+    if (products.empty()) products = products_of(config_.model, params, load.work, recompute);
+    const TimedStage timed{.config = config_,
+                           .stage = stage,
+                           .groups = groups,
+                           .shape = shape,
+                           .products = products,
+                           .load = load,
+                           .micro_batches = micro_batches_of(stage, mesh.shape()),
+                           .dtype = dtype_on(config_.model, &gpu_),
+                           .kernels = kernels,
+                           .without = kept({}),
+                           .kept = kept(recompute),
+                           .held = held_[held_key]};
+    const double least = least_bytes(timed);
+    if (least > room()) return;
+    options_.push_back({stage, seconds_of(timed, gpu_), least});
+  }
+
+  /// Below what the fullest stage holds: an even share of the weights and of what is kept.
+  double least_bytes(const TimedStage& t) const {
+    const double weight = static_cast<double>(c10::elementSize(t.dtype));
+    const double gradient = t.stage.optimizer.grad_dtype == "bfloat16" ? 2 : 4;
+    const double always = t.held.trained * (weight + gradient) + (t.held.shard + t.held.expert_shard) * 12;
+    const double live =
+        static_cast<double>(peak_live_chunks(t.shape, 0, static_cast<int>(t.micro_batches))) / t.shape.chunks;
+    return (always + std::max(1.0, live) * t.kept.decoder * 0.9) / t.shape.ranks;
+  }
+
+  /// Looks at the memory of the fastest until enough fit.
+  void look() {
+    int looks = 0;
+    for (const Option& option : options_) {
+      if (out_.best.size() == kShown || looks == kLooks) return;
+      if (is_like_one_shown(option.stage)) continue;
+      ++looks;
+      const PlannedModel planned = plan_model(config_, option.stage, option.stage.parallel, &gpu_);
+      const Estimate e = estimate(config_, option.stage, planned, supposed_, &gpu_);
+      if (e.peak_bytes > room()) continue;
+      ++out_.fitting;
+      out_.best.push_back({option.stage, sets_of(option.stage), *e.seconds, e.peak_bytes, e.micro_batches, ""});
+      out_.best.back().why = why(out_.best.back());
+    }
+    out_.looked_at_all = looks < kLooks;
+  }
+
+  /// The same sizes with another schedule, more rows or recomputation are shown once.
+  bool is_like_one_shown(const StageConfig& stage) const {
+    const auto key = [](const ParallelConfig& p) { return std::array<int64_t, 5>{p.tp, p.pp, p.cp, p.ep, p.dp}; };
+    return std::any_of(out_.best.begin(), out_.best.end(), [&](const LayoutChoice& shown) {
+      return key(shown.stage.parallel) == key(stage.parallel);
+    });
+  }
+
+  std::vector<std::string> sets_of(const StageConfig& stage) const {
+    const ParallelConfig& p = stage.parallel;
+    const std::string of_stage = concat("stages.", stage.name, ".");
+    std::vector<std::string> sets;
+    const std::pair<const char*, int64_t> axes[] = {
+        {"tp", p.tp}, {"pp", p.pp}, {"cp", p.cp}, {"ep", p.ep}, {"dp", p.dp}};
+    for (const auto& [name, size] : axes) sets.push_back(concat("parallel.", name, "=", size));
+    if (p.pp > 1) sets.push_back("parallel.schedule=" + p.schedule);
+    sets.push_back(concat(of_stage, "rows_per_micro_batch=", stage.rows_per_micro_batch));
+    sets.push_back(of_stage + "recompute=" + stage.recompute);
+    if (stage.offload) sets.push_back(of_stage + "offload=true");
+    return sets;
+  }
+
+  /// Of the first: where its time goes. Of another: what it spends more on than the first.
+  std::string why(const LayoutChoice& choice) const {
+    struct Part {
+      const char* text;
+      double Estimate::Seconds::*seconds;
+    };
+    const Part parts[] = {{"products that run again or are narrow", &Estimate::Seconds::matrices},
+                          {"attention", &Estimate::Seconds::attention},
+                          {"passes over memory", &Estimate::Seconds::memory},
+                          {"the optimizer", &Estimate::Seconds::optimizer},
+                          {"collectives of tp", &Estimate::Seconds::tensor_parallel},
+                          {"collectives of cp", &Estimate::Seconds::context_parallel},
+                          {"exchanges of ep", &Estimate::Seconds::expert_parallel},
+                          {"copies to the host", &Estimate::Seconds::offload},
+                          {"gradients and weights that nothing hides", &Estimate::Seconds::data_parallel},
+                          {"waiting for other stages", &Estimate::Seconds::pipeline}};
+    const Estimate::Seconds& first = out_.best.front().seconds;
+    const bool is_first = out_.best.size() == 1;
+    const Part* most = nullptr;
+    double most_s = 0;
+    for (const Part& part : parts) {
+      const bool is_work = part.seconds == &Estimate::Seconds::matrices ||
+                           part.seconds == &Estimate::Seconds::attention || part.seconds == &Estimate::Seconds::memory;
+      const double s = choice.seconds.*part.seconds - (is_first ? 0 : first.*part.seconds);
+      if (s <= most_s || (is_first && is_work)) continue;
+      most = &part;
+      most_s = s;
+    }
+    const double total = choice.seconds.total();
+    if (is_first)
+      return most ? concat("the fastest; beside the work itself most goes to ",
+                           most->text,
+                           printed(" (%.1f %%)", 100 * most_s / total))
+                  : std::string("the fastest; nothing but the work itself");
+    if (!most) return "as fast, with more machinery";
+    return printed("%.1f %% slower: ", 100 * (total / first.total() - 1)) + concat("more for ", most->text);
+  }
+
+  RunConfig config_;
+  const StageConfig stage_;
+  const int gpus_;
+  const Supposed& supposed_;
+  const GpuConfig& gpu_;
+  std::vector<Option> options_;
+  std::map<std::array<int64_t, 3>, PlannedModel> models_;
+  std::map<std::array<int64_t, 7>, ActivationBytes> activations_;
+  std::map<std::array<int64_t, 4>, HeldElements> held_;
+  std::map<std::array<int64_t, 2>, std::vector<Product>> products_;
+  LayoutChoices out_;
+};
+
+}  // namespace
+
+LayoutChoices choose_layouts(
+    const RunConfig& config, const StageConfig& stage, int gpus, const Supposed& supposed, const GpuConfig& gpu) {
+  return Chooser(config, stage, gpus, supposed, gpu).run();
+}
+
+}  // namespace hanok
