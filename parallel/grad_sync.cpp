@@ -21,7 +21,7 @@ bool is_expert(const ParamSpec& spec) {
 /// Local flattened values of a parameter for which this rank speaks in the norm: each weight of the model is spoken for
 /// once.
 std::vector<Stretch> counted_stretches(const ParamSpec& spec, const Groups& groups, int64_t numel) {
-  const bool repeated = is_expert(spec) ? groups.etp->rank() > 0 : spec.cut_dim < 0 && groups.tp->rank() > 0;
+  const bool repeated = is_expert(spec) ? spec.inner_dim < 0 && groups.etp->rank() > 0 : spec.cut_dim < 0 && groups.tp->rank() > 0;
   if (repeated || numel == 0 || !speaks_for(spec, groups)) return {};
   if (spec.cut_dim < 0) return {{0, numel}};
   const std::vector<int64_t> shape = local_shape(spec, groups);
@@ -92,6 +92,7 @@ struct GradSync::State final : GradWatcher {
   void find_blocks();
   void find_counted(const ParamTable& params);
   void attach();
+  void open_groups();
 
   void backward_passed(int param) override;
   void gradient_put_off(int param) override;
@@ -201,6 +202,17 @@ void GradSync::State::attach() {
   }
 }
 
+/// A first operation, which opens the communicator on GPUs: not in the middle of a backward, where ranks come at
+/// different times.
+void GradSync::State::open_groups() {
+  if (!side.is_apart()) return;
+  for (Comm* comm : {groups.grad.get(), groups.expert_grad.get()})
+    side.run([&] {
+      Tensor nothing = at::zeros({1}, buffer.options());
+      comm->all_reduce(nothing, Reduce::kSum);
+    });
+}
+
 void GradSync::State::require_not_left(int param) const {
   HANOK_REQUIRE(!is_in_step || !readiness.has_left(param), kShape)
       << names[param] << ": got a gradient after its sum over ranks was on its way, expected all of them before; "
@@ -283,6 +295,7 @@ GradSync::GradSync(ParamTable& params, const Groups& groups, const GradSyncOptio
   state_->shared.emplace(params, groups, state_->grads);
   state_->find_counted(params);
   state_->attach();
+  state_->open_groups();
 }
 
 GradSync::~GradSync() {

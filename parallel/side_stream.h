@@ -22,8 +22,13 @@ class SideStream {
   /// Memory that it allocates belongs to the side stream.
   template <class Work>
   void run(const Work& work) {
+    if (stream_) follow();
+    run_ahead(work);
+  }
+  /// The same without waiting for the current stream.
+  template <class Work>
+  void run_ahead(const Work& work) {
     if (!stream_) return work();
-    follow();
     const c10::StreamGuard guard(*stream_);
     work();
   }

@@ -6,7 +6,7 @@ namespace hanok {
 namespace {
 
 /// This rank's pictures and where the vision tokens of its rows come from.
-void add_pictures(ModelInput& input, const Batch& batch, const Vlm& model) {
+void add_pictures(ModelInput& input, const Batch& batch, const Vlm& model, const Bring& bring) {
   const ModelConfig& config = model.config();
   // A patch meets about 12 W^2 weights of a block, and 2 W values of every other patch of its frame.
   const VisionCutting options{.merge = config.connector.merge,
@@ -17,23 +17,22 @@ void add_pictures(ModelInput& input, const Batch& batch, const Vlm& model) {
     pixels.push_back(batch.pixels_PC.narrow(0, patches.begin, patches.size()));
   if (cut.stand_in_patches > 0)
     pixels.push_back(at::zeros({cut.stand_in_patches, batch.pixels_PC.size(1)}, batch.pixels_PC.options()));
-  const at::Device device = model.device();
-  input.pixels_PC = upload(at::cat(pixels, 0), device);
+  input.pixels_PC = bring(at::cat(pixels, 0));
   input.grid_I3 = cut.grid_I3;
-  input.vision_index_M = upload(cut.vision_index_M, device);
-  input.vision = {upload(cut.exchange.order_S, device), cut.exchange.splits};
+  input.vision_index_M = bring(cut.vision_index_M);
+  input.vision = {bring(cut.exchange.order_S), cut.exchange.splits};
 }
 
 }  // namespace
 
-ModelInput model_input(const Batch& batch, const Vlm& model) {
-  const auto moved = [&](const Tensor& host) { return upload(host, model.device()); };
+ModelInput model_input(const Batch& batch, const Vlm& model, const Bring& bring) {
+  const Bring moved = bring ? bring : [&](const Tensor& host) { return upload(host, model.device()); };
   ModelInput input{.row_starts = batch.row_starts, .cut = cut_rows(batch.row_starts, model.groups().cp->size())};
   const Batch own = own_rows(batch, input.cut, model.groups());
   input.tokens_T = moved(own.tokens_T);
   input.position_3T = moved(own.position_3T);
   if (input.cut.is_cut() && batch.grid_I3.size(0) > 0) {
-    add_pictures(input, batch, model);
+    add_pictures(input, batch, model, moved);
     return input;
   }
   input.pixels_PC = moved(batch.pixels_PC);

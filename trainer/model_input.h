@@ -1,13 +1,18 @@
 // What this rank computes of a micro-batch: all of it, or with context parallelism its rows and its pictures.
 #pragma once
 
+#include <functional>
+
 #include "dataio/batch.h"
 #include "model/vlm.h"
 
 namespace hanok {
 
-/// The tensors of a micro-batch on the model's device, without copies where they are there already.
-ModelInput model_input(const Batch& batch, const Vlm& model);
+/// Brings a host tensor to the model's device.
+using Bring = std::function<Tensor(const Tensor&)>;
+/// The tensors of a micro-batch on the model's device, without copies where they are there already. `bring`: how they
+/// get there; empty: upload().
+ModelInput model_input(const Batch& batch, const Vlm& model, const Bring& bring = {});
 
 /// Records where the tokens of a forward go in the layers with experts: packed rows of the micro-batch, of this rank's
 /// rows of it. `tokens_of_step`: over all ranks; 0: the balancing loss has no share (evaluation).

@@ -312,6 +312,7 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   run.memory.note("optimizer states");
   const TrainState state = state_for(run, index, from, data, model, optimizer);
   const std::unique_ptr<Objective> objective = make_objective(stage.objective);
+  InputCopies copies(run.device);
   Loader loader(
       data.datasets, data.sampler, data.options, {run.groups.dp->rank(), run.groups.dp->size()}, state.cursor);
   Checkpointer checkpoint(config, run.folder, run.groups);
@@ -321,7 +322,7 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
 
   Trainer t{.config = config,
             .folder = run.folder,
-            .learner = {stage, model, grads, optimizer, *objective},
+            .learner = {stage, model, grads, optimizer, *objective, copies.is_apart() ? &copies : nullptr},
             .loader = loader,
             .checkpoint = checkpoint,
             .metrics = *run.metrics,
@@ -398,7 +399,8 @@ Groups make_stage_groups(const ParallelConfig& layout, World& world) {
                         .dp = static_cast<int>(data_parallel_size(layout, world.size())),
                         .cp = static_cast<int>(layout.cp),
                         .tp = static_cast<int>(layout.tp),
-                        .ep = static_cast<int>(layout.ep)};
+                        .ep = static_cast<int>(layout.ep),
+                        .etp = static_cast<int>(layout.etp)};
   return make_groups(world, Mesh(shape), layout.sequence && layout.tp > 1);
 }
 

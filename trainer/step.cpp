@@ -1,5 +1,6 @@
 #include "trainer/step.h"
 
+#include <map>
 #include <optional>
 
 #include "parallel/pipeline_run.h"
@@ -100,18 +101,33 @@ class StepWork : public PieceWork {
 
  private:
   const ModelInput& input(int micro_batch) const {
-    std::optional<ModelInput>& input = inputs_[micro_batch];
-    if (!input) {
-      const Batch& batch = *batches_[micro_batch];
-      input = model_input(batch, t_.model);
-      if (has_experts(t_.model)) input->routing = routing_of(batch, input->cut, t_.model, tokens_of_step_);
+    bring(micro_batch);
+    if (const auto on_its_way = on_their_way_.extract(micro_batch)) {  // used for the first time
+      on_its_way.mapped().wait();
+      if (micro_batch + 1 < num_micro_batches()) bring(micro_batch + 1);
     }
-    return *input;
+    return *inputs_[micro_batch];
+  }
+  /// One micro-batch ahead of its use, while the device works on the one before.
+  void bring(int micro_batch) const {
+    std::optional<ModelInput>& input = inputs_[micro_batch];
+    if (input) return;
+    const Batch& batch = *batches_[micro_batch];
+    if (t_.copies) {
+      input = model_input(batch, t_.model, [&](const Tensor& host) {
+        return micro_batch == 0 ? t_.copies->at_once(host) : t_.copies->after_work(host);
+      });
+      on_their_way_[micro_batch] = t_.copies->mark();
+    } else {
+      input = model_input(batch, t_.model);
+    }
+    if (has_experts(t_.model)) input->routing = routing_of(batch, input->cut, t_.model, tokens_of_step_);
   }
 
   const Learner& t_;
   std::vector<const Batch*> batches_;
   mutable std::vector<std::optional<ModelInput>> inputs_;  // made when first asked for
+  mutable std::map<int, SideStream::Mark> on_their_way_;
   Tensor weight_, loss_;
   std::vector<bool> trains_;                  // by piece
   std::vector<std::vector<int>> own_params_;  // of this rank, by piece

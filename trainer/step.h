@@ -5,6 +5,7 @@
 
 #include "configs/schema/config.h"
 #include "parallel/grad_sync.h"
+#include "trainer/input_copies.h"
 #include "trainer/model_input.h"
 #include "trainer/objective.h"
 #include "trainer/optimizer.h"
@@ -18,6 +19,7 @@ struct Learner {
   GradSync& grads;
   AdamW& optimizer;
   Objective& objective;
+  InputCopies* copies = nullptr;  // brings micro-batches ahead of their use; null: where they are used
 };
 
 struct StepResult {

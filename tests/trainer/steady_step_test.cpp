@@ -35,7 +35,7 @@ struct Bench {
     optimizer = std::make_unique<AdamW>(stage.optimizer, model.params(), *grads);
   }
   StepResult step(const std::vector<Batch>& batches) {
-    Learner learner{stage, model, *grads, *optimizer, *objective};
+    Learner learner{stage, model, *grads, *optimizer, *objective, &copies};
     return run_step(learner, batches, 1e-3);
   }
   const Groups groups = make_single_groups();
@@ -44,6 +44,7 @@ struct Bench {
   std::unique_ptr<GradSync> grads;
   std::unique_ptr<AdamW> optimizer;
   const std::unique_ptr<Objective> objective = make_objective("next_token");
+  InputCopies copies{at::kCUDA};
 };
 
 /// Two micro-batches, of which the first has pictures; pinned as the loader's.
