@@ -6,7 +6,7 @@
 
 #include "configs/schema/config.h"
 #include "launch/device.h"
-#include "trainer/memory_held.h"
+#include "trainer/run_stages.h"
 
 namespace hanok {
 

@@ -27,8 +27,16 @@ Tensor reduce_in_order(at::TensorList parts, Reduce op) {
   return widen ? sum.to(dtype) : sum;
 }
 
-CheckedComm::CheckedComm(std::string_view kind, const std::vector<int>& ranks, int rank, std::string_view backend)
-    : name_(group_name(kind, ranks)), rank_(rank), size_(static_cast<int>(ranks.size())), backend_(backend) {}
+CheckedComm::CheckedComm(std::string_view kind,
+                         const std::vector<int>& ranks,
+                         int rank,
+                         std::string_view backend,
+                         std::shared_ptr<const ProgressLine> progress)
+    : name_(group_name(kind, ranks)),
+      rank_(rank),
+      size_(static_cast<int>(ranks.size())),
+      backend_(backend),
+      progress_(std::move(progress)) {}
 
 Error comm_error(const CommCall& call,
                  std::string_view what,
@@ -64,6 +72,11 @@ CommCall CheckedComm::begin(std::string_view operation, const Tensor& x, int64_t
   return call;
 }
 
+CommCall CheckedComm::begin_collective(std::string_view operation, const Tensor& x) {
+  if (progress_) progress_->advance(collectives_ + 1);
+  return begin(operation, x, collectives_);
+}
+
 CommCall CheckedComm::begin_message(
     std::string_view operation, const Tensor& x, int peer, std::map<int, int64_t>& counters, std::string_view instead) {
   require_usable(operation, x);
@@ -97,7 +110,7 @@ void CheckedComm::require_peer(std::string_view operation, int peer) const {
 void CheckedComm::all_reduce(Tensor& x, Reduce op) {
   at::NoGradGuard no_grad;
   require_usable("all_reduce", x);
-  const CommCall call = begin("all_reduce", x, collectives_);
+  const CommCall call = begin_collective("all_reduce", x);
   if (size_ > 1) do_all_reduce(call, x, op);
 }
 
@@ -107,7 +120,7 @@ void CheckedComm::all_gather(Tensor& out, const Tensor& shard) {
   HANOK_REQUIRE(out.numel() == shard.numel() * size_, kShape)
       << "all_gather: got " << out.numel() << " output elements, expected " << size_ << " * " << shard.numel()
       << "; group " << name_ << "; allocate [size * n, ...]";
-  const CommCall call = begin("all_gather", shard, collectives_);
+  const CommCall call = begin_collective("all_gather", shard);
   if (size_ > 1) {
     do_all_gather(call, out, shard);
   } else if (out.data_ptr() != shard.data_ptr()) {
@@ -121,7 +134,7 @@ void CheckedComm::reduce_scatter(Tensor& shard, const Tensor& in) {
   HANOK_REQUIRE(in.numel() == shard.numel() * size_, kShape)
       << "reduce_scatter: got " << in.numel() << " input elements, expected " << size_ << " * " << shard.numel()
       << "; group " << name_ << "; pad the input to a multiple of the group";
-  const CommCall call = begin("reduce_scatter", shard, collectives_);
+  const CommCall call = begin_collective("reduce_scatter", shard);
   if (size_ > 1) {
     do_reduce_scatter(call, shard, in);
   } else if (shard.data_ptr() != in.data_ptr()) {
@@ -143,7 +156,7 @@ void CheckedComm::all_to_all(Tensor& out, const Tensor& in, const Splits& splits
       << "all_to_all: got splits send " << splits.send << ", receive " << splits.receive << ", expected " << size_
       << " counts each that add up to " << in.size(0) << " and " << out.size(0) << " rows; group " << name_
       << "; exchange the counts first";
-  const CommCall call = begin("all_to_all", in, collectives_);
+  const CommCall call = begin_collective("all_to_all", in);
   if (size_ > 1) {
     do_all_to_all(call, out, in, splits);
   } else {
@@ -155,7 +168,7 @@ void CheckedComm::broadcast(Tensor& x, int root) {
   at::NoGradGuard no_grad;
   require_usable("broadcast", x);
   require_peer("broadcast", root);
-  const CommCall call = begin("broadcast", x, collectives_);
+  const CommCall call = begin_collective("broadcast", x);
   if (size_ > 1) do_broadcast(call, x, root);
 }
 
@@ -181,6 +194,7 @@ void CheckedComm::take(Tensor& x, int from) {
 
 void CheckedComm::barrier() {
   const CommCall call{"barrier", ++collectives_};
+  if (progress_) progress_->advance(call.sequence);
   HANOK_VLOG(2) << name_ << " barrier #" << call.sequence;
   if (size_ > 1) do_barrier(call);
 }

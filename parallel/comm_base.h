@@ -4,10 +4,12 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
 
 #include "base/error.h"
 #include "parallel/comm.h"
+#include "parallel/progress_board.h"
 
 namespace hanok {
 
@@ -30,7 +32,12 @@ Error comm_error(const CommCall& call,
 
 class CheckedComm : public Comm {
  public:
-  CheckedComm(std::string_view kind, const std::vector<int>& ranks, int rank, std::string_view backend);
+  /// `progress`: where other ranks see what this one has called; null: nowhere.
+  CheckedComm(std::string_view kind,
+              const std::vector<int>& ranks,
+              int rank,
+              std::string_view backend,
+              std::shared_ptr<const ProgressLine> progress = nullptr);
 
   int rank() const final { return rank_; }
   int size() const final { return size_; }
@@ -58,11 +65,15 @@ class CheckedComm : public Comm {
   virtual void do_take(const CommCall& call, Tensor& x, int from) = 0;
   virtual void do_barrier(const CommCall& call) = 0;
 
+  /// Knows for whom a collective waits. May be null.
+  const std::shared_ptr<const ProgressLine>& progress() const { return progress_; }
+
   /// Throws comm_error().
   [[noreturn]] void fail(const CommCall& call, const std::string& what, std::string_view advice) const;
 
  private:
   CommCall begin(std::string_view operation, const Tensor& x, int64_t& counter, int peer = -1);
+  CommCall begin_collective(std::string_view operation, const Tensor& x);
   /// The checks of a message, and its number.
   CommCall begin_message(std::string_view operation,
                          const Tensor& x,
@@ -76,6 +87,7 @@ class CheckedComm : public Comm {
   std::string name_;
   int rank_, size_;
   std::string backend_;
+  std::shared_ptr<const ProgressLine> progress_;
   int64_t collectives_ = 0;
   std::map<int, int64_t> sends_, receives_, offers_, takes_;
 };

@@ -2,6 +2,7 @@
 // repeatable and equal to the thread back-end, whatever algorithm the MPI library would choose. All waits are on
 // non-blocking operations, so that a stalled peer is reported.
 #include <mpi.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstring>
@@ -116,8 +117,16 @@ class Flight {
 
 class MpiComm final : public CheckedComm {
  public:
-  MpiComm(std::string_view kind, const std::vector<int>& ranks, int rank, MPI_Comm comm, double stall_timeout_s)
-      : CheckedComm(kind, ranks, rank, "MPI"), ranks_(ranks), comm_(comm), stall_timeout_s_(stall_timeout_s) {}
+  MpiComm(std::string_view kind,
+          const std::vector<int>& ranks,
+          int rank,
+          std::shared_ptr<const ProgressLine> progress,
+          MPI_Comm comm,
+          double stall_timeout_s)
+      : CheckedComm(kind, ranks, rank, "MPI", std::move(progress)),
+        ranks_(ranks),
+        comm_(comm),
+        stall_timeout_s_(stall_timeout_s) {}
 
   ~MpiComm() override {
     int finalized = 0;
@@ -323,7 +332,7 @@ class MpiComm final : public CheckedComm {
         broken_ = true;
         fail(call,
              concat("got no answer from world ranks ",
-                    world_ranks(flight.missing()),
+                    world_ranks(call, flight.missing()),
                     " in ",
                     stall_timeout_s_,
                     " s, expected them to arrive"),
@@ -342,10 +351,10 @@ class MpiComm final : public CheckedComm {
     fail(call, problem, "see the first error of the other ranks");
   }
 
-  std::vector<int> world_ranks(const std::vector<int>& peers) const {
+  std::vector<int> world_ranks(const CommCall& call, const std::vector<int>& peers) const {
     std::vector<int> ranks;
     for (const int peer : peers) {
-      if (peer < 0) return ranks_;  // a collective of the library does not say who is late
+      if (peer < 0) return progress()->awaited(call.sequence);  // a collective of the library does not say who is late
       ranks.push_back(ranks_[peer]);
     }
     return ranks;
@@ -391,6 +400,7 @@ class MpiWorld final : public World {
     require_mpi(MPI_Comm_set_errhandler(world_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     require_mpi(MPI_Comm_rank(world_, &rank_), "MPI_Comm_rank");
     require_mpi(MPI_Comm_size(world_, &size_), "MPI_Comm_size");
+    board_ = make_board();
   }
 
   ~MpiWorld() override {
@@ -404,12 +414,15 @@ class MpiWorld final : public World {
 
   std::shared_ptr<Comm> open(std::string_view kind, const std::vector<int>& ranks) override {
     std::shared_ptr<Comm> host = open_host(kind, ranks);
-    if (!host || host->size() == 1 || backend_ == Backend::kMpi) return host;
-    return open_nccl(kind, ranks, host, watchdog_);
+    if (backend_ == Backend::kMpi) return host;
+    const auto progress = next_line(ranks);
+    if (!host || host->size() == 1) return host;
+    return open_nccl(kind, ranks, host, watchdog_, progress);
   }
 
   std::shared_ptr<Comm> open_host(std::string_view kind, const std::vector<int>& ranks) override {
     const auto here = std::find(ranks.begin(), ranks.end(), rank_);
+    const auto progress = next_line(ranks);
     if (here == ranks.end()) return nullptr;
     if (ranks.size() == 1) return make_solo_comm(kind, rank_);
     MPI_Group all, members;
@@ -420,15 +433,44 @@ class MpiWorld final : public World {
     require_mpi(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     MPI_Group_free(&members);
     MPI_Group_free(&all);
-    return std::make_shared<MpiComm>(kind, ranks, static_cast<int>(here - ranks.begin()), comm, stall_timeout_s_);
+    return std::make_shared<MpiComm>(
+        kind, ranks, static_cast<int>(here - ranks.begin()), progress, comm, stall_timeout_s_);
   }
 
  private:
+  /// All ranks open the same communicators in the same order, also those that they are not in: so lines agree.
+  std::shared_ptr<const ProgressLine> next_line(const std::vector<int>& ranks) {
+    return std::make_shared<ProgressLine>(board_, num_lines_++, ranks, rank_);
+  }
+
+  std::shared_ptr<const ProgressBoard> make_board() const {
+    MPI_Comm node;
+    require_mpi(MPI_Comm_split_type(world_, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+    int index = 0, count = 1;
+    require_mpi(MPI_Comm_rank(node, &index), "MPI_Comm_rank");
+    require_mpi(MPI_Comm_size(node, &count), "MPI_Comm_size");
+    std::vector<int> ranks(count);
+    require_mpi(MPI_Allgather(&rank_, 1, MPI_INT, ranks.data(), 1, MPI_INT, node), "MPI_Allgather");
+    static int num_boards = 0;
+    int64_t id[] = {::getpid(), num_boards++};
+    require_mpi(MPI_Bcast(id, sizeof id, MPI_BYTE, 0, node), "MPI_Bcast");
+    const std::string path = concat("/dev/shm/hanok-", id[0], "-", id[1]);
+    std::shared_ptr<const ProgressBoard> board;
+    if (index == 0) board = std::make_shared<ProgressBoard>(path, ranks, index);
+    require_mpi(MPI_Barrier(node), "MPI_Barrier");
+    if (index != 0) board = std::make_shared<ProgressBoard>(path, ranks, index);
+    require_mpi(MPI_Barrier(node), "MPI_Barrier");
+    if (index == 0) ::unlink(path.c_str());  // the memory lives as long as it is mapped
+    MPI_Comm_free(&node);
+    return board;
+  }
+
   Backend backend_;
   double stall_timeout_s_;
   std::shared_ptr<NcclWatchdog> watchdog_;
   MPI_Comm world_ = MPI_COMM_NULL;
-  int rank_ = 0, size_ = 1;
+  int rank_ = 0, size_ = 1, num_lines_ = 0;
+  std::shared_ptr<const ProgressBoard> board_;
 };
 
 }  // namespace

@@ -11,7 +11,6 @@
 
 #include <chrono>
 #include <thread>
-#include <tuple>
 
 #include "parallel/comm_base.h"
 #include "parallel/nccl_watchdog.h"
@@ -65,8 +64,6 @@ class Communicator {
     std::uncaught_exceptions() > 0 ? ncclCommAbort(comm_) : ncclCommDestroy(comm_);
   }
 
-  bool is_open() const { return comm_ != nullptr; }
-
   /// Waits for the other ranks. `blocks`: multiprocessors that an operation takes at most, 0: as NCCL chooses.
   void open(const CommCall& call, const ncclUniqueId& id, int size, int rank, int blocks = 0) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -108,11 +105,15 @@ class Communicator {
 };
 
 /// What two neighbours of a pipeline offer each other. Each direction is a communicator of its own, and what is offered
-/// waits on a stream of its own, so that neither side waits for anything but the message it takes.
+/// waits on a stream of its own, so that neither side waits for anything but the message it takes. Both sides open and
+/// close the two in the same order.
 struct Channel {
-  std::unique_ptr<Communicator> out, in;
-  c10::cuda::CUDAStream stream;  // of `out`
+  bool is_first;  // of the two neighbours
+  std::unique_ptr<Communicator> to_second, to_first;
+  c10::cuda::CUDAStream stream;  // of what is offered
   at::cuda::CUDAEvent ready;
+  Communicator& out() { return is_first ? *to_second : *to_first; }
+  Communicator& in() { return is_first ? *to_first : *to_second; }
 };
 
 class NcclComm final : public CheckedComm {
@@ -120,8 +121,9 @@ class NcclComm final : public CheckedComm {
   NcclComm(std::string_view kind,
            const std::vector<int>& ranks,
            std::shared_ptr<Comm> host,
-           std::shared_ptr<NcclWatchdog> watchdog)
-      : CheckedComm(kind, ranks, host->rank(), "NCCL"),
+           std::shared_ptr<NcclWatchdog> watchdog,
+           std::shared_ptr<const ProgressLine> progress)
+      : CheckedComm(kind, ranks, host->rank(), "NCCL", std::move(progress)),
         ranks_(ranks),
         host_(std::move(host)),
         device_(at::kCUDA, at::cuda::current_device()),
@@ -194,11 +196,13 @@ class NcclComm final : public CheckedComm {
     const auto channel = channels_.find(to);
     if (channel == channels_.end()) return host_->offer(x.cpu(), to);
     if (x.nbytes() == 0) return;
-    auto& [out, in, side, ready] = channel->second;
+    const c10::cuda::CUDAStream side = channel->second.stream;
+    at::cuda::CUDAEvent& ready = channel->second.ready;
     ready.record(c10::cuda::getCurrentCUDAStream(device_.index()));
     ready.block(side);
     c10::cuda::CUDACachingAllocator::recordStream(x.storage().data_ptr(), side);
-    out->run(call, side, [&](ncclComm_t comm) { return ncclSend(x.data_ptr(), x.nbytes(), ncclInt8, 1, comm, side); });
+    channel->second.out().run(
+        call, side, [&](ncclComm_t comm) { return ncclSend(x.data_ptr(), x.nbytes(), ncclInt8, 1, comm, side); });
   }
 
   void do_take(const CommCall& call, Tensor& x, int from) override {
@@ -212,7 +216,7 @@ class NcclComm final : public CheckedComm {
       return;
     }
     if (x.nbytes() == 0) return;
-    channel->second.in->run(call, stream(), [&](ncclComm_t comm) {
+    channel->second.in().run(call, stream(), [&](ncclComm_t comm) {
       return ncclRecv(x.data_ptr(), x.nbytes(), ncclInt8, 0, comm, stream());
     });
   }
@@ -233,13 +237,12 @@ class NcclComm final : public CheckedComm {
       const int first = pair, second = (pair + 1) % size();
       if (rank() != first && rank() != second) continue;
       const bool is_first = rank() == first;
-      Channel channel{make_communicator(), make_communicator(), c10::cuda::getStreamFromPool(true), {}};
+      Channel channel{is_first, make_communicator(), make_communicator(), c10::cuda::getStreamFromPool(true), {}};
       CommCall opening{"opening of a channel"};
       opening.peer = is_first ? second : first;
-      // Rank 0 of a direction sends. The first direction is from the first to the second.
-      auto [one, other] = is_first ? std::tie(channel.out, channel.in) : std::tie(channel.in, channel.out);
-      one->open(opening, ids[2 * pair], 2, is_first ? 0 : 1, kChannelBlocks);
-      other->open(opening, ids[2 * pair + 1], 2, is_first ? 1 : 0, kChannelBlocks);
+      // Rank 0 of a direction sends.
+      channel.to_second->open(opening, ids[2 * pair], 2, is_first ? 0 : 1, kChannelBlocks);
+      channel.to_first->open(opening, ids[2 * pair + 1], 2, is_first ? 1 : 0, kChannelBlocks);
       channels_.emplace(opening.peer, std::move(channel));
     }
   }
@@ -288,7 +291,7 @@ class NcclComm final : public CheckedComm {
 
   std::unique_ptr<Communicator> make_communicator() {
     return std::make_unique<Communicator>(
-        watchdog_->open_lane(std::string(name()), ranks_, rank()),
+        watchdog_->open_lane(std::string(name()), ranks_, progress()),
         [this](const CommCall& call, const std::string& what) { fail_with(call, what); });
   }
 
@@ -325,8 +328,9 @@ std::shared_ptr<NcclWatchdog> start_nccl_watchdog(double stall_timeout_s,
 std::shared_ptr<Comm> open_nccl(std::string_view kind,
                                 const std::vector<int>& ranks,
                                 const std::shared_ptr<Comm>& host,
-                                const std::shared_ptr<NcclWatchdog>& watchdog) {
-  return std::make_shared<NcclComm>(kind, ranks, host, watchdog);
+                                const std::shared_ptr<NcclWatchdog>& watchdog,
+                                std::shared_ptr<const ProgressLine> progress) {
+  return std::make_shared<NcclComm>(kind, ranks, host, watchdog, std::move(progress));
 }
 
 }  // namespace hanok

@@ -11,6 +11,7 @@ namespace hanok {
 
 class Error;
 class NcclWatchdog;
+class ProgressLine;
 
 /// errors: kDevice if this build has no NCCL back-end, or no GPU is visible.
 void require_nccl();
@@ -26,6 +27,7 @@ std::shared_ptr<NcclWatchdog> start_nccl_watchdog(double stall_timeout_s,
 std::shared_ptr<Comm> open_nccl(std::string_view kind,
                                 const std::vector<int>& ranks,
                                 const std::shared_ptr<Comm>& host,
-                                const std::shared_ptr<NcclWatchdog>& watchdog);
+                                const std::shared_ptr<NcclWatchdog>& watchdog,
+                                std::shared_ptr<const ProgressLine> progress);
 
 }  // namespace hanok

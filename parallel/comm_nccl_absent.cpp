@@ -17,7 +17,8 @@ std::shared_ptr<NcclWatchdog> start_nccl_watchdog(double, std::function<void(con
 std::shared_ptr<Comm> open_nccl(std::string_view,
                                 const std::vector<int>&,
                                 const std::shared_ptr<Comm>&,
-                                const std::shared_ptr<NcclWatchdog>&) {
+                                const std::shared_ptr<NcclWatchdog>&,
+                                std::shared_ptr<const ProgressLine>) {
   require_nccl();
   return nullptr;
 }

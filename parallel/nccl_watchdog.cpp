@@ -21,8 +21,14 @@ bool is_captured(cudaStream_t stream) {
 
 }  // namespace
 
-NcclLane::NcclLane(std::string group, std::vector<int> world_ranks, int rank, bool is_watched)
-    : group_(std::move(group)), world_ranks_(std::move(world_ranks)), rank_(rank), is_watched_(is_watched) {}
+NcclLane::NcclLane(std::string group,
+                   std::vector<int> world_ranks,
+                   std::shared_ptr<const ProgressLine> progress,
+                   bool is_watched)
+    : group_(std::move(group)),
+      world_ranks_(std::move(world_ranks)),
+      progress_(std::move(progress)),
+      is_watched_(is_watched) {}
 
 NcclLane::~NcclLane() {
   const auto destroy = [](const auto& flights) {
@@ -105,9 +111,8 @@ void NcclLane::drop_landed() {
 }
 
 Error NcclLane::stalled(const CommCall& call, double stall_timeout_s) const {
-  std::vector<int> awaited;
-  for (int i = 0; i < static_cast<int>(world_ranks_.size()); ++i)
-    if (i != rank_ && (call.peer < 0 || call.peer == i)) awaited.push_back(world_ranks_[i]);
+  const std::vector<int> awaited =
+      call.peer < 0 ? progress_->awaited(call.sequence) : std::vector<int>{world_ranks_[call.peer]};
   return comm_error(
       call,
       concat("got no answer from world ranks ", awaited, " in ", stall_timeout_s, " s, expected them to arrive"),
@@ -150,9 +155,11 @@ NcclWatchdog::~NcclWatchdog() {
   if (thread_.joinable()) thread_.join();
 }
 
-std::shared_ptr<NcclLane> NcclWatchdog::open_lane(std::string group, std::vector<int> world_ranks, int rank) {
+std::shared_ptr<NcclLane> NcclWatchdog::open_lane(std::string group,
+                                                  std::vector<int> world_ranks,
+                                                  std::shared_ptr<const ProgressLine> progress) {
   const bool is_watched = std::isfinite(stall_timeout_s_);
-  auto lane = std::make_shared<NcclLane>(std::move(group), std::move(world_ranks), rank, is_watched);
+  auto lane = std::make_shared<NcclLane>(std::move(group), std::move(world_ranks), std::move(progress), is_watched);
   if (!is_watched) return lane;
   const std::lock_guard lock(mutex_);
   std::erase_if(lanes_, [](const std::weak_ptr<NcclLane>& other) { return other.expired(); });

@@ -22,7 +22,10 @@ namespace hanok {
 /// What is under way on one communicator. One thread at a time calls operations; the watchdog looks from its own.
 class NcclLane {
  public:
-  NcclLane(std::string group, std::vector<int> world_ranks, int rank, bool is_watched);
+  NcclLane(std::string group,
+           std::vector<int> world_ranks,
+           std::shared_ptr<const ProgressLine> progress,
+           bool is_watched);
   ~NcclLane();
   NcclLane(const NcclLane&) = delete;
   NcclLane& operator=(const NcclLane&) = delete;
@@ -63,7 +66,7 @@ class NcclLane {
 
   const std::string group_;
   const std::vector<int> world_ranks_;
-  const int rank_;
+  const std::shared_ptr<const ProgressLine> progress_;
   const bool is_watched_;
   std::mutex mutex_;  // of what follows
   ncclComm_t comm_ = nullptr;
@@ -88,7 +91,9 @@ class NcclWatchdog {
   NcclWatchdog(const NcclWatchdog&) = delete;
   NcclWatchdog& operator=(const NcclWatchdog&) = delete;
 
-  std::shared_ptr<NcclLane> open_lane(std::string group, std::vector<int> world_ranks, int rank);
+  std::shared_ptr<NcclLane> open_lane(std::string group,
+                                      std::vector<int> world_ranks,
+                                      std::shared_ptr<const ProgressLine> progress);
 
  private:
   void watch(int device);
