@@ -32,10 +32,16 @@ class BufferHook final : public autograd::PostAccumulateGradHook {
   void operator()(const Tensor& value) override {
     const at::NoGradGuard no_grad;
     if (!value.grad().defined() || value.grad().is_same(buffer_)) return;
-    buffer_.add_(value.grad());
+    if (take_empty())
+      buffer_.copy_(value.grad());
+    else
+      buffer_.add_(value.grad());
     value.mutable_grad().reset();
   }
   const Tensor& buffer() const { return buffer_; }
+  void set_empty() { is_empty_ = true; }
+  /// Whether nothing was added yet; from now on something is.
+  bool take_empty() { return std::exchange(is_empty_, false); }
   GradWatcher* watcher() const { return watcher_; }
   int number() const { return number_; }
 
@@ -43,14 +49,15 @@ class BufferHook final : public autograd::PostAccumulateGradHook {
   Tensor buffer_;
   GradWatcher* watcher_;
   int number_;
+  bool is_empty_ = false;
   std::shared_ptr<autograd::Node> node_;
   uintptr_t key_ = 0;
 };
 
-const BufferHook* hook_of(const Tensor& weight) {
+BufferHook* hook_of(const Tensor& weight) {
   if (!weight.defined() || !weight.is_leaf()) return nullptr;
   const auto& hook = autograd::impl::post_acc_grad_hooks(weight);
-  return hook ? dynamic_cast<const BufferHook*>(hook.get()) : nullptr;
+  return hook ? dynamic_cast<BufferHook*>(hook.get()) : nullptr;
 }
 
 }  // namespace
@@ -72,11 +79,30 @@ void detach_grad_buffer(const Tensor& weight) {
   weight.mutable_grad().reset();
 }
 
+void begin_gradient(const Tensor& weight) {
+  BufferHook* hook = hook_of(weight);
+  if (!hook) return;
+  if (weight.grad().defined())
+    hook->buffer().zero_();
+  else
+    hook->set_empty();
+}
+
+void fill_untouched_gradient(const Tensor& weight) {
+  BufferHook* hook = hook_of(weight);
+  if (hook && hook->take_empty()) hook->buffer().zero_();
+}
+
 Tensor grad_buffer(const Tensor& weight) {
-  if (const BufferHook* hook = hook_of(weight)) return hook->buffer();
+  fill_untouched_gradient(weight);
+  return grad_target(weight).buffer;
+}
+
+GradTarget grad_target(const Tensor& weight) {
+  if (BufferHook* hook = hook_of(weight)) return {hook->buffer(), hook->take_empty()};
   if (!weight.defined() || !weight.is_leaf()) return {};
   const Tensor& there = weight.grad();
-  return there.defined() && !there.is_sparse() && there.scalar_type() == weight.scalar_type() ? there : Tensor();
+  return {there.defined() && !there.is_sparse() && there.scalar_type() == weight.scalar_type() ? there : Tensor()};
 }
 
 void add_to_gradient(const Tensor& weight, const Tensor& share) {

@@ -22,9 +22,20 @@ void attach_grad_buffer(const Tensor& weight, const Tensor& buffer, GradWatcher*
 /// Forgets buffer, watcher and .grad.
 void detach_grad_buffer(const Tensor& weight);
 
+/// What the buffer holds is of no more use: the next share is written there instead of added, or zeros, by
+/// fill_untouched_gradient(). A buffer that autograd adds to as .grad is zeroed at once.
+void begin_gradient(const Tensor& weight);
+void fill_untouched_gradient(const Tensor& weight);
+
 /// The buffer of `weight`, so that an operation may add its share of the gradient there itself and hand autograd none;
 /// undefined if there is none, or if `weight` is no leaf.
 Tensor grad_buffer(const Tensor& weight);
+/// The same for an operation that can write its share where there is none yet, which spares the zeros.
+struct GradTarget {
+  Tensor buffer;
+  bool is_empty = false;  // write; else add
+};
+GradTarget grad_target(const Tensor& weight);
 /// Adds a share of the gradient outside of a backward: to the buffer, else to .grad.
 void add_to_gradient(const Tensor& weight, const Tensor& share);
 

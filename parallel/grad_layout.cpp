@@ -90,4 +90,17 @@ std::vector<ShardPiece> pieces_of(const GradLayout& layout) {
   return pieces;
 }
 
+std::vector<Stretch> gaps_of(const GradLayout& layout) {
+  std::vector<Stretch> gaps;
+  int64_t end = 0;  // of what is accounted for
+  const auto account = [&](int64_t begin, int64_t size) {
+    if (begin > end) gaps.push_back({end, begin - end});
+    end = begin + size;
+  };
+  for (const GradBucket& bucket : layout.buckets)
+    for (const GradPlace& place : bucket.places) account(place.begin, place.size);
+  account(layout.size, 0);
+  return gaps;
+}
+
 }  // namespace hanok

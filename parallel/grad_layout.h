@@ -5,6 +5,7 @@
 
 #include "parallel/groups.h"
 #include "parallel/param.h"
+#include "parallel/squared_norm.h"
 
 namespace hanok {
 
@@ -55,5 +56,7 @@ inline int64_t grad_aligned(int64_t size) {
 GradLayout lay_out_gradients(const ParamTable& params, const Groups& groups, int64_t bucket_elements);
 /// The own piece of every bucket, parameter by parameter.
 std::vector<ShardPiece> pieces_of(const GradLayout& layout);
+/// What lies between parameters and after the last one of a bucket.
+std::vector<Stretch> gaps_of(const GradLayout& layout);
 
 }  // namespace hanok

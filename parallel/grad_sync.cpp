@@ -21,7 +21,8 @@ bool is_expert(const ParamSpec& spec) {
 /// Local flattened values of a parameter for which this rank speaks in the norm: each weight of the model is spoken for
 /// once.
 std::vector<Stretch> counted_stretches(const ParamSpec& spec, const Groups& groups, int64_t numel) {
-  const bool repeated = is_expert(spec) ? spec.inner_dim < 0 && groups.etp->rank() > 0 : spec.cut_dim < 0 && groups.tp->rank() > 0;
+  const bool repeated =
+      is_expert(spec) ? spec.inner_dim < 0 && groups.etp->rank() > 0 : spec.cut_dim < 0 && groups.tp->rank() > 0;
   if (repeated || numel == 0 || !speaks_for(spec, groups)) return {};
   if (spec.cut_dim < 0) return {{0, numel}};
   const std::vector<int64_t> shape = local_shape(spec, groups);
@@ -77,6 +78,7 @@ struct GradSync::State final : GradWatcher {
   std::optional<SharedSums> shared;
   std::vector<ShardPiece> pieces;
   std::vector<Stretch> counted;  // of the shard
+  std::vector<Stretch> gaps;     // of the buffer: what no parameter has
 
   // Weights on their way: those of buckets [0, gathered) were sent for, those of [0, arrived) may be read.
   struct Block {
@@ -162,6 +164,7 @@ void GradSync::State::allocate(const ParamTable& params) {
       bucket_of_weight[value.unsafeGetTensorImpl()] = b;
     }
   }
+  gaps = gaps_of(layout);
   pieces = pieces_of(layout);
 }
 
@@ -242,6 +245,7 @@ void GradSync::State::send_ready(bool all) {
 }
 
 void GradSync::State::send(const GradBucket& bucket) {
+  for (const GradPlace& place : bucket.places) fill_untouched_gradient(values[place.param]);
   if (owns_all()) return;
   await(layout.buckets.size());  // every operation of these groups has its place in one order
   side.run([&] { reduce(bucket); });
@@ -308,8 +312,14 @@ GradSync::~GradSync() {
 
 void GradSync::start() {
   const at::NoGradGuard no_grad;
-  state_->buffer.zero_();
   state_->attach();  // whoever cleared .grad in between would silently lose gradients
+  if (state_->buffer.scalar_type() == state_->weights.scalar_type()) {
+    state_->buffer.zero_();
+  } else {
+    for (const Tensor& value : state_->values)
+      if (value.defined()) begin_gradient(value);
+    for (const Stretch& gap : state_->gaps) state_->buffer.narrow(0, gap.begin, gap.size).zero_();
+  }
   state_->readiness.start();
   state_->is_in_step = true;
 }
@@ -330,6 +340,8 @@ void GradSync::finish() {
   const at::NoGradGuard no_grad;
   State& s = *state_;
   s.send_ready(true);
+  for (const GradBucket& bucket : s.layout.buckets)  // shared ones are still here
+    for (const GradPlace& place : bucket.places) fill_untouched_gradient(s.values[place.param]);
   s.shared->sum();
   for (size_t b = s.layout.buckets.size(); b-- > 0;)
     if (s.layout.buckets[b].is_shared) s.send(s.layout.buckets[b]);

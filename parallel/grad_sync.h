@@ -52,7 +52,7 @@ class GradSync {
   GradSync(ParamTable& params, const Groups& groups, at::ScalarType accumulate)
       : GradSync(params, groups, GradSyncOptions{.accumulate = accumulate}) {}
   ~GradSync();
-  /// Before the first micro-batch of a step: zero the buffers.
+  /// Before the first micro-batch of a step: the buffers count as zero.
   void start();
   /// The next backward that reaches these parameters adds to their gradients for the last time in this step; or, with
   /// `only_put_off`, what backwards have put off is added now, and nothing else will be.

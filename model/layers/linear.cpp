@@ -18,9 +18,9 @@ struct Later : torch::CustomClassHolder {
 
 /// buffer += dy^T x where the weight has a buffer; else the product itself.
 Tensor add_or_make_product(const Tensor& weight, const Tensor& dy, const Tensor& x) {
-  Tensor buffer = grad_buffer(weight);
-  if (!buffer.defined()) return at::mm(dy.t(), x);
-  add_product(buffer, dy.t(), x);
+  GradTarget target = grad_target(weight);
+  if (!target.buffer.defined()) return at::mm(dy.t(), x);
+  target.is_empty ? set_product(target.buffer, dy.t(), x) : add_product(target.buffer, dy.t(), x);
   return {};
 }
 

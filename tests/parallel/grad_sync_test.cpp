@@ -314,6 +314,32 @@ TEST(GradSync, ManySmallGradientsAreNotLostInBf16) {
   EXPECT_FALSE(params[0].value.grad().defined());
 }
 
+TEST(GradSync, NothingOfTheStepBeforeIsLeft) {
+  for (const auto dtype : {at::kBFloat16, at::kFloat}) {
+    for (const int ranks : {1, 2}) {
+      run_on_threads(ranks, [&](World& world) {
+        const Groups groups = make_groups(world, Mesh({.dp = world.size()}), false);
+        ParamTable params(3);
+        for (int i = 0; i < 3; ++i)
+          params[i] = {.spec = {.name = concat("w", i), .shape = {37}}, .value = at::ones({37}, dtype)};
+        GradSync sync(params, groups, {.overlap = true, .bucket_elements = 1});
+        for (const int reached : {2, 1, 0, 2}) {
+          sync.start();
+          for (int i = 0; i < 3; ++i) (params[reached].value.sum() * 2 + params[0].value.sum()).backward();
+          sync.finish();
+          double squares = 0;
+          for (int i = 0; i < 3; ++i) {
+            const float want = static_cast<float>(ranks * 3 * ((i == reached ? 2 : 0) + (i == 0 ? 1 : 0)));
+            squares += 37 * want * want;
+            EXPECT_TRUE(at::equal(sync.full_grad(i), at::full({37}, want))) << i << " of " << reached;
+          }
+          EXPECT_EQ(sync.squared_norm().item<double>(), squares) << "padding counts as zero";
+        }
+      });
+    }
+  }
+}
+
 TEST(GradSync, FullPrecisionGradientsAreAddedInPlace) {
   const Groups groups = make_single_groups();
   ParamTable params(1);
