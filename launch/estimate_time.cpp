@@ -76,6 +76,15 @@ class Timer {
     return std::min(gpu_.link.bus_gb_s, gpu_.link.network_gb_s * on_host) * 1e9;
   }
 
+  /// Seconds of an all-to-all in which each rank sends `bytes`, its own share included: what leaves the host goes
+  /// through the rank's own adapter.
+  double exchange(double bytes, int stride, int size) const {
+    const auto host = static_cast<int>(gpu_.link.gpus);
+    const double here = std::clamp(host / std::max(1, stride), 1, size), all = size;
+    return bytes * ((here - 1) / all / gpu_.link.bus_gb_s + (all - here) / all / gpu_.link.network_gb_s) / 1e9 +
+           gpu_.link.latency_us * 1e-6;
+  }
+
   size_t piece_of_layer(int64_t layer) const {
     for (const PieceRange& range : pieces_)
       if (layer < range.last) return range.piece;
@@ -97,7 +106,7 @@ class Timer {
     double out = static_cast<double>(spec.shape[expert ? 1 : 0]), in = static_cast<double>(spec.shape.back());
     if (expert)  // those of all ranks that send here
       rows = product.rows / static_cast<double>(spec.shape[0]) /
-             (static_cast<double>(stage_ranks_) / mesh_.ep * micro_batches_);
+             (static_cast<double>(stage_ranks_) / (mesh_.ep * mesh_.etp) * micro_batches_);
     else if (spec.cut_dim >= 0)
       (spec.cut_dim == 0 ? out : in) /= mesh_.tp;
     constexpr double kMeasured = 8192;
@@ -203,7 +212,10 @@ class Timer {
     const double kv = 2 * rows * static_cast<double>(d.kv_heads), q = rows * static_cast<double>(d.heads);
     double forward = 0, backward = 0;
     switch (t_.kernels.context) {
-      case ContextWay::kHeads: forward = backward = (2 * q + kv) * (n - 1) / n * size_ / rate + 2 * latency; break;
+      case ContextWay::kHeads:
+        forward = exchange((q + kv) * size_, mesh_.tp, mesh_.cp) + exchange(q * size_, mesh_.tp, mesh_.cp);
+        backward = forward;
+        break;
       case ContextWay::kRing:
         forward = kv * (n - 1) * size_ / rate + (n - 1) * latency;
         backward = kv * ((n - 1) * size_ + n * 4) / rate + (2 * n - 1) * latency;
@@ -226,9 +238,8 @@ class Timer {
   void expert_parallel() {
     const DecoderConfig& d = t_.config.model.decoder;
     if (mesh_.ep == 1 || !d.is_moe()) return;
-    const double n = mesh_.ep, sent = static_cast<double>(t_.load.batch.tokens * d.experts_per_token) / mesh_.tp;
-    const double once =
-        sent * static_cast<double>(d.hidden) * size_ * (n - 1) / n / bus(1, mesh_.ep) + gpu_.link.latency_us * 1e-6;
+    const double sent = static_cast<double>(t_.load.batch.tokens * d.experts_per_token) / mesh_.tp;
+    const double once = exchange(sent * static_cast<double>(d.hidden) * size_, mesh_.etp, mesh_.ep);
     for_each_layer([&](PieceParts& parts, int64_t layer) {
       if (!d.has_experts(layer)) return;
       parts.expert_parallel.forward += 2 * once;
@@ -284,9 +295,10 @@ class Timer {
   void data_parallel(Estimate::Seconds& s, const std::vector<PieceSeconds>& sums) const {
     const std::string& dtype = t_.stage.optimizer.reduce_dtype;
     const bool half = dtype == "bfloat16" || (dtype == "auto" && t_.stage.optimizer.grad_dtype == "bfloat16");
-    const int n = mesh_.dp * mesh_.cp, m = stage_ranks_ / mesh_.ep;
+    const int n = mesh_.dp * mesh_.cp, m = stage_ranks_ / (mesh_.ep * mesh_.etp);
     const auto once = [](double shard, int ranks, double rate) { return ranks > 1 ? shard * (ranks - 1) / rate : 0; };
-    const double elements = once(held_.shard, n, bus(mesh_.tp, n)) + once(held_.expert_shard, m, bus(mesh_.ep, m));
+    const double elements =
+        once(held_.shard, n, bus(mesh_.tp, n)) + once(held_.expert_shard, m, bus(mesh_.ep * mesh_.etp, m));
     const double sum = elements * (half ? 2 : 4), spread = elements * size_;
     s.gradients_travel = sum;
     s.weights_travel = spread;
