@@ -5,16 +5,17 @@ import subprocess
 import sys
 import time
 
-TIMEOUT_S = 4  # the configured wait
-SLACK_S = 20   # start of the processes, the first use of a GPU and the end
+TIMEOUT_S = {"mpi": 4, "nccl": 10}  # the configured wait; more than the first use of a GPU takes
+SLACK_S = 30  # start of the processes, the first use of a GPU and the end
 
 
 def main():
     mpiexec, probe, backend, ranks = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    wait_s = TIMEOUT_S[backend]
     last = ranks - 1
     name = "tp[" + " ".join(str(rank) for rank in range(ranks)) + "]"
-    late = rf"got no answer from world ranks \[[\d, ]*{last}\] in {TIMEOUT_S} s, expected them to arrive"
-    only = rf"got no answer from world ranks \[{last}\] in {TIMEOUT_S} s, expected them to arrive"  # the others have come
+    late = rf"got no answer from world ranks \[[\d, ]*{last}\] in {wait_s} s, expected them to arrive"
+    only = rf"got no answer from world ranks \[{last}\] in {wait_s} s, expected them to arrive"  # the others have come
     text = {"absent": rf"all_reduce: {only}; group {re.escape(name)}, operation 1, 1000 Float, {backend.upper()}; ",
             "stall": rf"all_reduce: {only}; group {re.escape(name)}, operation 4, 1000 Float, {backend.upper()}; ",
             "take": rf"(take|offer|all_reduce): {late}; group {re.escape(name)}, operation [124], 1000 Float, {backend.upper()}; ",
@@ -23,14 +24,14 @@ def main():
     # --enable-recovery: mpirun leaves the others alone when one is killed, so that they must find it out themselves.
     for mode, options in [("absent", []), ("stall", []), ("take", []), ("recv", []), ("kill", []), ("kill", ["--enable-recovery"])]:
         began = time.time()
-        command = [mpiexec, *options, "-np", str(ranks), probe, backend, mode, str(TIMEOUT_S)]
+        command = [mpiexec, *options, "-np", str(ranks), probe, backend, mode, str(wait_s)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S + 4 * SLACK_S)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s + 4 * SLACK_S)
             code, output = done.returncode, done.stdout + done.stderr
         except subprocess.TimeoutExpired as error:
             code, output = None, str(error.stdout) + str(error.stderr)
         took = time.time() - began
-        ok = code is not None and took <= TIMEOUT_S + SLACK_S
+        ok = code is not None and took <= wait_s + SLACK_S
         if mode in text:
             ok = ok and code == 75 and re.search(text[mode], output) is not None
         elif options:  # mpirun's own code is 0 then
