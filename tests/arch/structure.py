@@ -24,7 +24,7 @@ DOORS = {
                "pack.h", "dataset.h", "sampler.h", "loader.h", "file_io.h"},
     "model": {"module.h", "vlm.h", "registry.h", "activations.h", "cost.h", "hf/name_map.h", "loss/cross_entropy.h"},
     "trainer": {"train_loop.h", "run_stages.h", "checkpoint.h", "weights.h", "run_folder.h", "data.h", "evaluate.h", "progress.h",
-                "optimizer.h", "state.h", "version.h"},
+                "optimizer.h", "prediction.h", "state.h", "version.h"},
     "launch": {"command.h"},
 }
 MODEL_MAY_USE = {"grad_buffer.h", "kept.h", "pipeline_schedule.h", "param.h", "plan.h", "redistribute.h", "collectives.h", "groups.h", "init.h"}
