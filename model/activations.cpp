@@ -163,12 +163,14 @@ class Walk {
   double experts(const std::string& prefix, const BlockSizes& s) {
     const double own = s.rows / groups_.tp->size(), sent = own * static_cast<double>(config_.decoder.experts_per_token);
     const double count = static_cast<double>(config_.decoder.experts), row = s.width * size_;
+    const double etp = groups_.etp->size();  // its ranks have the rows of all of them
     double bytes = linear(prefix + "router", own * row);
     if (grad_) bytes += own * count * wide_;
-    bytes += linear(prefix + "experts.up", sent * row);
+    bytes += linear(prefix + "experts.up", etp * sent * row);
     bytes += activation(s);
     bytes += linear(prefix + "experts.down", s.rows * s.act * size_);
-    if (grad_) bytes += sent * row + sent * (groups_.ep->size() > 1 ? 6 : 2) * 8;
+    const bool alone = groups_.ep->size() * groups_.etp->size() == 1;
+    if (grad_) bytes += sent * (row + size_) + (3 + (alone ? 0 : 2 * etp)) * sent * 8;
     return bytes;
   }
 

@@ -36,6 +36,10 @@ Tensor BuildContext::param(const std::string& weight, const ParamDeclaration& de
     case Cut::kExpert:
       spec.cut_dim = 0;
       spec.cut_axis = Axis::kEp;
+      spec.inner_dim = declaration.inner_dim;
+      spec.inner_segments = declaration.inner_segments;
+      if (spec.inner_dim >= 0 && spec.inner_segments.empty())
+        spec.inner_segments = {{.size = spec.shape[spec.inner_dim]}};
       break;
   }
   if (spec.cut_dim >= 0 && spec.segments.empty()) spec.segments = {{.size = spec.shape[spec.cut_dim]}};

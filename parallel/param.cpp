@@ -96,9 +96,22 @@ std::vector<LocalRange> local_ranges(const ParamSpec& spec, const Groups& groups
   return local_ranges(spec, index, parts);
 }
 
+ParamSpec inner_cut(const ParamSpec& spec) {
+  assert(spec.cut_dim == 0 && spec.inner_dim > 0);
+  return {.name = spec.name,
+          .shape = {spec.shape.begin() + 1, spec.shape.end()},
+          .cut_dim = spec.inner_dim - 1,
+          .segments = spec.inner_segments};
+}
+
 std::vector<int64_t> local_shape(const ParamSpec& spec, const Groups& groups) {
   const auto [index, parts] = place(spec, groups);
-  return local_shape(spec, index, parts);
+  std::vector<int64_t> shape = local_shape(spec, index, parts);
+  if (spec.inner_dim >= 0) {
+    const std::vector<int64_t> inner = local_shape(inner_cut(spec), groups.etp->rank(), groups.etp->size());
+    std::copy(inner.begin(), inner.end(), shape.begin() + 1);
+  }
+  return shape;
 }
 
 std::vector<FlatRun> flat_runs(const ParamSpec& spec, int index, int parts) {
@@ -130,7 +143,19 @@ std::vector<FlatRun> flat_runs(const ParamSpec& spec, int index, int parts) {
 
 std::vector<FlatRun> flat_runs(const ParamSpec& spec, const Groups& groups) {
   const auto [index, parts] = place(spec, groups);
-  return flat_runs(spec, index, parts);
+  if (spec.inner_dim < 0 || groups.etp->size() == 1) return flat_runs(spec, index, parts);
+  const std::vector<FlatRun> of_expert = flat_runs(inner_cut(spec), groups.etp->rank(), groups.etp->size());
+  const std::vector<int64_t> local = local_shape(spec, groups);
+  const int64_t global_size = product(spec.shape, 1, spec.shape.size()), local_size = product(local, 1, local.size());
+  std::vector<FlatRun> runs;
+  for (const LocalRange& range : local_ranges(spec, index, parts)) {
+    for (int64_t e = 0; e < range.size; ++e)
+      for (const FlatRun& run : of_expert)
+        runs.push_back({.global_begin = (range.global_begin + e) * global_size + run.global_begin,
+                        .local_begin = (range.local_begin + e) * local_size + run.local_begin,
+                        .size = run.size});
+  }
+  return runs;
 }
 
 Param& find_param(ParamTable& params, std::string_view name) {

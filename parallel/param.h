@@ -39,6 +39,9 @@ struct ParamSpec {
   int cut_dim = -1;            // -1: whole
   Axis cut_axis = Axis::kTp;
   std::vector<Segment> segments;  // along cut_dim; never empty when cut
+  /// Weights of experts are cut twice: dim 0 over ep, and this dim over etp, along these segments. -1: once.
+  int inner_dim = -1;
+  std::vector<Segment> inner_segments;
   bool uneven = false;            // vocabulary: blocks of ceil(units / parts), the last ones may be short
   Init init;
   /// The gradient of this (whole) weight is partial on every rank of tp, because its input was cut over rows or heads
@@ -48,6 +51,9 @@ struct ParamSpec {
   /// summed over both, and the lower stage speaks for the weight.
   int twin = -1;
 };
+
+/// The second cut as that of one expert's weight, over etp: a spec without dim 0.
+ParamSpec inner_cut(const ParamSpec& spec);
 
 /// Whether this rank's stage speaks for the weight (saves it, counts it).
 inline bool speaks_for(const ParamSpec& spec, const Groups& groups) {
@@ -71,7 +77,7 @@ struct LocalRange {
 /// uneven).
 std::vector<LocalRange> local_ranges(const ParamSpec& spec, int index, int parts);
 std::vector<int64_t> local_shape(const ParamSpec& spec, int index, int parts);
-/// Same, for the rank that `groups` describes.
+/// Same, for the rank that `groups` describes; ranges are those along cut_dim, shapes know both cuts.
 std::vector<LocalRange> local_ranges(const ParamSpec& spec, const Groups& groups);
 std::vector<int64_t> local_shape(const ParamSpec& spec, const Groups& groups);
 

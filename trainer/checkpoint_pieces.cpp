@@ -50,11 +50,11 @@ ShardBuffers shard_buffers(AdamW& optimizer) {
 
 std::vector<FlatRun> spoken_runs(const ParamSpec& spec, const Groups& groups) {
   const bool by_experts = spec.cut_axis == Axis::kEp;
-  const bool is_repeated =
-      by_experts && spec.cut_dim >= 0 ? groups.etp->rank() > 0 : spec.cut_dim < 0 && groups.tp->rank() > 0;
+  const bool is_repeated = by_experts && spec.cut_dim >= 0 ? spec.inner_dim < 0 && groups.etp->rank() > 0
+                                                           : spec.cut_dim < 0 && groups.tp->rank() > 0;
   if (is_repeated || !speaks_for(spec, groups)) return {};
   const std::vector<FlatRun> runs = flat_runs(spec, groups);
-  if (spec.cut_dim < 0) return runs;
+  if (spec.cut_dim < 0 || spec.inner_dim >= 0) return runs;  // nobody else has any of it
   const int64_t inner = product(spec.shape, spec.cut_dim + 1, spec.shape.size());
   const int64_t row = local_shape(spec, groups)[spec.cut_dim] * inner;  // of the local tensor, along outer dims
   // A run may span segments or rows: the ranges of the row tell which parts of it are spoken for elsewhere.

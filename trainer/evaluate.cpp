@@ -29,7 +29,7 @@ class Judge {
  private:
   bool stop_is_agreed() const;
   /// Whether ranks with other batches take part in a forward: then every one has as many.
-  bool ranks_meet() const { return model_.groups().ep->size() > 1; }
+  bool ranks_meet() const { return model_.groups().ep->size() * model_.groups().etp->size() > 1; }
   /// This rank's batches of one order of the choices, prepared ahead.
   RowReader reader_of(const std::vector<Row>& rows, int64_t num_batches, int shuffle) const;
   void judge_batch(const Batch& batch, int shuffle);

@@ -52,11 +52,13 @@ class Gatherer {
     const HfPart& part = parts_[index].part;
     const ParamSpec& spec = model_.whole()[parts_[index].param].spec;
     const Groups& groups = model_.groups();
-    const int parts = cut_group(spec, groups).size();
+    const Comm* inner = inner_group(spec, groups);
+    const int parts = cut_group(spec, groups).size(), inner_parts = inner ? inner->size() : 1;
     const Tensor out = at::empty(parts_[index].our_shape, model_.dtype());
-    for (int rank = 0; rank < parts; ++rank) {
-      const int speaker = speaker_of(spec, rank);
-      for (const Overlap& overlap : overlaps(spec, part, rank, parts, true)) {
+    for (int place = 0; place < parts * inner_parts; ++place) {
+      const int rank = place / inner_parts, inner_rank = place % inner_parts,
+                speaker = speaker_of(spec, rank, inner_rank);
+      for (const Overlap& overlap : overlaps(spec, part, rank, parts, true, inner_rank, inner_parts)) {
         const Tensor to = part_view(out, overlap);
         if (speaker == groups.rank) {
           to.copy_(local_view(own_.at(spec.name)->value.detach(), part, overlap));
@@ -81,21 +83,23 @@ class Gatherer {
       const HfPart& part = parts_[index].part;
       const ParamSpec& spec = model_.whole()[parts_[index].param].spec;
       const Comm& cut = cut_group(spec, groups);
-      if (speaker_of(spec, cut.rank()) != groups.rank) continue;
+      const Comm* inner = inner_group(spec, groups);
+      const int inner_rank = inner ? inner->rank() : 0, inner_parts = inner ? inner->size() : 1;
+      if (speaker_of(spec, cut.rank(), inner_rank) != groups.rank) continue;
       const Tensor value = own_.at(spec.name)->value.detach();
-      for (const Overlap& overlap : overlaps(spec, part, cut.rank(), cut.size(), true))
+      for (const Overlap& overlap : overlaps(spec, part, cut.rank(), cut.size(), true, inner_rank, inner_parts))
         groups.control->send(local_view(value, part, overlap).cpu().contiguous(), 0);
     }
   }
 
  private:
   static constexpr int64_t kDone = -1;
-  /// World rank that sends piece `index` of a weight.
-  int speaker_of(const ParamSpec& spec, int index) const {
+  /// World rank that sends piece `index` of a weight, and of that piece `inner` of the second cut.
+  int speaker_of(const ParamSpec& spec, int index, int inner) const {
     const Mesh& mesh = model_.groups().mesh;
     const int stage = place_of(model_.pipeline(), model_.piece_of_weight(spec.name)).rank;
     if (&cut_group(spec, model_.groups()) != model_.groups().ep.get()) return mesh.rank_at(stage, 0, 0, index);
-    return mesh.rank_at(stage, 0, 0, 0) + index * mesh.shape().etp;  // etp, then ep run fastest
+    return mesh.rank_at(stage, 0, 0, 0) + index * mesh.shape().etp + inner;  // etp, then ep run fastest
   }
   int64_t order(int64_t index) {
     Tensor word = at::scalar_tensor(index, at::kLong);

@@ -50,6 +50,10 @@ const Comm& cut_group(const ParamSpec& spec, const Groups& groups) {
   return spec.cut_dim >= 0 && spec.cut_axis == Axis::kEp ? *groups.ep : *groups.tp;
 }
 
+const Comm* inner_group(const ParamSpec& spec, const Groups& groups) {
+  return spec.inner_dim >= 0 && groups.etp->size() > 1 ? groups.etp.get() : nullptr;
+}
+
 TiedName tied_name(const ParamTable& params, const ModelConfig& config) {
   if (!config.decoder.tied) return {};
   const auto embed =
@@ -63,7 +67,33 @@ TiedName tied_name(const ParamTable& params, const ModelConfig& config) {
   return {map.parts(head, untied).at(0).name, map.parts(embed->spec, config).at(0).name};
 }
 
-std::vector<Overlap> overlaps(const ParamSpec& spec, const HfPart& part, int index, int parts, bool only_spoken) {
+namespace {
+
+/// An overlap of whole experts -> its parts that lie on a rank of etp.
+std::vector<Overlap> inner_overlaps(
+    const ParamSpec& spec, const HfPart& part, const Overlap& whole, int inner, int inner_parts) {
+  // The part may be a stretch of dim 1 (gate, or up).
+  const bool is_stretch = part.inner_size > 0 && spec.inner_dim == 1;
+  const int64_t begin = is_stretch ? part.inner_begin : 0;
+  const int64_t end = is_stretch ? begin + part.inner_size : spec.shape[spec.inner_dim];
+  std::vector<Overlap> out;
+  for (const LocalRange& range : local_ranges(inner_cut(spec), inner, inner_parts)) {
+    const int64_t first = std::max(range.global_begin, begin), last = std::min(range.global_begin + range.size, end);
+    if (first >= last) continue;
+    Overlap overlap = whole;
+    overlap.inner_dim = spec.inner_dim;
+    overlap.inner_in_part = first - begin;
+    overlap.inner_in_local = range.local_begin + first - range.global_begin;
+    overlap.inner_size = last - first;
+    out.push_back(overlap);
+  }
+  return out;
+}
+
+}  // namespace
+
+std::vector<Overlap> overlaps(
+    const ParamSpec& spec, const HfPart& part, int index, int parts, bool only_spoken, int inner, int inner_parts) {
   if (spec.cut_dim < 0) {
     if (only_spoken && index > 0) return {};
     return {{.dim = part.dim, .in_local = part.begin, .size = part.size}};
@@ -78,7 +108,11 @@ std::vector<Overlap> overlaps(const ParamSpec& spec, const HfPart& part, int ind
       if (first >= last) continue;
       overlap = {spec.cut_dim, first - part.begin, range.local_begin + first - range.global_begin, last - first};
     }
-    out.push_back(overlap);
+    if (inner_parts == 1) {
+      out.push_back(overlap);
+    } else {
+      for (const Overlap& piece : inner_overlaps(spec, part, overlap, inner, inner_parts)) out.push_back(piece);
+    }
   }
   return out;
 }
@@ -86,12 +120,14 @@ std::vector<Overlap> overlaps(const ParamSpec& spec, const HfPart& part, int ind
 Tensor local_view(const Tensor& local, const HfPart& part, const Overlap& overlap) {
   const bool is_cut_elsewhere = overlap.dim != part.dim;
   Tensor stretch = is_cut_elsewhere ? local.narrow(part.dim, part.begin, part.size) : local;
-  if (part.inner_size > 0) stretch = stretch.narrow(1, part.inner_begin, part.inner_size);
+  if (part.inner_size > 0 && overlap.inner_dim != 1) stretch = stretch.narrow(1, part.inner_begin, part.inner_size);
+  if (overlap.inner_dim >= 0) stretch = stretch.narrow(overlap.inner_dim, overlap.inner_in_local, overlap.inner_size);
   return stretch.narrow(overlap.dim, overlap.in_local, overlap.size);
 }
 
 Tensor part_view(const Tensor& stretch, const Overlap& overlap) {
-  return stretch.narrow(overlap.dim, overlap.in_part, overlap.size);
+  const Tensor out = stretch.narrow(overlap.dim, overlap.in_part, overlap.size);
+  return overlap.inner_dim < 0 ? out : out.narrow(overlap.inner_dim, overlap.inner_in_part, overlap.inner_size);
 }
 
 }  // namespace hanok

@@ -64,13 +64,6 @@ const Rule<S> kStageRules[] = {
                      s.parallel.schedule == "zb-v" ? 2 : 1,
                      " (only interleaved takes any number); set chunks: 0, or schedule: interleaved");
      }},
-    {"etp_built",
-     [](const S& s) { return s.parallel.etp == 1; },
-     [](const S& s) {
-       return concat("parallel.etp: got ",
-                     s.parallel.etp,
-                     ", expected 1; tensor parallelism inside an expert is not in this version; raise parallel.ep");
-     }},
     {"offload_of_recomputed",
      [](const S& s) { return !s.offload || s.recompute != "none"; },
      [](const S& s) {
@@ -234,12 +227,14 @@ const Rule<W> kWorldRules[] = {
      [](const W& w) { return layout_fault(w.stage.parallel, w.world_size); }},
     {"ep_over_ranks",
      [](const W& w) {
-       return !w.fits() || w.dp() * w.stage.parallel.cp * w.stage.parallel.tp % w.stage.parallel.ep == 0;
+       const ParallelConfig& p = w.stage.parallel;
+       return !w.fits() || w.dp() * p.cp * p.tp % (p.ep * p.etp) == 0;
      },
      [](const W& w) {
        return concat("parallel.ep: got ",
                      w.stage.parallel.ep,
-                     ", expected a divisor of dp ",
+                     w.stage.parallel.etp > 1 ? concat(" and parallel.etp ", w.stage.parallel.etp) : std::string(),
+                     w.stage.parallel.etp > 1 ? ", expected a product that divides dp " : ", expected a divisor of dp ",
                      w.dp(),
                      " x cp ",
                      w.stage.parallel.cp,

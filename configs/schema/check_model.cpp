@@ -68,6 +68,17 @@ const Rule<M> kModelRules[] = {
                      m.model.decoder.experts,
                      m.model.decoder.is_moe() ? "; choose another ep" : "; this model has none: leave ep at 1");
      }},
+    {"expert_ffn_over_etp",
+     [](const M& m) {
+       return m.parallel.etp == 1 || (m.model.decoder.is_moe() && m.model.decoder.expert_ffn % m.parallel.etp == 0);
+     },
+     [](const M& m) {
+       return concat("parallel.etp: got ",
+                     m.parallel.etp,
+                     ", expected a divisor of model.decoder.expert_ffn = ",
+                     m.model.decoder.expert_ffn,
+                     m.model.decoder.is_moe() ? "; choose another etp" : "; this model has no experts: leave etp at 1");
+     }},
     {"decoder_sizes",
      [](const M& m) {
        const auto& d = m.model.decoder;

@@ -86,9 +86,12 @@ MoeMlp::MoeMlp(const BuildContext& ctx, const DecoderConfig& config, int64_t lay
       router_(ctx.in("router"), {.in = config.hidden, .out = config.experts}) {
   const BuildContext experts = ctx.in("experts");
   up_EFD_ = experts.in("up").param("weight",
-                                   {.shape = {experts_, 2 * config.expert_ffn, config.hidden}, .init = ctx.random()});
-  down_EDF_ =
-      experts.in("down").param("weight", {.shape = {experts_, config.hidden, config.expert_ffn}, .init = ctx.random()});
+                                   {.shape = {experts_, 2 * config.expert_ffn, config.hidden},
+                                    .init = ctx.random(),
+                                    .inner_dim = 1,
+                                    .inner_segments = {{config.expert_ffn}, {config.expert_ffn}}});
+  down_EDF_ = experts.in("down").param(
+      "weight", {.shape = {experts_, config.hidden, config.expert_ffn}, .init = ctx.random(), .inner_dim = 2});
 }
 
 ExpertChoice MoeMlp::choose(const Tensor& x_TD, const Tensor& row_T, const std::shared_ptr<Routing>& routing) const {
@@ -104,6 +107,33 @@ ExpertChoice MoeMlp::choose(const Tensor& x_TD, const Tensor& row_T, const std::
 
 Tensor MoeMlp::apply_experts(const Tensor& x_ND, const Tensor& ends_E) const {
   return grouped_linear(swiglu(grouped_linear(x_ND, up_EFD_, ends_E, deferred_)), down_EDF_, ends_E, deferred_);
+}
+
+/// Rows that came by sender and expert, to each expert its own together, and back to where they came.
+Tensor MoeMlp::through_own(const Tensor& x_ND, const Tensor& received_RE) const {
+  const std::shared_ptr<Comm>& etp = groups_->etp;
+  if (etp->size() == 1) {
+    const RowOrder order = order_arrived(received_RE, x_ND.size(0));
+    const Tensor made_ND = apply_experts(gather_rows(x_ND, order.slot_N, order.place_TK), order.ends_E);
+    return gather_rows(made_ND, order.place_TK.view({-1}), order.slot_N.unsqueeze(1));
+  }
+  // Every rank of etp has some columns of the experts: all of them take the rows of all, made equal in number by rows
+  // of one more sender for one more expert, which stands behind the others.
+  const int64_t parts = etp->size(), ranks = received_RE.size(0), experts = received_RE.size(1);
+  Tensor all_NE = at::empty({parts * ranks, experts}, received_RE.options());
+  etp->all_gather(all_NE, received_RE);
+  const Tensor all_PRE = all_NE.view({parts, ranks, experts});
+  const Tensor rows_P = all_PRE.sum({1, 2}), most = rows_P.max();
+  const int64_t rows = on_host(most.view({1})).const_data_ptr<int64_t>()[0], own_rows = x_ND.size(0);
+  Tensor counts = at::constant_pad_nd(all_PRE, {0, 1, 0, 1});
+  counts.select(1, ranks).select(1, experts).copy_(most - rows_P);
+  const Tensor even_ND = at::constant_pad_nd(x_ND, {0, 0, 0, rows - own_rows});
+  const Tensor x_all = gather_and_reduce_scatter(even_ND, etp);
+  const RowOrder order = order_arrived(counts.view({parts * (ranks + 1), experts + 1}), parts * rows);
+  const Tensor made =
+      apply_experts(gather_rows(x_all, order.slot_N, order.place_TK), order.ends_E.narrow(0, 0, experts));
+  const Tensor y_all = gather_rows(made, order.place_TK.view({-1}), order.slot_N.unsqueeze(1));
+  return reduce_scatter_and_gather(y_all, etp).narrow(0, 0, own_rows);
 }
 
 /// Sends rows sorted by expert to the ranks of ep that hold the experts, and brings what those make of them back to
@@ -123,11 +153,7 @@ Tensor MoeMlp::through_ep(const Tensor& x_TD, RowOrder& order) const {
 
   order.slot_N = order.slot_N.narrow(0, 0, sum(splits.send));
   const Tensor arrived_ND = exchange_rows(gather_rows(x_TD, order.slot_N, order.place_TK), splits, ep);
-  // They come by sender, then expert; an expert wants its own together.
-  const RowOrder own = order_arrived(received_RE, arrived_ND.size(0));
-  const Tensor made_ND = apply_experts(gather_rows(arrived_ND, own.slot_N, own.place_TK), own.ends_E);
-  const Tensor back_ND = gather_rows(made_ND, own.place_TK.view({-1}), own.slot_N.unsqueeze(1));
-  return exchange_rows(back_ND, {splits.receive, splits.send}, ep);
+  return exchange_rows(through_own(arrived_ND, received_RE), {splits.receive, splits.send}, ep);
 }
 
 Tensor MoeMlp::forward(const Tensor& x_TD, const std::shared_ptr<Routing>& routing) const {
@@ -135,7 +161,7 @@ Tensor MoeMlp::forward(const Tensor& x_TD, const std::shared_ptr<Routing>& routi
   const Tensor row_T = packed_rows(routing.get(), own);
   const ExpertChoice choice = choose(own.x_TD, row_T, routing);
   RowOrder order = order_by_expert(choice.index_TK, row_T, experts_);
-  const Tensor made_ND = groups_->ep->size() == 1
+  const Tensor made_ND = groups_->ep->size() * groups_->etp->size() == 1
                              ? apply_experts(gather_rows(own.x_TD, order.slot_N, order.place_TK), order.ends_E)
                              : through_ep(own.x_TD, order);
   return all_rows(combine_rows(made_ND, choice.weight_TK, order.slot_N, order.place_TK), own, *groups_);

@@ -110,14 +110,14 @@ const RunCase kRunCases[] = {
      [](RunConfig& r) { r.stages[0].offload = true; },
      0,
      "offload: got true with recompute none, expected selective or full"},
-    {"etp_built",
-     [](RunConfig& r) { r.stages[0].parallel.etp = 2; },
-     0,
-     "stages.a.parallel.etp: got 2, expected 1; tensor parallelism inside an expert is not in this version"},
     {"ep_over_ranks",
      [](RunConfig& r) { r.stages[0].parallel.ep = 3; },
      4,
      "stages.a.parallel.ep: got 3, expected a divisor of dp 4 x cp 1 x tp 1; experts are cut over these ranks"},
+    {"ep_over_ranks",
+     [](RunConfig& r) { r.stages[0].parallel.ep = r.stages[0].parallel.etp = 4; },
+     4,
+     "stages.a.parallel.ep: got 4 and parallel.etp 4, expected a product that divides dp 4 x cp 1 x tp 1"},
     {"seq_len_cut",
      [](RunConfig& r) { r.stages[0].parallel.tp = 3; },
      0,
@@ -149,8 +149,8 @@ struct ModelCase {
   std::function<void(ModelConfig&)> spoil;
   int64_t tp;
   const char* message;
-  int64_t cp = 1, pp = 1, ep = 1;
-  ParallelConfig layout() const { return {.tp = tp, .pp = pp, .cp = cp, .ep = ep, .context = "heads"}; }
+  int64_t cp = 1, pp = 1, ep = 1, etp = 1;
+  ParallelConfig layout() const { return {.tp = tp, .pp = pp, .cp = cp, .ep = ep, .etp = etp, .context = "heads"}; }
 };
 void add_experts(ModelConfig& m) {
   m.decoder.type = "qwen3_moe";
@@ -189,6 +189,16 @@ const ModelCase kModelCases[] = {
      .tp = 1,
      .message = "parallel.ep: got 2, expected a divisor of model.decoder.experts = 0; this model has none",
      .ep = 2},
+    {.rule = "expert_ffn_over_etp",
+     .spoil = add_experts,
+     .tp = 1,
+     .message = "parallel.etp: got 5, expected a divisor of model.decoder.expert_ffn = 32; choose another etp",
+     .etp = 5},
+    {.rule = "expert_ffn_over_etp",
+     .spoil = [](ModelConfig&) {},
+     .tp = 1,
+     .message = "parallel.etp: got 2, expected a divisor of model.decoder.expert_ffn = 0; this model has no experts",
+     .etp = 2},
     {"decoder_sizes",
      [](ModelConfig& m) { m.decoder.layers = 0, m.taps = {}; },
      1,

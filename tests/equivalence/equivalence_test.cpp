@@ -103,6 +103,12 @@ const Layout kExpertLayouts[] = {
     {{.pp = 2, .cp = 2, .ep = 2, .schedule = "1f1b", .context = "gather"}},
     {{.pp = 4, .schedule = "1f1b"}},
     {{.cp = 4, .ep = 4, .context = "ring"}},
+    {{.etp = 2, .dp = 2}},
+    {{.tp = 2, .etp = 2, .sequence = false}},
+    {{.ep = 2, .etp = 2, .dp = 4}},
+    {{.etp = 4, .dp = 4}},
+    {{.tp = 2, .ep = 2, .etp = 2, .dp = 2}},
+    {{.tp = 2, .pp = 2, .etp = 2, .schedule = "zb-h1"}},
 };
 
 std::unique_ptr<World> processes;  // null: ranks are threads

@@ -119,8 +119,15 @@ Trajectory train(const TrainingCase& what,
   return out;
 }
 
-Tensor local_piece(const Tensor& global, const ParamSpec& spec, const Groups& groups) {
-  if (spec.cut_dim < 0) return global;
+Tensor local_piece(const Tensor& whole, const ParamSpec& spec, const Groups& groups) {
+  if (spec.cut_dim < 0) return whole;
+  Tensor global = whole;
+  if (spec.inner_dim >= 0) {
+    std::vector<Tensor> columns;
+    for (const LocalRange& range : local_ranges(inner_cut(spec), groups.etp->rank(), groups.etp->size()))
+      columns.push_back(whole.narrow(spec.inner_dim, range.global_begin, range.size));
+    global = at::cat(columns, spec.inner_dim);
+  }
   std::vector<Tensor> parts;
   for (const LocalRange& range : local_ranges(spec, groups))
     parts.push_back(global.narrow(spec.cut_dim, range.global_begin, range.size));

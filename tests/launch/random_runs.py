@@ -67,6 +67,7 @@ def draw_layout(rng, model, stage):
             out["parallel.schedule"] = rng.choice(schedules)
         if experts:
             out["parallel.ep"] = rng.choice([n for n in (1, 2, 4) if tp * cp * dp % n == 0 and experts % n == 0])
+            out["parallel.etp"] = rng.choice([n for n in (1, 1, 2, 4) if tp * cp * dp % (n * out["parallel.ep"]) == 0])
         return ranks, out
 
 

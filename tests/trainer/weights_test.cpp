@@ -29,11 +29,12 @@ struct Layout {
   bool sequence = false;
   int pp = 1;
   const char* schedule = "1f1b";
+  int ep = 1, etp = 1;
 };
 
 /// Runs `body` on every rank of a layout, as threads.
 void on_layout(const Layout& layout, const std::function<void(const Groups&)>& body) {
-  const Mesh mesh(MeshShape{.pp = layout.pp, .dp = layout.dp, .tp = layout.tp});
+  const Mesh mesh(MeshShape{.pp = layout.pp, .dp = layout.dp, .tp = layout.tp, .ep = layout.ep, .etp = layout.etp});
   run_on_threads(
       mesh.world(), [&](World& world) { body(make_groups(world, mesh, layout.sequence)); }, 60);
 }
@@ -108,6 +109,36 @@ TEST(Weights, ImportFollowedByExportIsTheSameBitsUnderEveryLayout) {
         });
         expect_same_bits(tensors_of(temp / "b"), expected);
       }
+    }
+  }
+}
+
+TEST(Weights, ExpertsComeAndGoInEveryLayoutOfFoldersUnderEveryCut) {
+  const std::vector<Layout> cuts = {{.dp = 2, .ep = 2},
+                                    {.dp = 4, .ep = 4},
+                                    {.tp = 2, .dp = 2, .ep = 2},
+                                    {.dp = 2, .etp = 2},
+                                    {.dp = 3, .etp = 3},
+                                    {.tp = 2, .dp = 2, .ep = 2, .etp = 2},
+                                    {.dp = 2, .pp = 2, .etp = 2}};
+  for (const std::string_view on_disk : kExpertLayouts) {
+    const TempFolder temp;
+    ModelConfig config = config_of(false);
+    config.decoder.type = "qwen3_moe";
+    config.decoder.experts = 4;
+    config.decoder.experts_per_token = 2;
+    config.decoder.expert_ffn = 6;
+    config.experts_on_disk = on_disk;
+    write_folder(temp / "a", config, at::kFloat);
+    const auto expected = tensors_of(temp / "a");
+    for (const Layout& layout : cuts) {
+      on_layout(layout, [&](const Groups& groups) {
+        Vlm model(config, groups, at::kFloat, at::kCPU, {.schedule = layout.schedule});
+        for (Param& param : model.params()) param.value.detach().fill_(99);
+        load_weights(model, temp / "a");
+        export_model(model, temp / "b", {.source_folder = temp / "a"});
+      });
+      expect_same_bits(tensors_of(temp / "b"), expected);
     }
   }
 }
