@@ -166,11 +166,13 @@ VocabGrads vocab_grads(const Tensor& y_ND,
                        const Tensor& log_sum_N,
                        const Tensor& g_N,
                        bool needs_dweight,
-                       Tensor add_to_VD) {
+                       Tensor add_to_VD,
+                       bool add_to_is_empty) {
   const auto dtype = y_ND.scalar_type();
   Tensor dy = at::zeros(y_ND.sizes(), y_ND.options().dtype(accumulate_type(dtype)));
   VocabGrads grads;
   const bool adds = add_to_VD.defined();
+  if (adds && add_to_is_empty && y_ND.size(0) == 0) add_to_VD.zero_();
   if (needs_dweight && !adds) grads.dweight_VD = y_ND.size(0) ? at::empty_like(weight_VD) : at::zeros_like(weight_VD);
   if (y_ND.size(0) > 0) {
     const Tensor target = target_N.contiguous(), log_sum = log_sum_N.contiguous(), g = g_N.contiguous();
@@ -183,8 +185,10 @@ VocabGrads vocab_grads(const Tensor& y_ND,
         dy.add_(at::mm(dz, weight));
       if (!needs_dweight) return;
       Tensor rows = (adds ? add_to_VD : grads.dweight_VD).narrow(0, first, columns);
-      if (adds)
+      if (adds && !add_to_is_empty)
         add_product(rows, dz.t(), y_ND);
+      else if (adds)
+        set_product(rows, dz.t(), y_ND);
       else
         at::mm_out(rows, dz.t(), y_ND);
     });

@@ -22,13 +22,15 @@ struct VocabGrads {
 };
 
 /// Gradient of sum_n g_n (log_sum_n - logit_n[target]): dz = g (softmax - onehot), logits recomputed block by block.
-/// shapes: log_sum_N (over the whole vocabulary) and g_N as in VocabStats; add_to_VD like weight_VD, or undefined
+/// shapes: log_sum_N (over the whole vocabulary) and g_N as in VocabStats; add_to_VD like weight_VD, or undefined;
+/// `add_to_is_empty`: it is written instead
 VocabGrads vocab_grads(const Tensor& y_ND,
                        const Tensor& weight_VD,
                        const Tensor& target_N,
                        const Tensor& log_sum_N,
                        const Tensor& g_N,
                        bool needs_dweight,
-                       Tensor add_to_VD = {});
+                       Tensor add_to_VD = {},
+                       bool add_to_is_empty = false);
 
 }  // namespace hanok

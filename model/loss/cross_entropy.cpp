@@ -42,8 +42,9 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     // adding it up costs a small model more than its layers.
     const Tensor& weight = saved[1];
     const bool wanted = ctx->needs_input_grad(1);
+    const GradTarget target = wanted ? grad_target(weight) : GradTarget{};
     VocabGrads result =
-        vocab_grads(saved[0], weight, saved[2], saved[3], grads[0], wanted, wanted ? grad_buffer(weight) : Tensor());
+        vocab_grads(saved[0], weight, saved[2], saved[3], grads[0], wanted, target.buffer, target.is_empty);
     return {result.dy_ND, result.dweight_VD, Tensor(), Tensor()};
   }
 };
