@@ -243,7 +243,21 @@ class NcclComm final : public CheckedComm {
       // Rank 0 of a direction sends.
       channel.to_second->open(opening, ids[2 * pair], 2, is_first ? 0 : 1, kChannelBlocks);
       channel.to_first->open(opening, ids[2 * pair + 1], 2, is_first ? 1 : 0, kChannelBlocks);
+      connect(opening, channel);
       channels_.emplace(opening.peer, std::move(channel));
+    }
+  }
+
+  /// A byte each way. NCCL connects the two ends at the first message, and its callers wait for each other: first
+  /// offers that cross would do so for ever.
+  void connect(const CommCall& opening, Channel& channel) {
+    const Tensor byte = at::zeros({1}, at::TensorOptions().dtype(at::kByte).device(device_));
+    for (Communicator* direction : {channel.to_second.get(), channel.to_first.get()}) {
+      const bool sends = direction == &channel.out();
+      direction->run(opening, stream(), [&](ncclComm_t comm) {
+        return sends ? ncclSend(byte.data_ptr(), 1, ncclInt8, 1, comm, stream())
+                     : ncclRecv(byte.data_ptr(), 1, ncclInt8, 0, comm, stream());
+      });
     }
   }
 

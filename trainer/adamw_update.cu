@@ -162,7 +162,8 @@ void launch(const AdamWKernel& a) {
   switch (a.call.type) {
     case CudaType::kF32: return cuda::run_with<float>(a);
     case CudaType::kBf16: return cuda::run_with<__nv_bfloat16>(a);
-    default: HANOK_FAIL(kShape) << "adamw: expected a gradient of float32 or bfloat16";
+    case CudaType::kF64: return cuda::run_with<double>(a);
+    default: HANOK_FAIL(kShape) << "adamw: expected a gradient of float32, bfloat16 or float64";
   }
 }
 

