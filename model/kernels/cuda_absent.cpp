@@ -3,6 +3,7 @@
 
 #include "model/kernels/choose_experts_cuda.h"
 #include "model/kernels/gelu_tanh_cuda.h"
+#include "model/kernels/grouped_linear_cuda.h"
 #include "model/kernels/interpolate_rows_cuda.h"
 #include "model/kernels/layer_norm_cuda.h"
 #include "model/kernels/lookup_rows_cuda.h"
@@ -27,6 +28,9 @@ void launch(const GeluTanhForward&) {
   assert(false);
 }
 void launch(const GeluTanhBackward&) {
+  assert(false);
+}
+void launch(const AddExpertShares&) {
   assert(false);
 }
 void launch(const InterpolateRowsForward&) {

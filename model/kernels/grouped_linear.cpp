@@ -3,8 +3,10 @@
 #include <ATen/ops/_grouped_mm.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/cuda/call.h"
 #include "base/error.h"
 #include "model/kernels/add_product.h"
+#include "model/kernels/grouped_linear_cuda.h"
 #include "parallel/grad_buffer.h"
 #include "parallel/kept.h"
 
@@ -16,11 +18,12 @@ struct Later : torch::CustomClassHolder {
   WeightGradients* deferred;
 };
 
-/// What at::_grouped_mm takes: bf16 on a GPU, rows and addresses of 16 bytes.
+/// What at::_grouped_mm takes: bf16 on a GPU, rows and addresses of 16 bytes, at most so many experts.
+constexpr int64_t kMostGroups = 1023;
 bool is_one_launch(const Tensor& x, const Tensor& weight) {
   const auto fits = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; };
   return x.is_cuda() && x.scalar_type() == at::kBFloat16 && weight.scalar_type() == at::kBFloat16 && x.size(0) > 0 &&
-         weight.size(1) % 8 == 0 && weight.size(2) % 8 == 0 && fits(x) && fits(weight);
+         weight.size(0) <= kMostGroups && weight.size(1) % 8 == 0 && weight.size(2) % 8 == 0 && fits(x) && fits(weight);
 }
 
 /// visit(expert, first row, rows) for experts that have any. -> the rows that have an expert
@@ -54,13 +57,18 @@ Tensor product(const Tensor& x, const Tensor& weight_EIO, const Tensor& ends_E) 
 /// The gradient dy_e^T x_e of a weight, added to its buffer; where it has none, handed back.
 Tensor weight_gradient(const Tensor& weight, const Tensor& dy, const Tensor& x, const Tensor& ends_E) {
   Tensor buffer = grad_buffer(weight);
-  if (is_one_launch(x, weight) && is_one_launch(dy, weight)) {
-    const Tensor share = at::_grouped_mm(dy.t(), x, ends_E);
-    if (!buffer.defined()) return share;
-    buffer.add_(share);
-    return {};
-  }
   Tensor sum = buffer.defined() ? buffer : at::zeros_like(weight);
+  if (is_one_launch(x, weight) && sum.is_contiguous() && is_one_launch(dy, weight)) {
+    // What it leaves in the share of an expert without rows differs from GPU to GPU.
+    const Tensor share = at::_grouped_mm(dy.t(), x, ends_E);
+    launch(AddExpertShares{.call = cuda_call(sum, "grouped_linear"),
+                           .sum = mutable_data_of(sum),
+                           .share = data_of(share),
+                           .ends = ends_E.const_data_ptr<int>(),
+                           .experts = sum.size(0),
+                           .size = sum.size(1) * sum.size(2)});
+    return buffer.defined() ? Tensor() : sum;
+  }
   for_each_group(ends_E, x.size(0), [&](int64_t e, int64_t begin, int64_t size) {
     Tensor to = sum.select(0, e);
     add_product(to, dy.narrow(0, begin, size).t(), x.narrow(0, begin, size));

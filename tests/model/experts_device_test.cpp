@@ -8,6 +8,7 @@
 #include "model/kernels/grouped_linear.h"
 #include "model/kernels/order_rows.h"
 #include "model/kernels/route_rows.h"
+#include "parallel/grad_buffer.h"
 #include "tests/model/on_device.h"
 #include "tests/model/tiny.h"
 
@@ -135,6 +136,35 @@ TEST(ExpertsOnDevice, GroupedLinear) {
                        [=](const Tensors& in) { return Tensors{grouped_linear(in[0], in[1], on(ends, in[0]))}; }});
     }
   check_all(cases);
+}
+
+// The buffer is in f32, as a step's is; an expert without rows adds nothing to it, whatever the product left there.
+TEST(ExpertsOnDevice, GradientsOfWeightsAreAddedToTheBufferOfTheStep) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  at::manual_seed(49);
+  const std::vector<int> sums = {0, 50, 50, 50, 177, 177};
+  for (const auto& [in_width, out_width] : std::vector<std::array<int64_t, 2>>{{64, 48}, {30, 12}})
+    for (const auto accumulate : {at::kFloat, at::kBFloat16}) {
+      const Tensor x = random_f64({177, in_width}).to(at::kBFloat16),
+                   dy = random_f64({177, out_width}).to(at::kBFloat16);
+      const Tensor before = random_f64({6, out_width, in_width}).to(accumulate);
+      Tensor expected = before.to(at::kDouble);
+      for (size_t e = 0, begin = 0; e < sums.size(); begin = sums[e++])
+        expected[e].add_(
+            at::mm(dy.to(at::kDouble).slice(0, begin, sums[e]).t(), x.to(at::kDouble).slice(0, begin, sums[e])));
+      const Tensor weight = at::zeros({6, out_width, in_width}, x.options().device(at::kCUDA)).set_requires_grad(true);
+      const Tensor buffer = before.to(at::kCUDA);
+      attach_grad_buffer(weight, buffer);
+      // Memory that was just given back holds what is no number.
+      for (int i = 0; i < 3; ++i) at::full({6, out_width, in_width}, NAN, weight.options().requires_grad(false));
+      const Tensor y = grouped_linear(x.to(at::kCUDA), weight, at::tensor(sums, at::kInt).to(at::kCUDA));
+      torch::autograd::backward({y}, {dy.to(at::kCUDA)});
+      const Closeness close =
+          compare(buffer, expected, 177, at::kBFloat16);  // products of a step are rounded to 16 bits
+      EXPECT_TRUE(close.ok) << close.text();
+      EXPECT_TRUE(at::equal(buffer.cpu()[2], before[2]));
+      detach_grad_buffer(weight);
+    }
 }
 
 /// The number of tokens is known on the device alone: rows behind the last expert hold what they like.

@@ -1,0 +1,18 @@
+// CUDA side of grouped_linear.h, on raw device pointers.
+#pragma once
+
+#include "base/cuda/launch.h"
+
+namespace hanok {
+
+/// sum_e += share_e for the experts that have rows; what stands in the others' share is not looked at.
+struct AddExpertShares {
+  CudaCall call;      // type of sum
+  void* sum;          // [experts, size]
+  const void* share;  // [experts, size], bf16
+  const int* ends;    // [experts]
+  int64_t experts, size;
+};
+void launch(const AddExpertShares& args);
+
+}  // namespace hanok
