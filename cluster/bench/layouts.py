@@ -1,5 +1,5 @@
 """The 8B on many layouts of the same GPUs: rate, idle beside the formula of the pipeline, memory and time beside what `trainer plan` says.
-usage: layouts.py [LAYOUT ...] [--gpus 4] [--model bench/8b] [--work bench] [--steps 7] [--budget 240] [--json FILE] [--set KEY=VALUE]
+usage: layouts.py [LAYOUT ...] [--gpus 4] [--model bench/8b] [--work bench] [--steps 7] [--budget 240] [--seq-len N] [--json FILE] [--set KEY=VALUE]
 Without names: all of LAYOUTS, in order, until the budget of seconds is spent; what was not begun is said. A name may end in *.
 Every layout gets the same tokens a step. Idle: share of a step of rank 0 in which no kernel but NCCL's runs, from its trace (pipelines only)."""
 import argparse
@@ -53,9 +53,11 @@ LAYOUTS = [
 ]
 
 
-def tail(log, lines=6):
+def cause_in(log):
+    """The first error of a rank, or the end of what was said."""
     with open(log, encoding="utf-8", errors="replace") as text:
-        return "\n".join(line[:300] for line in text.read().splitlines()[-lines:])
+        lines = text.read().splitlines()
+    return next((line[:400] for line in lines if line.startswith("E2")), "\n".join(line[:300] for line in lines[-6:]))
 
 
 def setting(layout, key, default):
@@ -76,6 +78,8 @@ def formula(layout, gpus):
 def idle_of(trace):
     with open(trace, encoding="utf-8") as text:
         events = [e for e in json.load(text)["traceEvents"] if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    if not events:  # not a GPU
+        return None
     begin, end = min(e["ts"] for e in events), max(e["ts"] + e["dur"] for e in events)
     busy, last = 0.0, begin
     for event in sorted((e for e in events if "nccl" not in e["name"].lower()), key=lambda e: e["ts"]):
@@ -108,7 +112,7 @@ def measure(layout, options):
             code = 124
     result = {"layout": layout.name, "command": " ".join(command), "seconds": round(time.time() - began)}
     if code:
-        return result | {"error": f"exit {code}: {tail(log)}"}
+        return result | {"error": f"exit {code}: {cause_in(log)}"}
     with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as text:
         lines = [json.loads(line) for line in text]
     steps = [line for line in lines if line["kind"] == "step"]
@@ -153,12 +157,15 @@ def main():
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--budget", type=float, default=240, help="seconds after which no layout is begun")
     parser.add_argument("--limit", type=float, default=120, help="seconds of one layout")
+    parser.add_argument("--seq-len", type=int, help="tokens of a row, for all layouts")
     parser.add_argument("--json")
     parser.add_argument("--set", action="append", default=[], help="a further setting of every layout")
     options = parser.parse_args()
     options.work = os.path.abspath(options.work)
     options.model = os.path.abspath(options.model or os.path.join(options.work, "8b"))
     chosen = [x for x in LAYOUTS if not options.layout or any(fnmatch.fnmatch(x.name, pattern) for pattern in options.layout)]
+    if options.seq_len:
+        chosen = [dataclasses.replace(x, seq_len=options.seq_len) for x in chosen]
     if not chosen:
         parser.error(f"got {' '.join(options.layout)}; expected some of {', '.join(x.name for x in LAYOUTS)}")
     os.makedirs(options.work, exist_ok=True)
