@@ -14,7 +14,7 @@ def main():
                                   "model.dtype": "auto"})
     whole = run(ranks, "--config", config, "--set", "stages.0.steps=1", "--set", "stages.1.steps=1")
     print(whole.stderr[-300:])
-    for fraction in (0.001, 0.01, 0.02, 0.03):
+    for fraction in (0.001, 0.01, 0.02, 0.03, 0.04, 0.045):
         harness.ENV["PYTORCH_ALLOC_CONF"] = harness.ENV["PYTORCH_CUDA_ALLOC_CONF"] = f"per_process_memory_fraction:{fraction}"
         done = run(ranks, "--config", config, "--resume", "never", check=False)
         said = done.stderr + done.stdout
