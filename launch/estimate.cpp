@@ -233,6 +233,28 @@ Estimate::Stage stage_of(const PlannedModel& planned, const ActivationBytes& act
   return out;
 }
 
+/// Where weight gradients are put off, what they are products of waits whole, also of layers that ran again for it.
+double put_off_bytes(const RunConfig& config,
+                     const PlannedModel& planned,
+                     const StepLoad& load,
+                     const ActivationBytes& act,
+                     const StageConfig& stage,
+                     const KernelSet& kernels,
+                     int64_t micro_batches) {
+  const PipelineShape& shape = planned.model->pipeline();
+  const Recompute recompute = recompute_of(stage);
+  if (!shape.splits_weight_gradients() || recompute.every == 0) return 0;
+  int waiting = 0, most = 0;
+  for (const Action& action : pipeline_actions(shape, planned.groups.at.pp, static_cast<int>(micro_batches))) {
+    waiting += action.kind == Action::Kind::kBackwardInput;
+    waiting -= action.kind == Action::Kind::kBackwardWeight;
+    most = std::max(most, waiting);
+  }
+  const ActivationBytes all =
+      activation_bytes(config.model, planned.model->params(), planned.groups, load.batch, {}, kernels);
+  return std::max(0.0, all.kept() - act.kept()) * most / shape.chunks;
+}
+
 Estimate estimate_stage(const RunConfig& config,
                         const StageConfig& stage,
                         const PlannedModel& planned,
@@ -278,7 +300,8 @@ Estimate estimate_stage(const RunConfig& config,
                {"a recomputed block", act.redone_block},
                {"gradients summed over tp", bucket}};
   Estimate::Stage own = stage_of(planned, act, static_cast<int>(e.micro_batches));
-  const double others = (own.live - 1) * own.kept;
+  const double others =
+      (own.live - 1) * own.kept + put_off_bytes(config, planned, load, act, stage, kernels, e.micro_batches);
   e.kept.push_back({"other micro-batches under way", others});
   e.peak_bytes = e.always_bytes() + std::max(others + act.peak, bucket);
   own.always = e.always_bytes();

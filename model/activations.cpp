@@ -224,7 +224,9 @@ class Walk {
       const double own_rows = s.rows / groups_.tp->size();
       const double sent = own_rows * static_cast<double>(config_.decoder.experts_per_token) * s.width * size_;
       bytes += own_rows * static_cast<double>(config_.decoder.experts) * size_;
-      bytes += sent * (groups_.ep->size() > 1 ? 3 : 1);
+      // What came and what went back; alone what the experts made.
+      bytes += sent * (groups_.ep->size() > 1 ? 2 : groups_.etp->size() > 1 ? 0 : 1);
+      bytes += groups_.etp->size() > 1 ? sent : 0;  // sums over etp
     }
     return bytes;
   }

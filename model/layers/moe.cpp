@@ -106,7 +106,9 @@ ExpertChoice MoeMlp::choose(const Tensor& x_TD, const Tensor& row_T, const std::
 }
 
 Tensor MoeMlp::apply_experts(const Tensor& x_ND, const Tensor& ends_E) const {
-  return grouped_linear(swiglu(grouped_linear(x_ND, up_EFD_, ends_E, deferred_)), down_EDF_, ends_E, deferred_);
+  const bool is_sent_back = groups_->ep->size() * groups_->etp->size() > 1;
+  const Tensor act_NF = swiglu(grouped_linear(x_ND, up_EFD_, ends_E, deferred_));
+  return grouped_linear(act_NF, down_EDF_, ends_E, deferred_, is_sent_back);
 }
 
 /// Rows that came by sender and expert, to each expert its own together, and back to where they came.

@@ -15,7 +15,6 @@ struct Way {
 };
 const Way kWays[] = {{"full", {.every = 1}},
                      {"selective", {.every = 1, .selective = true}},
-                     {"full, offload", {.every = 1, .offload = true}},
                      {"every second selective, offload", {.every = 2, .selective = true, .offload = true}}};
 
 void expect_same_bits(const ParallelConfig& layout, const MeshShape& shape, const TrainingCase& what) {

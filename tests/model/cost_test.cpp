@@ -129,6 +129,27 @@ INSTANTIATE_TEST_SUITE_P(Cases,
                                          Case{"bfloat16", 0, true, true, "**", at::kBFloat16}),
                          [](const auto& info) { return info.param.name; });
 
+TEST(KeptBytes, OfExpertsEqualWhatAutogradHolds) {
+  cpu();
+  ModelConfig config = small_config(false);
+  config.decoder.type = "qwen3_moe";
+  config.decoder.experts = 8;
+  config.decoder.experts_per_token = 3;
+  config.decoder.expert_ffn = 80;
+  Vlm model(config, make_single_groups(), at::kFloat, at::kCPU);
+  randomise(model, 1);
+  train_only(model, "**");
+  const TinyRow row = row_of(config, false);
+  for (const Recompute& how : {Recompute{}, {.every = 1, .selective = true}, {.every = 1}}) {
+    model.set_execution({.recompute = how});
+    const Measured real = measure(model, row);
+    const ActivationBytes said =
+        activation_bytes(config, model.params(), model.groups(), batch_of(row), how, KernelSet{});
+    EXPECT_NEAR(said.kept() / real.kept, 1, 0.02) << "said " << said.kept() << ", held " << real.kept;
+    EXPECT_NEAR((said.peak - said.input) / real.peak, 1, 0.15) << "said " << said.peak << ", peaked at " << real.peak;
+  }
+}
+
 /// The rows of a text that this rank of cp holds.
 TinyRow own_rows(const TinyRow& row, const Groups& groups) {
   TinyRow own = row;
