@@ -300,6 +300,15 @@ class NcclComm final : public CheckedComm {
   }
 
   [[noreturn]] void fail_with(const CommCall& call, const std::string& what) const {
+    if (what.find("out of memory") != std::string::npos) {  // NCCL has no code of its own for it
+      const Error error = comm_error(call,
+                                     what,
+                                     name(),
+                                     "NCCL",
+                                     "leave it room on the GPU: lower rows_per_micro_batch, set recompute, or cut the "
+                                     "model over more GPUs");
+      throw Error(ErrorKind::kDevice, error.what());
+    }
     fail(call, what, "see the first error of the other ranks");
   }
 
