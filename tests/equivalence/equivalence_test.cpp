@@ -200,6 +200,22 @@ TEST(Equivalence, ExpertsOnEveryLayoutFollowOneRank) {
   }
 }
 
+// Nor does it know how many of them a forward takes at a time: the balancing loss is one of packed rows.
+TEST(Equivalence, ExpertsAndTheirBalancingLossKnowNoMicroBatches) {
+  for (const int64_t rows : {2, 3, 6}) {
+    TrainingCase what = expert_case();
+    what.rows_per_micro_batch = rows;
+    for (const Layout& layout :
+         std::vector<Layout>{{{.dp = 1}}, {{.ep = 2, .dp = 2}}, {{.pp = 2, .schedule = "zb-h1"}}}) {
+      if (processes && processes->size() != layout.size()) continue;
+      const Agreement agreement = worst_agreement(
+          layout, expert_case(), [&](World& world) { return train(what, groups_of(world, layout), device, layout); });
+      EXPECT_TRUE(agreement.ok) << layout.name() << ", " << rows << " rows at a time: " << agreement.text();
+      if (is_printing()) std::cout << layout.name() << ", " << rows << " rows at a time: " << agreement.text() << "\n";
+    }
+  }
+}
+
 double largest_loss_error(const Trajectory& got, const Trajectory& exact) {
   double worst = 0;
   for (size_t i = 0; i < exact.losses.size(); ++i)
@@ -344,6 +360,13 @@ TEST(Canary, ForgottenSumsOfExpertsAreNoticed) {
   const Layout layout{{.ep = 2, .dp = 4}};
   expect_disagreement_of(expert_case(), layout, [&](World& world, const TrainingCase& what) {
     return train(what, groups_of(world, layout), device, layout, {.forget_expert_sums = true});
+  });
+}
+
+TEST(Canary, AStageWithoutTheBalancingLossIsNoticed) {
+  const Layout layout{{.pp = 2}};
+  expect_disagreement_of(expert_case(), layout, [&](World& world, const TrainingCase& what) {
+    return train(what, groups_of(world, layout), device, layout, {.forget_balance = true});
   });
 }
 

@@ -148,7 +148,12 @@ std::vector<Batch> batches_of(const std::vector<Sample>& samples,
         refs.push_back(ref);
       }
     }
-    batches.push_back(make_batch(members, refs, spec));
+    Batch batch = make_batch(members, refs, spec);
+    // As the loader does it: which packed row a sample belongs to.
+    size_t next = 0;
+    for (int64_t r = begin; r < std::min(begin + rows_per_micro_batch, num_rows); ++r)
+      for (size_t i = 0; i < rows[r].size(); ++i) batch.samples[next++].row = static_cast<int>(r - begin);
+    batches.push_back(std::move(batch));
   }
   return batches;
 }

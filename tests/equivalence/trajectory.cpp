@@ -69,7 +69,9 @@ Trajectory train(const TrainingCase& what,
   const Sampler sampler = sampler_of(samples);
   Groups used = groups;
   if (fault.forget_expert_sums) used.expert_grad = make_single_groups().expert_grad;
-  Vlm model(model_of(what), groups, what.dtype, device, layout);
+  ModelConfig config = model_of(what);
+  if (fault.forget_balance && groups.at.pp == 0) config.decoder.aux_loss = 0;
+  Vlm model(config, groups, what.dtype, device, layout);
   initialise(model, /*seed=*/11);
   freeze(model, stage);
   if (fault.forget_replicated_sums)
@@ -96,12 +98,13 @@ Trajectory train(const TrainingCase& what,
   Cursor cursor;
   for (int64_t step = 0; step < kSteps; ++step) {
     const std::vector<Row> rows = rows_of_slice(sampler.next(cursor), groups.dp->rank(), groups.dp->size());
-    std::vector<Batch> batches = batches_of(samples, rows, 1, spec);
+    std::vector<Batch> batches = batches_of(samples, rows, what.rows_per_micro_batch, spec);
     // Every rank has as many, as the loader says.
-    const int64_t most = (kRowsPerStep + groups.dp->size() - 1) / groups.dp->size();
+    const int64_t own_rows = (kRowsPerStep + groups.dp->size() - 1) / groups.dp->size();
+    const int64_t most = (own_rows + what.rows_per_micro_batch - 1) / what.rows_per_micro_batch;
     while (static_cast<int64_t>(batches.size()) < most) batches.push_back(make_batch({}, {}, spec));
     const StepResult result = run_step(learner, batches, lr_at(stage.optimizer, step, kSteps, 1));
-    const double balance = what.experts ? model.config().decoder.aux_loss * result.aux_loss.item<double>() : 0;
+    const double balance = what.experts ? model_of(what).decoder.aux_loss * result.aux_loss.item<double>() : 0;
     out.losses.push_back(result.loss.item<double>() + balance);
     out.norms.push_back(result.grad_norm.item<double>());
     const double clip = std::min(1.0, what.clip_norm / out.norms.back());

@@ -18,6 +18,7 @@ struct TrainingCase {
   double clip_norm = 0.5;  // below the norms that occur
   at::ScalarType dtype = at::kFloat;
   bool experts = false;
+  int64_t rows_per_micro_batch = 1;
   Recompute recompute = {};
 };
 /// All train with a tied head; and the tower frozen, the head its own, the connector at three times the rate.
@@ -31,6 +32,7 @@ struct Fault {
   bool forget_replicated_sums = false;  // gradients of whole weights are not summed over tp
   bool forget_expert_sums = false;      // gradients of experts stay with the ranks that made them
   bool forget_twins = false;            // nor those of a tied table over the two ends of a pipeline
+  bool forget_balance = false;          // the first stage of a pipeline knows no balancing loss
   bool forget_to_await = false;         // weights are read before other ranks' parts of them are there
 };
 
