@@ -331,6 +331,7 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
             .held_out = config.eval.set.empty() ? nullptr : run.datasets.at(config.eval.set).get(),
             .evaluation = evaluation_options(config, stage, run.encoder, run.groups),
             .stop_requested = run.options.stop_requested,
+            .settles_late = run.device.is_cuda() || run.options.settles_late,
             .state = state,
             .saved_step = is_saved_here(run, stage, from, index) ? state.step : -1};
   t.evaluation.stop_requested = run.options.stop_requested;

@@ -73,6 +73,7 @@ void publish_evaluation(Trainer& t, const EvalResult& result) {
 
 /// True if this is the best so far and worth keeping. One that a stop cut short is not done: the resumed run does it.
 bool evaluate_held_out(Trainer& t) {
+  t.learner.grads.await_values();  // ranks may differ in how much they evaluate
   const EvalResult result = evaluate(t.learner.model, *t.held_out, t.encoder, t.evaluation);
   t.stop = !result.complete;
   if (t.stop) return false;
@@ -193,7 +194,7 @@ void train_step(Trainer& t) {
                              .data_wait_s = t.loader.waited_s(),
                              .work = work_of(batches),
                              .scalars = scalars};
-  if (device_of(learner.model).is_cpu()) settle(t);
+  if (!t.settles_late) settle(t);
 }
 
 /// The state a stage ends in must be on disk: the next stage, or the next start, begins there.

@@ -36,6 +36,7 @@ struct Trainer {
   const Dataset* held_out = nullptr;  // null: no evaluation
   EvalOptions evaluation;
   std::function<bool()> stop_requested;
+  bool settles_late = false;  // what a step did is told when the next one is under way
   TrainState state;
   bool stop = false;        // some rank was asked to stop
   int64_t saved_step = -1;  // the step whose state is on disk, -1 if it has changed since

@@ -128,6 +128,23 @@ TEST(RunStages, StoppedAnywhereItEndsInTheSameBits) {
   EXPECT_EQ(bytes_of(stopped.out + "/model/model.safetensors"), weights);
 }
 
+// As on GPUs, where the device has its next step before the numbers of this one are read.
+TEST(RunStages, StepsThatAreSettledLateTellTheSame) {
+  const TinyRun at_once("at_once"), late("late");
+  RunConfig config = at_once.config(), other = late.config();
+  config.eval.every = other.eval.every = 2;
+  run_on(2, config);
+  const auto with_lag = [](RunOptions options) {
+    options.settles_late = true;
+    return options;
+  };
+  for (const int steps : {1, 2, 3, 2}) run_on(2, other, with_lag(stop_after(steps)));
+  EXPECT_EQ(run_on(2, other, with_lag({})).end, StageEnd::kFinished);
+  EXPECT_EQ(steps_of(other), kAllSteps);
+  EXPECT_EQ(losses_of(other), losses_of(config));
+  EXPECT_EQ(bytes_of(other.out + "/model/model.safetensors"), bytes_of(config.out + "/model/model.safetensors"));
+}
+
 TEST(RunStages, AStageMayHaveALayoutOfItsOwn) {
   const TinyRun one("layout_one"), two("layout_two");
   RunConfig config = one.config(), changing = two.config();
