@@ -255,6 +255,16 @@ double put_off_bytes(const RunConfig& config,
   return std::max(0.0, all.kept() - act.kept()) * most / shape.chunks;
 }
 
+/// Gradients of a bucket in the dtype that they travel in, where that is not the one in which they add up.
+double travelling_bytes(const ParamTable& params, const Groups& groups, const OptimizerConfig& config) {
+  const std::string& dtype = config.reduce_dtype;
+  if (dtype == "auto" || dtype == config.grad_dtype || groups.grad->size() == 1) return 0;
+  double largest = static_cast<double>(kBucketElements);  // one that is larger has a bucket of its own
+  for (const Param& param : params)
+    if (param.trainable) largest = std::max(largest, static_cast<double>(param.value.numel()));
+  return largest * (dtype == "bfloat16" ? 2 : 4) * (1 + 1.0 / groups.grad->size());
+}
+
 Estimate estimate_stage(const RunConfig& config,
                         const StageConfig& stage,
                         const PlannedModel& planned,
@@ -294,16 +304,18 @@ Estimate estimate_stage(const RunConfig& config,
             {"final states and loss", act.head},
             {"handed on to the next stage", act.stream}};
   const double bucket = bucket_bytes(params, groups, accumulate_type_of(stage.optimizer));
+  const double travelling = travelling_bytes(params, groups, stage.optimizer);
   e.passing = {{"chunks of logits", act.logits},
                {"gradients of one block", act.block_gradients},
                {"  of which attention workspace", act.attention_workspace},
                {"a recomputed block", act.redone_block},
-               {"gradients summed over tp", bucket}};
+               {"gradients summed over tp", bucket},
+               {"gradients on their way", travelling}};
   Estimate::Stage own = stage_of(planned, act, static_cast<int>(e.micro_batches));
   const double others =
       (own.live - 1) * own.kept + put_off_bytes(config, planned, load, act, stage, kernels, e.micro_batches);
   e.kept.push_back({"other micro-batches under way", others});
-  e.peak_bytes = e.always_bytes() + std::max(others + act.peak, bucket);
+  e.peak_bytes = e.always_bytes() + std::max(others + act.peak + travelling, bucket);
   own.always = e.always_bytes();
   own.peak = e.peak_bytes;
   e.on_host_bytes = own.live * act.on_host;
