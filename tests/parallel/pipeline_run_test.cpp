@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <mutex>
 
 #include "base/error.h"
@@ -48,6 +49,43 @@ TEST(PipelineRun, FrozenPiecesPassGradientsOnAndThoseBeforeAllOthersHaveNone) {
       std::vector<bool> trains(shape.pieces(), false);
       trains[only] = true;
       expect_reference(shape, 3, trains);
+    }
+  }
+}
+
+/// Beside the stream goes which pieces a micro-batch has passed; back goes what the last one knows.
+class NotingChain : public Chain {
+ public:
+  using Chain::Chain;
+  Tensor note_like(bool, int) const override { return at::empty({2}, at::kDouble); }
+  void read_note(bool is_gradient, int micro_batch, const Tensor& note) override {
+    EXPECT_EQ(note[1].item<int64_t>(), micro_batch);
+    (is_gradient ? known : passed)[micro_batch] = note[0].item<int64_t>();
+  }
+  Tensor write_note(bool is_gradient, int micro_batch) const override {
+    const int64_t value = (is_gradient ? known : passed).at(micro_batch);
+    return at::tensor({static_cast<double>(value), static_cast<double>(micro_batch)}, at::kDouble);
+  }
+  Output forward(int piece, int micro_batch, const std::vector<Tensor>& stream) override {
+    const int64_t before = piece == 0 ? 0 : passed.at(micro_batch), here = int64_t{1} << piece;
+    EXPECT_EQ(before, here - 1) << "piece " << piece;
+    passed[micro_batch] = before + here;
+    Output out = Chain::forward(piece, micro_batch, stream);
+    if (out.loss.defined()) known[micro_batch] = passed[micro_batch];
+    return out;
+  }
+  std::map<int, int64_t> passed, known;
+};
+
+TEST(PipelineRun, NotesPassEveryPieceAndComeBack) {
+  for (const PipelineShape& shape : pipeline_shapes()) {
+    for (const int m : {1, 8}) {
+      run_on_threads(shape.ranks, [&](World& world) {
+        const auto pp = open_pipeline(world);
+        NotingChain chain(shape, world.rank(), std::vector<bool>(shape.pieces(), true));
+        run_pipeline(shape, m, chain, *pp);
+        for (int i = 0; i < m; ++i) EXPECT_EQ(chain.known.at(i), (int64_t{1} << shape.pieces()) - 1);
+      });
     }
   }
 }
