@@ -12,7 +12,7 @@ def main():
     # Wide enough that weights alone are a few hundred MiB, and that no cap cuts off the smallest workspace.
     folder, config = make_case(**{"device": "cuda", "model.decoder.hidden": 1024, "model.decoder.ffn": 8192, "model.decoder.layers": 12,
                                   "model.dtype": "auto"})
-    whole = run(ranks, "--config", config, "--set", "stages.align.steps=1", "--set", "stages.all.steps=1")
+    whole = run(ranks, "--config", config, "--set", "stages.align.steps=2", "--set", "stages.all.steps=2")
     print(whole.stderr[-300:])
     for fraction in (0.001, 0.01, 0.02, 0.03, 0.04, 0.045):
         harness.ENV["PYTORCH_ALLOC_CONF"] = harness.ENV["PYTORCH_CUDA_ALLOC_CONF"] = f"per_process_memory_fraction:{fraction}"
