@@ -225,6 +225,8 @@ double largest_loss_error(const Trajectory& got, const Trajectory& exact) {
 
 // Buckets leave during the backward and weights come under the next forward, or all at the end: the same sums.
 TEST(Equivalence, OverlapChangesNoBit) {
+  at::globalContext().setDeterministicAlgorithms(device.is_cuda(), /*warn_only=*/true);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
   const Layout kept[] = {{{.dp = 2}},
                          {{.tp = 2, .dp = 2}},
                          {{.pp = 2, .dp = 2, .schedule = "zb-v"}},
@@ -245,6 +247,7 @@ TEST(Equivalence, OverlapChangesNoBit) {
   };
   for (const Layout& layout : that_fit(kept)) expect_same_bits(training_cases()[0], layout);
   for (const Layout& layout : that_fit(with_experts)) expect_same_bits(expert_case(), layout);
+  at::globalContext().setDeterministicAlgorithms(false, /*warn_only=*/false);
 }
 
 // Rounded to 16 bits after every operation, one rank strays from the exact course by some error; other orders of the
