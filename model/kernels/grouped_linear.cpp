@@ -56,8 +56,9 @@ Tensor product(const Tensor& x, const Tensor& weight_EIO, const Tensor& ends_E) 
 
 /// The gradient dy_e^T x_e of a weight, added to its buffer; where it has none, handed back.
 Tensor weight_gradient(const Tensor& weight, const Tensor& dy, const Tensor& x, const Tensor& ends_E) {
-  Tensor buffer = grad_buffer(weight);
-  Tensor sum = buffer.defined() ? buffer : at::zeros_like(weight);
+  const GradTarget target = grad_target(weight);
+  const bool has_buffer = target.buffer.defined(), is_empty = target.is_empty || !has_buffer;
+  Tensor sum = has_buffer ? target.buffer : at::empty_like(weight);
   if (is_one_launch(x, weight) && sum.is_contiguous() && is_one_launch(dy, weight)) {
     // What it leaves in the share of an expert without rows differs from GPU to GPU.
     const Tensor share = at::_grouped_mm(dy.t(), x, ends_E);
@@ -66,14 +67,16 @@ Tensor weight_gradient(const Tensor& weight, const Tensor& dy, const Tensor& x, 
                            .share = data_of(share),
                            .ends = ends_E.const_data_ptr<int>(),
                            .experts = sum.size(0),
-                           .size = sum.size(1) * sum.size(2)});
-    return buffer.defined() ? Tensor() : sum;
+                           .size = sum.size(1) * sum.size(2),
+                           .is_empty = is_empty});
+    return has_buffer ? Tensor() : sum;
   }
+  if (is_empty) sum.zero_();
   for_each_group(ends_E, x.size(0), [&](int64_t e, int64_t begin, int64_t size) {
     Tensor to = sum.select(0, e);
     add_product(to, dy.narrow(0, begin, size).t(), x.narrow(0, begin, size));
   });
-  return buffer.defined() ? Tensor() : sum;
+  return has_buffer ? Tensor() : sum;
 }
 
 struct GroupedLinear : torch::autograd::Function<GroupedLinear> {

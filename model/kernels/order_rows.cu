@@ -19,7 +19,7 @@ int warps_of(int64_t experts) {
 // 1], and become the number of equal keys in the warps before. kPlace: `counts` holds those of all blocks and `ends` is
 // known, and slots are written; else the block's counts are.
 template <bool kPlace>
-__global__ void order_slots(OrderByExpert a) {
+__global__ void __launch_bounds__(1024) order_slots(OrderByExpert a) {
   extern __shared__ int in_warp[];
   const int64_t keys = a.experts + 1;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;

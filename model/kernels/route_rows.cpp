@@ -158,7 +158,8 @@ struct Combine : torch::autograd::Function<Combine> {
 
 void require_places(const Tensor& x, const Tensor& slot_N, const Tensor& place_TK, bool x_is_sent) {
   HANOK_REQUIRE(x.dim() == 2 && slot_N.dim() == 1 && place_TK.dim() == 2 && slot_N.is_contiguous() &&
-                    place_TK.is_contiguous() && x.size(0) == (x_is_sent ? slot_N.size(0) : place_TK.size(0)),
+                    place_TK.is_contiguous() && place_TK.numel() < (int64_t{1} << 31) &&
+                    x.size(0) == (x_is_sent ? slot_N.size(0) : place_TK.size(0)),
                 kShape)
       << "routed rows: got " << x.sizes() << " with slots " << slot_N.sizes() << " and places " << place_TK.sizes()
       << ", expected [T, D], [N] and [T, K]";

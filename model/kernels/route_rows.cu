@@ -5,13 +5,18 @@ namespace hanok {
 namespace cuda {
 namespace {
 
+// Slots are below 2^31: a division in 32 bits takes a fraction of the time.
+__device__ inline int64_t row_of(int64_t slot, int64_t choices) {
+  return static_cast<unsigned>(slot) / static_cast<unsigned>(choices);
+}
+
 template <class T, int N>
 __global__ void __launch_bounds__(256)
     spread(const T* x, const int64_t* slot, const T* weight, T* y, int64_t num_rows, int64_t choices, int64_t packs) {
   const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, width = packs * N;
   if (at >= packs) return;
   for (int64_t n = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; n < num_rows; n += gridDim.y * int64_t{blockDim.y}) {
-    Pack<T, N> v = load<N>(x + slot[n] / choices * width + at * N);
+    Pack<T, N> v = load<N>(x + row_of(slot[n], choices) * width + at * N);
     if (weight) {
       const Wide<T> factor = widen(weight[slot[n]]);
 #pragma unroll

@@ -163,6 +163,12 @@ TEST(ExpertsOnDevice, GradientsOfWeightsAreAddedToTheBufferOfTheStep) {
           compare(buffer, expected, 177, at::kBFloat16);  // products of a step are rounded to 16 bits
       EXPECT_TRUE(close.ok) << close.text();
       EXPECT_TRUE(at::equal(buffer.cpu()[2], before[2]));
+      begin_gradient(weight);  // what the buffer holds is of no more use
+      torch::autograd::backward({grouped_linear(x.to(at::kCUDA), weight, at::tensor(sums, at::kInt).to(at::kCUDA))},
+                                {dy.to(at::kCUDA)});
+      const Closeness written = compare(buffer, expected - before.to(at::kDouble), 177, at::kBFloat16);
+      EXPECT_TRUE(written.ok) << written.text();
+      EXPECT_EQ(buffer[2].abs().max().item<double>(), 0);
       detach_grad_buffer(weight);
     }
 }

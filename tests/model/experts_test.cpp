@@ -187,6 +187,10 @@ TEST(GroupedLinear, WeightGradientsGoToTheBufferAndMayBePutOff) {
     work();
   }
   EXPECT_CLOSE(buffer - 1, (once - 1) * 2, 7);
+  deferred.defer(false);
+  begin_gradient(weight);  // what the buffer holds is of no more use
+  backward();
+  EXPECT_CLOSE(buffer, once - 1, 7);
   detach_grad_buffer(weight);
 }
 
