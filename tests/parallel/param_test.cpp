@@ -144,6 +144,41 @@ TEST(FlatRuns, OnePerSegmentWhenDim0IsCutAndOnePerRowWhenDim1Is) {
   EXPECT_EQ(flat_runs(cut({5, 8}, 1, {{4, 1}, {4, 1}}), 0, 1).size(), 1u);
 }
 
+// Of experts: dim 0 over ep, another dim over etp.
+TEST(FlatRuns, TwoCutsGiveEveryValueToOneRank) {
+  for (const auto& [ep, etp] : std::vector<std::pair<int, int>>{{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 3}}) {
+    for (const int inner : {1, 2}) {
+      ParamSpec spec = cut({4, 12, 6}, 0, {{4, 1}});
+      spec.cut_axis = Axis::kEp;
+      spec.inner_dim = inner;
+      spec.inner_segments = inner == 1 ? std::vector<Segment>{{6, 1}, {6, 1}} : std::vector<Segment>{{6, 1}};
+      const Mesh mesh({.dp = ep * etp, .ep = ep, .etp = etp});
+      std::vector<int> holders(numel(spec.shape), 0);
+      for (int rank = 0; rank < mesh.world(); ++rank) {
+        const Groups groups = make_planned_groups(mesh, rank, false);
+        const std::vector<int64_t> local = local_shape(spec, groups);
+        EXPECT_EQ(numel(local) * ep * etp, numel(spec.shape));
+        EXPECT_EQ(local[0], 4 / ep);
+        EXPECT_EQ(local[inner], spec.shape[inner] / etp);
+        int64_t next = 0;
+        for (const FlatRun& run : flat_runs(spec, groups)) {
+          ASSERT_EQ(run.local_begin, next);
+          next += run.size;
+          for (int64_t i = 0; i < run.size; ++i) {
+            ++holders[run.global_begin + i];
+            // Its column is one of this rank's, of gate and up alike.
+            const int64_t in_expert = (run.global_begin + i) % 72;
+            const int64_t column = inner == 1 ? in_expert / 6 % 6 : in_expert % 6;
+            EXPECT_EQ(column / (6 / etp), groups.etp->rank());
+          }
+        }
+        EXPECT_EQ(next, numel(local));
+      }
+      for (const int holder : holders) EXPECT_EQ(holder, 1);
+    }
+  }
+}
+
 TEST(ParamTable, AnUnknownNameIsAnError) {
   ParamTable params(1);
   params[0].spec.name = "a.weight";
