@@ -69,9 +69,13 @@ std::vector<Action> zero_bubble_h1(int ranks, int rank, int m) {
   return out;
 }
 
-/// The V: all ranks run in lockstep, one action a tick, and each takes the most urgent one that is possible: an input
-/// gradient (somebody waits for it), a forward of the later chunk, one of the first chunk (as long as the other finds
-/// room), a weight gradient. The lists are what they did.
+/// Ticks of an action. Input gradients pass attention, norms and activations, which have no weights to speak of: a list
+/// made for equal times would let all ranks wait for them in every micro-batch.
+constexpr int kForwardTicks = 10, kInputTicks = 14, kWeightTicks = 8;
+
+/// The V: whenever a rank is free, it takes the most urgent action that is possible: an input gradient (somebody waits
+/// for it), a forward of the later chunk, one of the first chunk (as long as the other finds room), a weight gradient.
+/// The lists are what they did.
 class ZeroBubbleV {
  public:
   ZeroBubbleV(const PipelineShape& shape, int micro_batches)
@@ -81,9 +85,10 @@ class ZeroBubbleV {
     const size_t all = static_cast<size_t>(3 * m_) * shape_.pieces();
     std::vector<std::vector<Action>> out(shape_.ranks);
     for (size_t done = 0; done < all; ++now_) {
-      std::vector<std::pair<int, Action>> tick;  // decided by what the tick before left
+      std::vector<std::pair<int, Action>> tick;  // decided by what has ended by now
       for (int rank = 0; rank < shape_.ranks; ++rank) {
         Action action{};
+        if (ranks_[rank].free_at > now_) continue;
         if (choose(rank, action)) tick.emplace_back(rank, action);
       }
       for (const auto& [rank, action] : tick) {
@@ -95,16 +100,20 @@ class ZeroBubbleV {
     return out;
   }
 
-  /// That run() took; a rank works for six a micro-batch.
-  int ticks() const { return now_; }
+  /// How much longer run() took than a rank works.
+  double waiting() const {
+    int end = 0;
+    for (const Rank& rank : ranks_) end = std::max(end, rank.free_at);
+    return end / (2.0 * m_ * (kForwardTicks + kInputTicks + kWeightTicks)) - 1;
+  }
 
  private:
   struct Rank {
     int forwards[2] = {0, 0}, inputs[2] = {0, 0}, weights[2] = {0, 0};
-    int live = 0;
+    int live = 0, free_at = 0;
   };
   static constexpr int kNever = 1 << 30;
-  using Table = std::vector<std::vector<int>>;  // [piece][micro_batch]: tick after which it is done
+  using Table = std::vector<std::vector<int>>;  // [piece][micro_batch]: tick at which it is done
 
   Table table() const { return Table(shape_.pieces(), std::vector<int>(m_, kNever)); }
 
@@ -137,15 +146,18 @@ class ZeroBubbleV {
     const int piece = piece_of(shape_, {rank, action.chunk});
     switch (action.kind) {
       case Kind::kForward:
-        forward_end_[piece][action.micro_batch] = now_ + 1;
+        forward_end_[piece][action.micro_batch] = r.free_at = now_ + kForwardTicks;
         ++r.forwards[action.chunk];
         ++r.live;
         break;
       case Kind::kBackwardInput:
-        backward_end_[piece][action.micro_batch] = now_ + 1;
+        backward_end_[piece][action.micro_batch] = r.free_at = now_ + kInputTicks;
         ++r.inputs[action.chunk];
         break;
-      default: ++r.weights[action.chunk]; --r.live;
+      default:
+        r.free_at = now_ + kWeightTicks;
+        ++r.weights[action.chunk];
+        --r.live;
     }
   }
 
@@ -213,7 +225,7 @@ double waiting_share(const PipelineShape& shape, int micro_batches) {
     case Schedule::kZeroBubbleV: {
       ZeroBubbleV steps(shape, micro_batches);
       steps.run();
-      return steps.ticks() / (6.0 * micro_batches) - 1;
+      return steps.waiting();
     }
   }
   return plain;
