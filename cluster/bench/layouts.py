@@ -29,14 +29,14 @@ class Layout:
 
 # Layers of the 8B's pieces for rows of text: the head and its loss take as long as four layers. (The balance that is found by itself
 # supposes half of the tokens from pictures.)
-PIECES = {"pp2": "20,16", "pp4": "10,10,10,6", "pp8": "5,5,5,5,5,5,5,1", "v8": "6,6,5,5,4,4,4,2"}
+PIECES = {"pp2": "20,16", "pp4": "10,10,10,6", "pp8": "5,5,5,5,5,5,5,1"}
 
 LAYOUTS = [
     Layout("dp4", "parallel.dp=4"),
     Layout("tp2_dp2", "parallel.tp=2"),
     Layout("tp4", "parallel.tp=4"),
     Layout("pp4_1f1b", "parallel.pp=4 {pp4}"),
-    Layout("pp4_zb-v", "parallel.pp=4 parallel.schedule=zb-v {v8}"),
+    Layout("pp4_zb-v", "parallel.pp=4 parallel.schedule=zb-v {pp8}"),
     Layout("pp2_dp2_1f1b", "parallel.pp=2 {pp2}"),
     Layout("cp4_32k_heads", "parallel.cp=4 parallel.context=heads", 32768, 2),
     Layout("dp4_selective", "parallel.dp=4 s.recompute=selective"),
