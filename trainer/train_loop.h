@@ -43,7 +43,7 @@ struct Trainer {
   double last_loss = 0;     // of the newest step of this process
   StageMeasures measures = {};
   std::optional<StepUnderWay> under_way = {};
-  double settled_at = 0;  // when the step before was over, or else the one under way began
+  Moment step_began;        // when the step before was over, or else where the one under way began
   double save_stall_s = 0;  // that saving kept the loop; reported with the step after it
 };
 
