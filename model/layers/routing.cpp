@@ -12,7 +12,8 @@ void Routing::add_shares(int64_t layer, const Tensor& share_TE, const Tensor& ro
   const at::NoGradGuard no_grad;
   if (!share_LRE.defined()) share_LRE = at::zeros({layers, num_rows, experts}, share_TE.options());
   // A product, and no scattered sum: the same bits every time.
-  const Tensor member_RT = at::arange(num_rows, row_T.options()).unsqueeze(1).eq(row_T).to(share_TE.scalar_type());
+  if (!member_RT.defined())
+    member_RT = at::arange(num_rows, row_T.options()).unsqueeze(1).eq(row_T).to(share_TE.scalar_type());
   Tensor sums = share_LRE[layer];
   sums.addmm_(member_RT, share_TE);
 }

@@ -25,6 +25,7 @@ struct Routing {
   double coefficient = 0;     // 0: no gradient
   int64_t layers = 0, expert_layers = 0, experts = 0, experts_per_token = 0;  // of the whole model; L expert layers
   // Filled by the layers; the index of a layer is global.
+  Tensor member_RT;     // 1 where one of this rank's tokens is of a row: the same for all layers
   Tensor assigned_LRE;  // int64: tokens of a row that this rank sent to an expert
   Tensor share_LRE;     // f32 (f64 for f64): sums of softmax shares of this rank's tokens
   // The sums over the layers of the pieces so far, f64 [2, R, E]: assignments, and shares. A pipeline hands them from
