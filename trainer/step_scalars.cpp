@@ -2,7 +2,27 @@
 
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <chrono>
+
 namespace hanok {
+
+Moment Moment::now(at::Device device) {
+  Moment out;
+  out.host_s_ = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  if (device.is_cpu()) return out;
+  out.event_ = std::make_shared<c10::Event>(device.type(), c10::EventFlag::BACKEND_DEFAULT);  // the one that has a time
+  out.event_->record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  return out;
+}
+
+void Moment::wait() const {
+  if (event_) event_->synchronize();
+}
+
+double Moment::seconds_since(const Moment& earlier) const {
+  if (!event_) return host_s_ - earlier.host_s_;
+  return earlier.event_->elapsedTime(*event_) / 1e3;
+}
 
 LateScalars::LateScalars(const StepResult& result, const DecoderConfig& decoder) {
   const auto wide = [](const Tensor& x) { return x.to(at::kDouble); };
@@ -14,15 +34,15 @@ LateScalars::LateScalars(const StepResult& result, const DecoderConfig& decoder)
   }
   const Tensor all = at::stack(numbers);
   host_ = all;
-  if (all.is_cpu()) return;
-  host_ = at::empty(all.sizes(), all.options().device(at::kCPU).pinned_memory(true));
-  host_.copy_(all, /*non_blocking=*/true);
-  is_there_ = std::make_shared<c10::Event>(all.device().type());
-  is_there_->record(c10::impl::VirtualGuardImpl(all.device().type()).getStream(all.device()));
+  if (!all.is_cpu()) {
+    host_ = at::empty(all.sizes(), all.options().device(at::kCPU).pinned_memory(true));
+    host_.copy_(all, /*non_blocking=*/true);
+  }
+  end_ = Moment::now(all.device());
 }
 
 StepScalars LateScalars::read() const {
-  if (is_there_) is_there_->synchronize();
+  end_.wait();
   const auto* n = host_.const_data_ptr<double>();
   StepScalars out{.loss = n[0], .grad_norm = n[1], .applied = n[2] != 0};
   if (expert_slots_ > 0)

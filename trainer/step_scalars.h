@@ -18,17 +18,33 @@ struct StepScalars {
   std::optional<StepMetrics::Experts> experts;
 };
 
+/// A moment in the course of the device's work, which the host may reach much earlier; on the CPU the two are one.
+class Moment {
+ public:
+  Moment() = default;
+  static Moment now(at::Device device);
+  void wait() const;
+  /// Both have passed.
+  double seconds_since(const Moment& earlier) const;
+
+ private:
+  std::shared_ptr<c10::Event> event_;  // null on the CPU
+  double host_s_ = 0;
+};
+
 /// Begins the copy to the host where it is made; read() is the only place of a step where the host waits for the
 /// device. Read a step late, the device has had work all the while.
 class LateScalars {
  public:
   LateScalars(const StepResult& result, const DecoderConfig& decoder);
   StepScalars read() const;
+  /// When they have arrived.
+  const Moment& end() const { return end_; }
 
  private:
-  Tensor host_;                           // f64
-  std::shared_ptr<c10::Event> is_there_;  // null: at once
-  double expert_slots_ = 0;               // experts of all layers; 0: none
+  Tensor host_;  // f64
+  Moment end_;
+  double expert_slots_ = 0;  // experts of all layers; 0: none
 };
 
 }  // namespace hanok

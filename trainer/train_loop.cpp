@@ -133,17 +133,16 @@ void settle(Trainer& t) {
   const StepUnderWay step = *std::exchange(t.under_way, std::nullopt);
   Learner& learner = t.learner;
   const StepScalars scalars = step.scalars.read();
-  const double ended = now_s();
   t.checkpoint.poll();
   const Memory memory = memory_in_use(device_of(learner.model));
   const StepReport report = share_report({.stop_requested = t.stop_requested && t.stop_requested(),
                                           .work = step.work,
-                                          .step_s = ended - t.settled_at,
+                                          .step_s = step.scalars.end().seconds_since(t.step_began),
                                           .data_wait_s = step.data_wait_s,
                                           .memory_gib = memory.now_gib,
                                           .memory_peak_gib = memory.peak_gib},
                                          groups_of(t));
-  t.settled_at = ended;
+  t.step_began = step.scalars.end();
   advance(t, report, scalars.applied);
   t.measures.step_s.push_back(report.step_s);
   t.measures.work += report.work;
@@ -175,7 +174,7 @@ void settle(Trainer& t) {
 /// Gives the device one step of all ranks, then settles the one before: on a GPU, which has work meanwhile.
 void train_step(Trainer& t) {
   Learner& learner = t.learner;
-  if (!t.under_way) t.settled_at = now_s();
+  if (!t.under_way) t.step_began = Moment::now(device_of(learner.model));
   std::vector<Batch> batches = t.loader.next_step();
   learner.objective.prepare(learner.model, batches);
   const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
