@@ -15,8 +15,8 @@ struct LoadedModel {
   std::string source;  // the checkpoint or folder that the weights came from
 };
 
-/// Weights: --checkpoint, else what save.export says of the newest stage of the run folder, else model.path. Fills config.model from
-/// model.path. errors: kCheckpoint when there is none of them
+/// Weights: --checkpoint, else what save.export says of the newest stage of the run folder, else model.path. Fills
+/// config.model from model.path. errors: kCheckpoint when there is none of them
 LoadedModel load_trained_model(RunConfig& config, const Arguments& arguments, Bootstrap& bootstrap);
 
 }  // namespace hanok
