@@ -8,6 +8,7 @@
 
 #include <iostream>
 #include <mutex>
+#include <optional>
 
 #include "base/error.h"
 #include "tests/equivalence/broken_world.h"
@@ -139,8 +140,22 @@ const Trajectory& one_rank(const TrainingCase& what) {
   return done[key] = train(what, make_single_groups(), device);
 }
 
+/// Groups that the layout before had, of processes: to make communicators takes longer than twenty steps.
+struct MadeGroups {
+  std::string layout;
+  Groups groups;
+};
+std::optional<MadeGroups> made;
+
 Groups groups_of(World& world, const Layout& layout) {
-  return make_groups(world, Mesh(layout.shape()), layout.sequence && layout.tp > 1);
+  const bool sequence = layout.sequence && layout.tp > 1;
+  if (&world != processes.get()) return make_groups(world, Mesh(layout.shape()), sequence);
+  const std::string key = concat(describe(layout.shape()), sequence ? " sequence" : "");
+  if (!made || made->layout != key) {
+    made.reset();
+    made = MadeGroups{key, make_groups(world, Mesh(layout.shape()), sequence)};
+  }
+  return made->groups;
 }
 
 /// The worst agreement of all ranks of this process.
@@ -276,7 +291,9 @@ TEST(Equivalence, BFloat16StraysNoFurtherThanOnOneRank) {
 }
 
 TEST(Equivalence, ExpertsInBFloat16StrayNoFurtherThanOnOneRank) {
-  expect_bfloat16(expert_case(), that_fit(kExpertLayouts));
+  std::vector<Layout> some = that_fit(kExpertLayouts);
+  if (device.is_cpu()) std::erase_if(some, [](const Layout& layout) { return layout.ep == 1; });  // slow there
+  expect_bfloat16(expert_case(), some);
 }
 
 TEST(Equivalence, FrozenWeightsStayAsTheyWere) {
@@ -400,6 +417,7 @@ int run_processes(const std::string& backend) {
   }
   const c10::OptionalDeviceGuard guard(device);
   const int failed = RUN_ALL_TESTS();
+  made.reset();
   processes.reset();
   return failed;
 }
