@@ -42,7 +42,7 @@ def config_cases():
              settings=["parallel.cp=3", "parallel.context=heads"]),
         Case("experts of a model without", 2, "parallel.ep: got 2", "leave ep at 1", ranks=(2,), settings=["parallel.ep=2"]),
         Case("cache with an impossible name", 6, "data.cache: got \"File name too long\"", "choose another", settings=["data.cache=" + "x" * 300]),
-        Case("tensor parallel experts", 2, "parallel.etp: got 2, expected 1", "not in this version", settings=["parallel.etp=2"]),
+        Case("tensor parallel experts of a model without", 2, "parallel.etp: got 2, expected a divisor of model.decoder.expert_ffn = 0", "this model has no experts: leave etp at 1", ranks=(2,), settings=["parallel.etp=2"]),
         Case("unknown command", 2, "command: got trian", "expected one of", "did you mean train?", arguments=["trian"]),
         Case("unknown flag", 2, "--confg", "did you mean --config?", arguments=["--confg=1"]),
         Case("flag without a value", 2, "--output", "expected --output VALUE", arguments=["export", "--config", "x", "--output"]),
