@@ -52,7 +52,8 @@ class BadLedger {
       : name_(name), path_(dataset.path), data_(data), num_records_(num_records) {}
   void add(const BadRecord& bad) {
     ++counts_.by_reason[bad.reason];
-    if (first_.size() < 3) first_.push_back(bad.detail.size() > 600 ? concat(unicode::beginning(bad.detail, 600), "...") : bad.detail);
+    if (first_.size() < 3)
+      first_.push_back(bad.detail.size() > 600 ? concat(unicode::beginning(bad.detail, 600), "...") : bad.detail);
     HANOK_REQUIRE(data_.on_bad_sample != "fail", kData)
         << "data.sets." << name_ << ": got a wrong record (" << bad.reason << "): " << bad.detail << "; " << path_
         << "; correct it, or set data.on_bad_sample: skip";

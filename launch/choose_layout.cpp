@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "configs/schema/check.h"
 #include "launch/estimate_time.h"
+#include "trainer/optimizer.h"
 #include "trainer/progress.h"
 
 namespace hanok {
@@ -162,7 +163,7 @@ class Chooser {
   /// Below what the fullest stage holds: an even share of the weights and of what is kept.
   double least_bytes(const TimedStage& t) const {
     const double weight = static_cast<double>(c10::elementSize(t.dtype));
-    const double gradient = t.stage.optimizer.grad_dtype == "bfloat16" ? 2 : 4;
+    const auto gradient = static_cast<double>(c10::elementSize(gradient_dtype(t.stage.optimizer.grad_dtype)));
     const double always = t.held.trained * (weight + gradient) + (t.held.shard + t.held.expert_shard) * 12;
     const double live =
         static_cast<double>(peak_live_chunks(t.shape, 0, static_cast<int>(t.micro_batches))) / t.shape.chunks;

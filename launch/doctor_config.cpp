@@ -170,7 +170,7 @@ std::vector<Problem> config_problems(const Arguments& arguments, int world_size,
 
   const std::vector<DeviceInfo> gpus = config.device == "cpu" ? std::vector<DeviceInfo>{} : visible_gpus();
   std::vector<GpuConfig> kinds;
-  note(problems, [&] { kinds = read_gpus(configs_folder() + "/gpu"); });
+  note(problems, [&] { kinds = known_gpus(); });
   const double gib = gpus.empty() ? 0 : static_cast<double>(gpus.front().memory_bytes) / (1 << 30);
   const GpuConfig* gpu = gpus.empty() ? nullptr : match_gpu(kinds, gpus.front().name, gib);
   std::vector<Estimate> estimates;

@@ -6,6 +6,8 @@
 #include "configs/schema/check.h"
 #include "launch/estimate_time.h"
 #include "parallel/grad_sync.h"
+#include "trainer/data.h"
+#include "trainer/optimizer.h"
 #include "trainer/run_stages.h"
 
 namespace hanok {
@@ -16,10 +18,6 @@ constexpr double kMiB = 1 << 20;
 // channels of one communicator.
 constexpr double kContextBytes = 600 * kMiB, kCommunicatorBytes = 200 * kMiB;
 constexpr double kBucket = 1 << 24;  // elements of the temporary buffer in parallel/grad_sync.cpp
-
-at::ScalarType accumulate_type_of(const OptimizerConfig& config) {
-  return config.grad_dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
-}
 
 /// As model/kernels/attention.cpp chooses.
 AttentionStore attention_on(const std::string& wanted, const GpuConfig* gpu, at::ScalarType dtype) {
@@ -106,8 +104,7 @@ int64_t micro_batches_of(const StageConfig& stage, const MeshShape& mesh) {
 HeldElements held_elements(const ParamTable& params, const Groups& groups) {
   double experts = 0;
   for (const Param& param : params)
-    if (param.trainable && param.spec.cut_axis == Axis::kEp && param.spec.cut_dim >= 0)
-      experts += static_cast<double>(param.value.numel());
+    if (param.trainable && is_of_experts(param.spec)) experts += static_cast<double>(param.value.numel());
   experts /= groups.expert_grad->size();
   const GradSizes sizes = gradient_sizes(params, groups);
   return {static_cast<double>(sizes.shard) - experts, experts, static_cast<double>(sizes.buffer)};
@@ -143,7 +140,7 @@ StepLoad load_of(const RunConfig& config, const StageConfig& stage, const Groups
   const double tokens_of_row = length * supposed.fill;
   const double labels_of_row = (tokens_of_row - static_cast<double>(vision_of_row)) * supposed.label_share;
   const int64_t rows = stage.rows_per_micro_batch;
-  const int64_t cp = groups.cp->size(), multiple = (groups.sequence_parallel ? groups.tp->size() : 1) * cp;
+  const int64_t cp = groups.cp->size(), multiple = pad_multiple_of(groups);
   const auto share = [cp](int64_t count) { return (count + cp - 1) / cp; };
   StepLoad load;
   load.batch = {.tokens = (rows * stage.seq_len + multiple - 1) / multiple * multiple / cp,
@@ -180,7 +177,7 @@ double weight_bytes(const ParamTable& params, const Groups& groups) {
 }
 
 double gradient_bytes(const ParamTable& params, const Groups& groups, const OptimizerConfig& config) {
-  const double size = static_cast<double>(c10::elementSize(accumulate_type_of(config)));
+  const double size = static_cast<double>(c10::elementSize(gradient_dtype(config.grad_dtype)));
   return flat_elements(params, groups) * size;
 }
 
@@ -262,7 +259,7 @@ double travelling_bytes(const ParamTable& params, const Groups& groups, const Op
   double largest = static_cast<double>(kBucketElements);  // one that is larger has a bucket of its own
   for (const Param& param : params)
     if (param.trainable) largest = std::max(largest, static_cast<double>(param.value.numel()));
-  return largest * (dtype == "bfloat16" ? 2 : 4) * (1 + 1.0 / groups.grad->size());
+  return largest * static_cast<double>(c10::elementSize(gradient_dtype(dtype))) * (1 + 1.0 / groups.grad->size());
 }
 
 Estimate estimate_stage(const RunConfig& config,
@@ -303,7 +300,7 @@ Estimate estimate_stage(const RunConfig& config,
             {"decoder", act.decoder},
             {"final states and loss", act.head},
             {"handed on to the next stage", act.stream}};
-  const double bucket = bucket_bytes(params, groups, accumulate_type_of(stage.optimizer));
+  const double bucket = bucket_bytes(params, groups, gradient_dtype(stage.optimizer.grad_dtype));
   const double travelling = travelling_bytes(params, groups, stage.optimizer);
   e.passing = {{"chunks of logits", act.logits},
                {"gradients of one block", act.block_gradients},

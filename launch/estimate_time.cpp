@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "parallel/pipeline_schedule.h"
+#include "trainer/optimizer.h"
 
 namespace hanok {
 namespace {
@@ -285,7 +286,7 @@ class Timer {
   /// Master and moments read and written, the gradient read for the norm and for the update, the weight written; before
   /// the step the sums of all gradients are zeroed.
   void optimizer(Estimate::Seconds& s) const {
-    const double accumulate = t_.stage.optimizer.grad_dtype == "bfloat16" ? 2 : 4;
+    const auto accumulate = static_cast<double>(c10::elementSize(gradient_options(t_.stage).accumulate));
     s.optimizer = ((held_.shard + held_.expert_shard) * (24 + 2 * accumulate + size_) + held_.trained * accumulate) /
                   (gpu_.copy_gb_s * 1e9);
   }
@@ -293,13 +294,13 @@ class Timer {
   /// Sums of gradients run under the backward of the last micro-batch, weights come under the forward of the first; the
   /// end of the one and the beginning of the other stay.
   void data_parallel(Estimate::Seconds& s, const std::vector<PieceSeconds>& sums) const {
-    const std::string& dtype = t_.stage.optimizer.reduce_dtype;
-    const bool half = dtype == "bfloat16" || (dtype == "auto" && t_.stage.optimizer.grad_dtype == "bfloat16");
+    const GradSyncOptions gradients = gradient_options(t_.stage);
+    const auto travelling = static_cast<double>(c10::elementSize(gradients.reduce.value_or(gradients.accumulate)));
     const int n = mesh_.dp * mesh_.cp, m = stage_ranks_ / (mesh_.ep * mesh_.etp);
     const auto once = [](double shard, int ranks, double rate) { return ranks > 1 ? shard * (ranks - 1) / rate : 0; };
     const double elements =
         once(held_.shard, n, bus(mesh_.tp, n)) + once(held_.expert_shard, m, bus(mesh_.ep * mesh_.etp, m));
-    const double sum = elements * (half ? 2 : 4), spread = elements * size_;
+    const double sum = elements * travelling, spread = elements * size_;
     s.gradients_travel = sum;
     s.weights_travel = spread;
     if (!t_.stage.parallel.overlap) {

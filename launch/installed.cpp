@@ -6,6 +6,7 @@
 #include "base/error.h"
 
 namespace hanok {
+namespace {
 
 std::string configs_folder() {
   namespace fs = std::filesystem;
@@ -19,6 +20,12 @@ std::string configs_folder() {
     tried.push_back(place.lexically_normal().string());
   }
   HANOK_FAIL(kIo) << "configs/gpu: got none of " << tried << ", expected one of them; run from the checkout";
+}
+
+}  // namespace
+
+std::vector<GpuConfig> known_gpus() {
+  return read_gpus(configs_folder() + "/gpu");
 }
 
 }  // namespace hanok

@@ -1,12 +1,15 @@
-// Where the files that come with the program lie.
+// The files that come with the program.
 #pragma once
 
-#include <string>
+#include <vector>
+
+#include "configs/schema/gpu.h"
 
 namespace hanok {
 
-/// The folder `configs` of the working directory, else of the checkout or the installation that holds this executable.
-/// errors: kIo with the places that were looked at
-std::string configs_folder();
+/// The kinds of GPU in configs/gpu: of the working directory, else of the checkout or the installation that holds this
+/// executable.
+/// errors: kIo with the places that were looked at; as read_gpus
+std::vector<GpuConfig> known_gpus();
 
 }  // namespace hanok

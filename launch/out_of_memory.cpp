@@ -22,7 +22,7 @@ double outside_allocator(const RefusedAllocation& refused) {
 
 /// The kind that this card is, or the one nearest in memory, with the room that this process can have.
 GpuConfig gpu_like(const RefusedAllocation& refused, const std::string& name) {
-  const std::vector<GpuConfig> gpus = read_gpus(configs_folder() + "/gpu");
+  const std::vector<GpuConfig> gpus = known_gpus();
   const double gib = refused.present / kGiB;
   const auto nearest = std::min_element(gpus.begin(), gpus.end(), [&](const GpuConfig& a, const GpuConfig& b) {
     return std::abs(a.memory_gib - gib) < std::abs(b.memory_gib - gib);

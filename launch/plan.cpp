@@ -134,7 +134,7 @@ int plan(const Arguments& arguments) {
   if (!config.model.path.empty()) read_model_folder(config.model);
   if (world_rank() != 0) return 0;
   for (const StageConfig& stage : config.stages) check_model(config.model, stage.parallel);
-  const std::vector<GpuConfig> gpus = read_gpus(configs_folder() + "/gpu");
+  const std::vector<GpuConfig> gpus = known_gpus();
   const bool on_cpu = arguments.gpu.empty() && config.device == "cpu";
   const std::vector<const GpuConfig*> wanted =
       on_cpu ? std::vector<const GpuConfig*>{} : wanted_gpus(arguments.gpu, gpus);

@@ -14,7 +14,7 @@ namespace {
 std::optional<GpuConfig> kind_of(at::Device device) {
   if (device.is_cpu()) return std::nullopt;
   const DeviceInfo here = visible_gpus().at(device.index());
-  const std::vector<GpuConfig> known = read_gpus(configs_folder() + "/gpu");
+  const std::vector<GpuConfig> known = known_gpus();
   const GpuConfig* kind = match_gpu(known, here.name, static_cast<double>(here.memory_bytes) / (1 << 30));
   return kind ? std::optional(*kind) : std::nullopt;
 }

@@ -17,7 +17,7 @@ struct ParamDeclaration {
   std::vector<int64_t> shape;     // global
   std::vector<Segment> segments;  // along the cut dim; empty: one segment over it
   Init init;
-  int twin = -1;  // ParamSpec::twin
+  int twin = -1;                        // ParamSpec::twin
   int inner_dim = -1;                   // of experts: cut over etp
   std::vector<Segment> inner_segments;  // along it; empty: one segment over it
 };

@@ -23,7 +23,7 @@ struct Vlm::State {
   WeightGradients deferred;
   ParamTable params;
   std::vector<Tensor> entry_weights;  // of tower, connector and embedding
-  std::optional<ParamTable> whole;  // where this rank holds a part
+  std::optional<ParamTable> whole;    // where this rank holds a part
   std::unique_ptr<Tower> tower;
   std::unique_ptr<Connector> connector;
   std::unique_ptr<Decoder> decoder;

@@ -5,6 +5,10 @@
 #include <utility>
 #include <vector>
 
+namespace torch::autograd {
+struct AutogradContext;
+}
+
 namespace hanok {
 
 /// What the backward of a Linear, or of a product with the weights of experts, leaves for later (a zero-bubble pipeline
@@ -23,5 +27,11 @@ class WeightGradients {
   bool deferring_ = false;
   std::vector<Work> left_;
 };
+
+/// For an autograd function: its forward remembers (null: nothing), and its backward asks whether to leave its
+/// products.
+void remember(torch::autograd::AutogradContext& ctx, WeightGradients* deferred);
+/// Null: they are added at once.
+WeightGradients* deferring_now(const torch::autograd::AutogradContext& ctx);
 
 }  // namespace hanok

@@ -228,11 +228,7 @@ class NcclComm final : public CheckedComm {
     has_channels_ = true;
     const c10::cuda::CUDAGuard guard(device_);
     const int pairs = size() == 2 ? 1 : size();
-    std::vector<ncclUniqueId> ids(2 * pairs);
-    if (rank() == 0)
-      for (ncclUniqueId& id : ids) require_id(call, ncclGetUniqueId(&id));
-    Tensor bytes = at::from_blob(ids.data(), {static_cast<int64_t>(ids.size() * sizeof(ncclUniqueId))}, at::kByte);
-    host_->broadcast(bytes, 0);
+    const std::vector<ncclUniqueId> ids = shared_ids(call, 2 * pairs);
     for (int pair = 0; pair < pairs; ++pair) {
       const int first = pair, second = (pair + 1) % size();
       if (rank() != first && rank() != second) continue;
@@ -287,16 +283,21 @@ class NcclComm final : public CheckedComm {
 
   void open(const CommCall& call) {
     const c10::cuda::CUDAGuard guard(device_);
-    ncclUniqueId id{};
-    if (rank() == 0) require_id(call, ncclGetUniqueId(&id));
-    Tensor bytes = at::from_blob(&id, {static_cast<int64_t>(sizeof id)}, at::kByte);
-    host_->broadcast(bytes, 0);
+    const std::vector<ncclUniqueId> ids = shared_ids(call, 1);
     is_open_ = true;
-    whole_->open(call, id, size(), rank());
+    whole_->open(call, ids[0], size(), rank());
   }
 
-  void require_id(const CommCall& call, ncclResult_t result) const {
-    if (result != ncclSuccess) fail_with(call, concat("got ", ncclGetErrorString(result), ", expected an id"));
+  /// New ids of communicators, made by rank 0.
+  std::vector<ncclUniqueId> shared_ids(const CommCall& call, int count) {
+    std::vector<ncclUniqueId> ids(count);
+    for (int i = 0; rank() == 0 && i < count; ++i) {
+      const ncclResult_t result = ncclGetUniqueId(&ids[i]);
+      if (result != ncclSuccess) fail_with(call, concat("got ", ncclGetErrorString(result), ", expected an id"));
+    }
+    Tensor bytes = at::from_blob(ids.data(), {static_cast<int64_t>(ids.size() * sizeof(ncclUniqueId))}, at::kByte);
+    host_->broadcast(bytes, 0);
+    return ids;
   }
 
   [[noreturn]] void fail_with(const CommCall& call, const std::string& what) const {

@@ -120,7 +120,8 @@ void put_gradient_off(const Tensor& weight) {
   if (hook && hook->watcher()) hook->watcher()->gradient_put_off(hook->number());
 }
 
-void gradient_was_added(const Tensor& weight) {
+void add_put_off_gradient(const Tensor& weight, const Tensor& share) {
+  if (share.defined()) add_to_gradient(weight, share);
   const BufferHook* hook = hook_of(weight);
   if (hook && hook->watcher()) hook->watcher()->gradient_added(hook->number());
 }

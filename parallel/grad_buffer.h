@@ -39,8 +39,9 @@ GradTarget grad_target(const Tensor& weight);
 /// Adds a share of the gradient outside of a backward: to the buffer, else to .grad.
 void add_to_gradient(const Tensor& weight, const Tensor& share);
 
-/// An operation says that its backward leaves its share of the gradient for later, and then that it has added it.
+/// An operation says that its backward leaves its share of the gradient for later; and later brings it, or an undefined
+/// one if it has added it to the buffer itself.
 void put_gradient_off(const Tensor& weight);
-void gradient_was_added(const Tensor& weight);
+void add_put_off_gradient(const Tensor& weight, const Tensor& share);
 
 }  // namespace hanok

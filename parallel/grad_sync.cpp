@@ -14,16 +14,10 @@ namespace hanok {
 
 namespace {
 
-bool is_expert(const ParamSpec& spec) {
-  return spec.cut_dim >= 0 && spec.cut_axis == Axis::kEp;
-}
-
 /// Local flattened values of a parameter for which this rank speaks in the norm: each weight of the model is spoken for
 /// once.
 std::vector<Stretch> counted_stretches(const ParamSpec& spec, const Groups& groups, int64_t numel) {
-  const bool repeated =
-      is_expert(spec) ? spec.inner_dim < 0 && groups.etp->rank() > 0 : spec.cut_dim < 0 && groups.tp->rank() > 0;
-  if (repeated || numel == 0 || !speaks_for(spec, groups)) return {};
+  if (numel == 0 || !speaks_for(spec, groups)) return {};
   if (spec.cut_dim < 0) return {{0, numel}};
   const std::vector<int64_t> shape = local_shape(spec, groups);
   int64_t outer = 1, inner = 1;

@@ -42,7 +42,8 @@ class World {
 Groups make_groups(World& world, const Mesh& mesh, bool sequence_parallel);
 /// One rank alone: every group has size 1.
 Groups make_single_groups();
-/// The place of one rank in a layout that nobody runs: shapes and cuts can be asked for, operations are kComm. For `plan`.
+/// The place of one rank in a layout that nobody runs: shapes and cuts can be asked for, operations are kComm. For
+/// `plan`.
 Groups make_planned_groups(const Mesh& mesh, int rank, bool sequence_parallel);
 
 /// N ranks as N threads of this process; the reference back-end. `body(world)` runs once per rank. An exception in one

@@ -42,7 +42,7 @@ struct ParamSpec {
   /// Weights of experts are cut twice: dim 0 over ep, and this dim over etp, along these segments. -1: once.
   int inner_dim = -1;
   std::vector<Segment> inner_segments;
-  bool uneven = false;            // vocabulary: blocks of ceil(units / parts), the last ones may be short
+  bool uneven = false;  // vocabulary: blocks of ceil(units / parts), the last ones may be short
   Init init;
   /// The gradient of this (whole) weight is partial on every rank of tp, because its input was cut over rows or heads
   /// there.
@@ -55,9 +55,17 @@ struct ParamSpec {
 /// The second cut as that of one expert's weight, over etp: a spec without dim 0.
 ParamSpec inner_cut(const ParamSpec& spec);
 
-/// Whether this rank's stage speaks for the weight (saves it, counts it).
+/// Whether the weight is one of experts, cut over ep.
+inline bool is_of_experts(const ParamSpec& spec) {
+  return spec.cut_dim >= 0 && spec.cut_axis == Axis::kEp;
+}
+
+/// Whether this rank speaks for its part of the weight (saves it, counts it), and no other stage, or rank of tp or etp,
+/// that holds the same part whole. What single ranges of a cut repeat is told by local_ranges().
 inline bool speaks_for(const ParamSpec& spec, const Groups& groups) {
-  return spec.twin < 0 || groups.at.pp < spec.twin;
+  if (spec.twin >= 0 && groups.at.pp >= spec.twin) return false;
+  if (is_of_experts(spec)) return spec.inner_dim >= 0 || groups.etp->rank() == 0;
+  return spec.cut_dim >= 0 || groups.tp->rank() == 0;
 }
 
 /// A stretch of the cut dim that this rank holds.

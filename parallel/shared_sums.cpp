@@ -7,10 +7,6 @@ namespace {
 
 constexpr int64_t kSumElements = int64_t{1} << 24;  // of one temporary buffer
 
-bool is_expert(const ParamSpec& spec) {
-  return spec.cut_dim >= 0 && spec.cut_axis == Axis::kEp;
-}
-
 }  // namespace
 
 SharedSums::SharedSums(const ParamTable& params, const Groups& groups, const std::vector<Tensor>& grads)
@@ -27,8 +23,8 @@ SharedSums::SharedSums(const ParamTable& params, const Groups& groups, const std
     }
     for (const LocalRange& range : local_ranges(spec, groups)) {
       if (range.replicas == 1) continue;
-      HANOK_REQUIRE(!is_expert(spec), kShape) << spec.name << ": got fewer experts than ep = " << groups.ep->size()
-                                              << ", expected a multiple; gradient sums; choose a smaller ep";
+      HANOK_REQUIRE(!is_of_experts(spec), kShape) << spec.name << ": got fewer experts than ep = " << groups.ep->size()
+                                                  << ", expected a multiple; gradient sums; choose a smaller ep";
       tp_sums_.push_back({.grad = grads[i].narrow(spec.cut_dim, range.local_begin, range.size),
                           .slot = groups.tp->rank() / range.replicas,
                           .slots = parts / range.replicas});

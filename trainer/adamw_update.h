@@ -22,11 +22,11 @@ struct AdamWState {
   Tensor values, m, v;
 };
 
-/// grad [n] f32|bf16|f64 is multiplied by `grad_scale`; `steps` (int64 scalar) counts applied steps, this one included; the
-/// three scalars lie on the device, and no host waits for them. The new values are written to `weights` as well,
-/// rounded to their dtype. Elements outside of `runs` (padding) stay as they are. Nothing is written when `apply` is
-/// false. Where there are `weights`, only what they hold is
-/// updated. One pass over memory. errors: kDevice if a launch fails
+/// grad [n] f32|bf16|f64 is multiplied by `grad_scale`; `steps` (int64 scalar) counts applied steps, this one included;
+/// the three scalars lie on the device, and no host waits for them. The new values are written to `weights` as well,
+/// rounded to their dtype; where there are `weights`, only what they hold is updated. Elements outside of `runs`
+/// (padding) stay as they are. Nothing is written when `apply` is false. One pass over memory.
+/// errors: kDevice if a launch fails
 void adamw_update(AdamWState& state,
                   const Tensor& grad,
                   const Tensor& grad_scale,

@@ -109,7 +109,7 @@ void Checkpointer::State::fail(const Error& failure) {
   phase = Phase::kIdle;
   failed = true;
   HANOK_LOG_RANK0(ERROR) << "checkpoint of step " << in_flight->step << " was not saved: " << failure.what()
-                   << "; training goes on, earlier checkpoints are as they were";
+                         << "; training goes on, earlier checkpoints are as they were";
   if (!is_root()) return;
   try {
     remove_unfinished_stores(std::filesystem::path(in_flight->directory).parent_path().string());

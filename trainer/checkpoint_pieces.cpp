@@ -49,10 +49,7 @@ ShardBuffers shard_buffers(AdamW& optimizer) {
 }
 
 std::vector<FlatRun> spoken_runs(const ParamSpec& spec, const Groups& groups) {
-  const bool by_experts = spec.cut_axis == Axis::kEp;
-  const bool is_repeated = by_experts && spec.cut_dim >= 0 ? spec.inner_dim < 0 && groups.etp->rank() > 0
-                                                           : spec.cut_dim < 0 && groups.tp->rank() > 0;
-  if (is_repeated || !speaks_for(spec, groups)) return {};
+  if (!speaks_for(spec, groups)) return {};
   const std::vector<FlatRun> runs = flat_runs(spec, groups);
   if (spec.cut_dim < 0 || spec.inner_dim >= 0) return runs;  // nobody else has any of it
   const int64_t inner = product(spec.shape, spec.cut_dim + 1, spec.shape.size());
@@ -137,8 +134,7 @@ const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,
   };
   std::vector<Job> jobs;
   for (const Param& param : params) {
-    const bool by_experts = param.spec.cut_dim >= 0 && param.spec.cut_axis == Axis::kEp;
-    const Comm& same = by_experts ? *groups.expert_grad : *groups.grad;  // ranks with the same values
+    const Comm& same = is_of_experts(param.spec) ? *groups.expert_grad : *groups.grad;  // ranks with the same values
     const int64_t index = same.rank(), parts = same.size();
     const int64_t n = param.value.numel(), begin = n * index / parts, end = n * (index + 1) / parts;
     jobs.push_back({model_key(param.spec.name),

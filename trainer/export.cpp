@@ -52,13 +52,14 @@ class Gatherer {
     const HfPart& part = parts_[index].part;
     const ParamSpec& spec = model_.whole()[parts_[index].param].spec;
     const Groups& groups = model_.groups();
-    const Comm* inner = inner_group(spec, groups);
-    const int parts = cut_group(spec, groups).size(), inner_parts = inner ? inner->size() : 1;
+    CutPlace place = cut_place(spec, groups);
+    const int parts = place.parts * place.inner_parts;
     const Tensor out = at::empty(parts_[index].our_shape, model_.dtype());
-    for (int place = 0; place < parts * inner_parts; ++place) {
-      const int rank = place / inner_parts, inner_rank = place % inner_parts,
-                speaker = speaker_of(spec, rank, inner_rank);
-      for (const Overlap& overlap : overlaps(spec, part, rank, parts, true, inner_rank, inner_parts)) {
+    for (int part_of_all = 0; part_of_all < parts; ++part_of_all) {
+      place.index = part_of_all / place.inner_parts;
+      place.inner = part_of_all % place.inner_parts;
+      const int speaker = speaker_of(spec, place);
+      for (const Overlap& overlap : overlaps(spec, part, place, true)) {
         const Tensor to = part_view(out, overlap);
         if (speaker == groups.rank) {
           to.copy_(local_view(own_.at(spec.name)->value.detach(), part, overlap));
@@ -82,24 +83,22 @@ class Gatherer {
     for (int64_t index = order(0); index != kDone; index = order(0)) {
       const HfPart& part = parts_[index].part;
       const ParamSpec& spec = model_.whole()[parts_[index].param].spec;
-      const Comm& cut = cut_group(spec, groups);
-      const Comm* inner = inner_group(spec, groups);
-      const int inner_rank = inner ? inner->rank() : 0, inner_parts = inner ? inner->size() : 1;
-      if (speaker_of(spec, cut.rank(), inner_rank) != groups.rank) continue;
+      const CutPlace place = cut_place(spec, groups);
+      if (speaker_of(spec, place) != groups.rank) continue;
       const Tensor value = own_.at(spec.name)->value.detach();
-      for (const Overlap& overlap : overlaps(spec, part, cut.rank(), cut.size(), true, inner_rank, inner_parts))
+      for (const Overlap& overlap : overlaps(spec, part, place, true))
         groups.control->send(local_view(value, part, overlap).cpu().contiguous(), 0);
     }
   }
 
  private:
   static constexpr int64_t kDone = -1;
-  /// World rank that sends piece `index` of a weight, and of that piece `inner` of the second cut.
-  int speaker_of(const ParamSpec& spec, int index, int inner) const {
+  /// World rank that sends what stands at this place of a weight.
+  int speaker_of(const ParamSpec& spec, const CutPlace& place) const {
     const Mesh& mesh = model_.groups().mesh;
     const int stage = place_of(model_.pipeline(), model_.piece_of_weight(spec.name)).rank;
-    if (&cut_group(spec, model_.groups()) != model_.groups().ep.get()) return mesh.rank_at(stage, 0, 0, index);
-    return mesh.rank_at(stage, 0, 0, 0) + index * mesh.shape().etp + inner;  // etp, then ep run fastest
+    if (&cut_group(spec, model_.groups()) != model_.groups().ep.get()) return mesh.rank_at(stage, 0, 0, place.index);
+    return mesh.rank_at(stage, 0, 0, 0) + place.index * mesh.shape().etp + place.inner;  // etp, then ep run fastest
   }
   int64_t order(int64_t index) {
     Tensor word = at::scalar_tensor(index, at::kLong);

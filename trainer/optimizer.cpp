@@ -42,11 +42,14 @@ ParamRates rates_of(const OptimizerConfig& config, const std::string& param_name
   return rates;
 }
 
+at::ScalarType gradient_dtype(const std::string& name) {
+  return name == "bfloat16" ? at::kBFloat16 : at::kFloat;
+}
+
 GradSyncOptions gradient_options(const StageConfig& stage) {
-  const auto type = [](const std::string& name) { return name == "bfloat16" ? at::kBFloat16 : at::kFloat; };
   const OptimizerConfig& optimizer = stage.optimizer;
-  GradSyncOptions options{.accumulate = type(optimizer.grad_dtype), .overlap = stage.parallel.overlap};
-  if (optimizer.reduce_dtype != "auto") options.reduce = type(optimizer.reduce_dtype);
+  GradSyncOptions options{.accumulate = gradient_dtype(optimizer.grad_dtype), .overlap = stage.parallel.overlap};
+  if (optimizer.reduce_dtype != "auto") options.reduce = gradient_dtype(optimizer.reduce_dtype);
   return options;
 }
 

@@ -32,7 +32,8 @@ struct StageComparison {
   double tokens_per_s = 0, model_flops_per_s = 0;  // of that step, all ranks
   std::vector<double> peak_gib, peak_gib_planned;  // by rank
 };
-/// "plan said 1.234 s a step, measured 1.300 (-5.1 %); memory of rank 0: ...": one line.
+/// "stage all beside its plan: step 1.300 s, planned 1.234 s (-5.1 %); most memory by rank 90.8 (planned ...": one
+/// line.
 std::string text_of(const StageComparison& comparison);
 
 /// Collective over groups.control. Nothing where nothing was predicted or no step was done.

@@ -47,11 +47,13 @@ std::string expert_layout(const ModelConfig& config, const WeightFolder& folder)
 }
 
 const Comm& cut_group(const ParamSpec& spec, const Groups& groups) {
-  return spec.cut_dim >= 0 && spec.cut_axis == Axis::kEp ? *groups.ep : *groups.tp;
+  return is_of_experts(spec) ? *groups.ep : *groups.tp;
 }
 
-const Comm* inner_group(const ParamSpec& spec, const Groups& groups) {
-  return spec.inner_dim >= 0 && groups.etp->size() > 1 ? groups.etp.get() : nullptr;
+CutPlace cut_place(const ParamSpec& spec, const Groups& groups) {
+  const Comm& cut = cut_group(spec, groups);
+  if (spec.inner_dim < 0) return {cut.rank(), cut.size()};
+  return {cut.rank(), cut.size(), groups.etp->rank(), groups.etp->size()};
 }
 
 TiedName tied_name(const ParamTable& params, const ModelConfig& config) {
@@ -70,14 +72,16 @@ TiedName tied_name(const ParamTable& params, const ModelConfig& config) {
 namespace {
 
 /// An overlap of whole experts -> its parts that lie on a rank of etp.
-std::vector<Overlap> inner_overlaps(
-    const ParamSpec& spec, const HfPart& part, const Overlap& whole, int inner, int inner_parts) {
+std::vector<Overlap> inner_overlaps(const ParamSpec& spec,
+                                    const HfPart& part,
+                                    const Overlap& whole,
+                                    const CutPlace& place) {
   // The part may be a stretch of dim 1 (gate, or up).
   const bool is_stretch = part.inner_size > 0 && spec.inner_dim == 1;
   const int64_t begin = is_stretch ? part.inner_begin : 0;
   const int64_t end = is_stretch ? begin + part.inner_size : spec.shape[spec.inner_dim];
   std::vector<Overlap> out;
-  for (const LocalRange& range : local_ranges(inner_cut(spec), inner, inner_parts)) {
+  for (const LocalRange& range : local_ranges(inner_cut(spec), place.inner, place.inner_parts)) {
     const int64_t first = std::max(range.global_begin, begin), last = std::min(range.global_begin + range.size, end);
     if (first >= last) continue;
     Overlap overlap = whole;
@@ -92,14 +96,13 @@ std::vector<Overlap> inner_overlaps(
 
 }  // namespace
 
-std::vector<Overlap> overlaps(
-    const ParamSpec& spec, const HfPart& part, int index, int parts, bool only_spoken, int inner, int inner_parts) {
+std::vector<Overlap> overlaps(const ParamSpec& spec, const HfPart& part, const CutPlace& place, bool only_spoken) {
   if (spec.cut_dim < 0) {
-    if (only_spoken && index > 0) return {};
+    if (only_spoken && place.index > 0) return {};
     return {{.dim = part.dim, .in_local = part.begin, .size = part.size}};
   }
   std::vector<Overlap> out;
-  for (const LocalRange& range : local_ranges(spec, index, parts)) {
+  for (const LocalRange& range : local_ranges(spec, place.index, place.parts)) {
     if (only_spoken && range.replica_index != 0) continue;
     Overlap overlap{spec.cut_dim, range.global_begin, range.local_begin, range.size};
     if (spec.cut_dim == part.dim) {
@@ -108,10 +111,10 @@ std::vector<Overlap> overlaps(
       if (first >= last) continue;
       overlap = {spec.cut_dim, first - part.begin, range.local_begin + first - range.global_begin, last - first};
     }
-    if (inner_parts == 1) {
+    if (place.inner_parts == 1) {
       out.push_back(overlap);
     } else {
-      for (const Overlap& piece : inner_overlaps(spec, part, overlap, inner, inner_parts)) out.push_back(piece);
+      for (const Overlap& piece : inner_overlaps(spec, part, overlap, place)) out.push_back(piece);
     }
   }
   return out;

@@ -33,11 +33,16 @@ TiedName tied_name(const ParamTable& params, const ModelConfig& config);
 /// How the folder keeps its experts (model.experts_on_disk), by the shapes of its tensors.
 std::string expert_layout(const ModelConfig& config, const WeightFolder& folder);
 
-/// The ranks over which a weight is cut, and those over which it is cut once more; null: none.
+/// The ranks over which a weight is cut.
 const Comm& cut_group(const ParamSpec& spec, const Groups& groups);
-const Comm* inner_group(const ParamSpec& spec, const Groups& groups);
+/// A rank's place in the cut of a weight, and in the second one of experts over etp.
+struct CutPlace {
+  int index = 0, parts = 1;
+  int inner = 0, inner_parts = 1;
+};
+CutPlace cut_place(const ParamSpec& spec, const Groups& groups);
 
-/// Where a stretch meets what rank `index` of `parts` holds: rows [in_part, +size) of the stretch are rows [in_local,
+/// Where a stretch meets what one rank holds: rows [in_part, +size) of the stretch are rows [in_local,
 /// +size) of the local tensor, both along `dim`, once the local tensor is narrowed to the stretch (local_view).
 struct Overlap {
   int dim = 0;
@@ -47,14 +52,7 @@ struct Overlap {
   int64_t inner_in_part = 0, inner_in_local = 0, inner_size = 0;
 };
 /// `only_spoken`: leave out what another rank speaks for, so that all ranks together give every element once.
-/// `inner`, `inner_parts`: the place in the second cut.
-std::vector<Overlap> overlaps(const ParamSpec& spec,
-                              const HfPart& part,
-                              int index,
-                              int parts,
-                              bool only_spoken,
-                              int inner = 0,
-                              int inner_parts = 1);
+std::vector<Overlap> overlaps(const ParamSpec& spec, const HfPart& part, const CutPlace& place, bool only_spoken);
 Tensor local_view(const Tensor& local, const HfPart& part, const Overlap& overlap);
 Tensor part_view(const Tensor& stretch, const Overlap& overlap);
 

@@ -82,16 +82,13 @@ void load_weights(Vlm& model, const std::string& folder) {
   for (size_t i = 0; i < parts.size(); ++i) {
     const HfPart& part = parts[i].part;
     Param& param = params[parts[i].param];
-    const Comm& cut = cut_group(param.spec, model.groups());
     const TensorEntry& entry = weights.entry(part.name);
     HANOK_REQUIRE(entry.shape == part.shape, kShape)
         << part.name << ": got shape " << entry.shape << ", expected " << part.shape << "; " << folder
         << "; config.json and weights are of different models";
     if (c10::elementSize(entry.dtype) > c10::elementSize(param.value.scalar_type())) rounded.insert(entry.dtype);
     const Tensor stored = parts[i].as_ours(weights.view(part.name));
-    const Comm* inner = inner_group(param.spec, model.groups());
-    const int inner_rank = inner ? inner->rank() : 0, inner_size = inner ? inner->size() : 1;
-    for (const Overlap& overlap : overlaps(param.spec, part, cut.rank(), cut.size(), false, inner_rank, inner_size))
+    for (const Overlap& overlap : overlaps(param.spec, part, cut_place(param.spec, model.groups()), false))
       local_view(param.value, part, overlap).copy_(part_view(stored, overlap));
     weights.forget(part.name);
     progress.update(static_cast<int64_t>(i) + 1);

@@ -37,7 +37,8 @@ std::string path_of(const json& part, std::initializer_list<const char*> keys, c
     if (scheme != std::string::npos || path.rfind("data:", 0) == 0) {
       throw WrongRecord(
           "not_a_file",
-          concat(where, ".", key, ": got ", unicode::beginning(path, 60), ", expected a path; download the file first"));
+          concat(
+              where, ".", key, ": got ", unicode::beginning(path, 60), ", expected a path; download the file first"));
     }
     return path;
   }

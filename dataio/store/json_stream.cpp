@@ -75,8 +75,8 @@ class Builder : public nlohmann::json_sax<json> {
   }
 
   bool open(json empty) {
-    HANOK_REQUIRE(frames_.size() < kMaxDepth, kData)
-        << "JSON: got more than " << kMaxDepth << " levels at key " << unicode::beginning(path(), 200) << "; " << where_;
+    HANOK_REQUIRE(frames_.size() < kMaxDepth, kData) << "JSON: got more than " << kMaxDepth << " levels at key "
+                                                     << unicode::beginning(path(), 200) << "; " << where_;
     if (is_member()) {
       member_stream_ = frames_.back().stream;
       member_ = std::move(empty);

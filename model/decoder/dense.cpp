@@ -84,7 +84,8 @@ class DenseDecoder : public Decoder {
   /// Ranks of ep meet in the backward of every layer with experts: all of them must have one, also where what trains
   /// lies below and this rank's micro-batch has no part in it (no picture, say).
   Tensor meeting_in_backward(const Tensor& x) const {
-    const bool must = at::GradMode::is_enabled() && groups_->ep->size() * groups_->etp->size() > 1 && !x.requires_grad();
+    const bool must =
+        at::GradMode::is_enabled() && groups_->ep->size() * groups_->etp->size() > 1 && !x.requires_grad();
     return must ? x.detach().requires_grad_() : x;
   }
 

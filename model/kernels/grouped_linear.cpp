@@ -13,11 +13,6 @@
 namespace hanok {
 namespace {
 
-struct Later : torch::CustomClassHolder {
-  explicit Later(WeightGradients* deferred) : deferred(deferred) {}
-  WeightGradients* deferred;
-};
-
 /// What at::_grouped_mm takes: bf16 on a GPU, rows and addresses of 16 bytes, at most so many experts.
 constexpr int64_t kMostGroups = 1023;
 bool is_one_launch(const Tensor& x, const Tensor& weight) {
@@ -87,7 +82,7 @@ struct GroupedLinear : torch::autograd::Function<GroupedLinear> {
                         WeightGradients* deferred,
                         bool is_part) {
     const Tensor x = x_in.contiguous();
-    if (deferred) ctx->saved_data["later"] = c10::IValue::make_capsule(c10::make_intrusive<Later>(deferred));
+    remember(*ctx, deferred);
     ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight, ends_E});
     const auto compute = [&] { return product(x, weight.transpose(1, 2), ends_E); };
     return is_part ? kept_part(compute) : kept(compute);
@@ -101,16 +96,9 @@ struct GroupedLinear : torch::autograd::Function<GroupedLinear> {
     Tensor dx, dweight;
     if (ctx->needs_input_grad(0)) dx = product(dy, weight, ends);
     if (ctx->needs_input_grad(1)) {
-      const auto later = ctx->saved_data.find("later");
-      WeightGradients* deferred =
-          later == ctx->saved_data.end() ? nullptr : static_cast<Later&>(*later->second.toCapsule()).deferred;
-      if (deferred && deferred->deferring()) {
+      if (WeightGradients* deferred = deferring_now(*ctx)) {
         put_gradient_off(weight);
-        deferred->add([weight, dy, x, ends] {
-          const Tensor share = weight_gradient(weight, dy, x, ends);
-          if (share.defined()) add_to_gradient(weight, share);
-          gradient_was_added(weight);
-        });
+        deferred->add([weight, dy, x, ends] { add_put_off_gradient(weight, weight_gradient(weight, dy, x, ends)); });
       } else {
         dweight = weight_gradient(weight, dy, x, ends);
       }

@@ -1,13 +1,10 @@
 // What layers keep for their backward, on its way to host memory and back.
 #pragma once
 
-#include <c10/core/Event.h>
-
 #include <memory>
-#include <optional>
 #include <vector>
 
-#include "base/tensor.h"
+#include "parallel/side_stream.h"
 
 namespace hanok {
 
@@ -30,9 +27,9 @@ class Parked {
   friend class HostLane;
   std::vector<Tensor> here_, away_;
   bool is_sent_ = false;
-  at::Device device_ = at::kCPU;     // where they belong
-  std::optional<c10::Event> moved_;  // the end of the newest copies
-  std::shared_ptr<Parked> before_;   // of the layer whose backward comes after this one's
+  at::Device device_ = at::kCPU;    // where they belong
+  SideStream::Mark moved_;          // the end of the newest copies
+  std::shared_ptr<Parked> before_;  // of the layer whose backward comes after this one's
 };
 
 /// The layers of one forward. The newest stays on the device; the one before it travels while the next layer runs.

@@ -11,11 +11,6 @@ namespace hanok {
 namespace {
 
 /// What the backward needs besides tensors, as an object that autograd can keep.
-struct Later : torch::CustomClassHolder {
-  explicit Later(WeightGradients* deferred) : deferred(deferred) {}
-  WeightGradients* deferred;
-};
-
 /// buffer += dy^T x where the weight has a buffer; else the product itself.
 Tensor add_or_make_product(const Tensor& weight, const Tensor& dy, const Tensor& x) {
   GradTarget target = grad_target(weight);
@@ -25,12 +20,8 @@ Tensor add_or_make_product(const Tensor& weight, const Tensor& dy, const Tensor&
 }
 
 void add_put_off(const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& dy) {
-  const auto add = [](const Tensor& to, const Tensor& share) {
-    if (share.defined()) add_to_gradient(to, share);
-    gradient_was_added(to);
-  };
-  add(weight, add_or_make_product(weight, dy, x));
-  if (bias.defined()) add(bias, dy.sum(0));
+  add_put_off_gradient(weight, add_or_make_product(weight, dy, x));
+  if (bias.defined()) add_put_off_gradient(bias, dy.sum(0));
 }
 
 /// y = x w^T + b, whose weight gradient is added straight to the buffer of the step where the weight has one.
@@ -41,7 +32,7 @@ struct Matmul : torch::autograd::Function<Matmul> {
                         const std::optional<Tensor>& bias,
                         WeightGradients* deferred,
                         bool is_part_of_sum) {
-    if (deferred) ctx->saved_data["later"] = c10::IValue::make_capsule(c10::make_intrusive<Later>(deferred));
+    remember(*ctx, deferred);
     // x is for the gradient of the weight only: below frozen layers it need not stay.
     ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight, bias.value_or(Tensor())});
     const auto compute = [&] { return at::linear(x, weight, bias); };
@@ -55,15 +46,12 @@ struct Matmul : torch::autograd::Function<Matmul> {
     Tensor dx, dweight, dbias;
     if (ctx->needs_input_grad(0)) dx = at::mm(dy, weight);
     const bool has_bias = saved[2].defined() && ctx->needs_input_grad(2);
-    const auto later = ctx->saved_data.find("later");
-    if (later != ctx->saved_data.end() && ctx->needs_input_grad(1)) {
-      WeightGradients& deferred = *static_cast<Later&>(*later->second.toCapsule()).deferred;
-      if (deferred.deferring()) {
-        put_gradient_off(weight);
-        if (has_bias) put_gradient_off(saved[2]);
-        deferred.add([weight, bias = has_bias ? saved[2] : Tensor(), x, dy] { add_put_off(weight, bias, x, dy); });
-        return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
-      }
+    WeightGradients* deferred = deferring_now(*ctx);
+    if (deferred && ctx->needs_input_grad(1)) {
+      put_gradient_off(weight);
+      if (has_bias) put_gradient_off(saved[2]);
+      deferred->add([weight, bias = has_bias ? saved[2] : Tensor(), x, dy] { add_put_off(weight, bias, x, dy); });
+      return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
     }
     if (ctx->needs_input_grad(1)) dweight = add_or_make_product(weight, dy, x);
     if (has_bias) dbias = dy.sum(0);

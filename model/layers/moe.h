@@ -16,10 +16,10 @@ namespace hanok {
 /// rows, and the results are gathered), so that no token is sent twice. Rows sorted by expert travel to the ranks of ep
 /// that hold their experts and back, in an all-to-all whose split sizes are those of the routing, counted and exchanged
 /// before; no token is dropped, and padding is sent nowhere (its y is 0). Where the width of an expert is cut over etp,
-/// those ranks gather each other's rows, and sum what their columns make of them. Gradients of experts are sums over the
-/// tokens that met here; the ranks of expert_grad add theirs. On a GPU the host waits for the device once a layer with
-/// ep (for the split sizes), once more with etp, and never else.
-/// source: HF Qwen3VLMoeTextSparseMoeBlock (transformers 5.17)
+/// those ranks gather each other's rows, and sum what their columns make of them. Gradients of experts are sums over
+/// the tokens that met here; the ranks of expert_grad add theirs. On a GPU the host waits for the device once a layer
+/// with ep (for the split sizes), once more with etp, and never else. source: HF Qwen3VLMoeTextSparseMoeBlock
+/// (transformers 5.17)
 class MoeMlp {
  public:
   MoeMlp(const BuildContext& ctx, const DecoderConfig& config, int64_t layer);

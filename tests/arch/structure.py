@@ -27,7 +27,7 @@ DOORS = {
                 "optimizer.h", "prediction.h", "state.h", "version.h"},
     "launch": {"command.h"},
 }
-MODEL_MAY_USE = {"grad_buffer.h", "kept.h", "pipeline_schedule.h", "param.h", "plan.h", "redistribute.h", "collectives.h", "groups.h", "init.h"}
+MODEL_MAY_USE = {"grad_buffer.h", "kept.h", "side_stream.h", "pipeline_schedule.h", "param.h", "plan.h", "redistribute.h", "collectives.h", "groups.h", "init.h"}
 ROOMS = {  # library header -> the only places that may include it
     r"mpi\.h": ("parallel/", "launch/"),
     r"nccl\.h": ("parallel/", "launch/"),

@@ -1,36 +1,27 @@
 #include "tests/equivalence/broken_world.h"
 
+#include "tests/parallel/forwarding_comm.h"
+
 namespace hanok {
 namespace {
 
-class BrokenComm : public Comm {
+class BrokenComm : public ForwardingComm {
  public:
   BrokenComm(std::shared_ptr<Comm> comm, int number, bool exchanges)
-      : comm_(std::move(comm)), left_(exchanges ? 0 : number), exchanges_left_(exchanges ? number : 0) {}
-  int rank() const override { return comm_->rank(); }
-  int size() const override { return comm_->size(); }
-  std::string_view name() const override { return comm_->name(); }
+      : ForwardingComm(std::move(comm)), left_(exchanges ? 0 : number), exchanges_left_(exchanges ? number : 0) {}
   void all_reduce(Tensor& x, Reduce op) override {
-    if (--left_ != 0) comm_->all_reduce(x, op);
+    if (--left_ != 0) ForwardingComm::all_reduce(x, op);
   }
-  void all_gather(Tensor& out, const Tensor& shard) override { comm_->all_gather(out, shard); }
   void reduce_scatter(Tensor& shard, const Tensor& in) override {
-    if (--left_ != 0) return comm_->reduce_scatter(shard, in);
+    if (--left_ != 0) return ForwardingComm::reduce_scatter(shard, in);
     shard.copy_(in.view({size(), -1})[rank()].view(shard.sizes()));
   }
   void all_to_all(Tensor& out, const Tensor& in, const Splits& splits) override {
-    if (--exchanges_left_ != 0) return comm_->all_to_all(out, in, splits);
+    if (--exchanges_left_ != 0) return ForwardingComm::all_to_all(out, in, splits);
     out.zero_();
   }
-  void broadcast(Tensor& x, int root) override { comm_->broadcast(x, root); }
-  void send(const Tensor& x, int to) override { comm_->send(x, to); }
-  void recv(Tensor& x, int from) override { comm_->recv(x, from); }
-  void offer(const Tensor& x, int to) override { comm_->offer(x, to); }
-  void take(Tensor& x, int from) override { comm_->take(x, from); }
-  void barrier() override { comm_->barrier(); }
 
  private:
-  std::shared_ptr<Comm> comm_;
   int left_, exchanges_left_;
 };
 

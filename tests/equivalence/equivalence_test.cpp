@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "tests/equivalence/broken_world.h"
 #include "tests/equivalence/trajectory.h"
+#include "tests/support/processes.h"
 
 namespace hanok {
 namespace {
@@ -390,31 +391,10 @@ TEST(Canary, AStageWithoutTheBalancingLossIsNoticed) {
   });
 }
 
-/// On ranks other than 0: only what failed.
-class FailurePrinter : public testing::EmptyTestEventListener {
- public:
-  void OnTestPartResult(const testing::TestPartResult& result) override {
-    if (result.failed()) std::cerr << concat("rank ", processes->rank(), ": ", result.summary(), "\n");
-  }
-};
-
-int local_rank() {
-  MPI_Comm node;
-  int rank = 0;
-  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
-  MPI_Comm_rank(node, &rank);
-  MPI_Comm_free(&node);
-  return rank;
-}
-
 int run_processes(const std::string& backend) {
   if (backend == "nccl") device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(local_rank()));
   processes = make_mpi_world(backend == "nccl" ? Backend::kNccl : Backend::kMpi, 120);
-  if (processes->rank() > 0) {
-    auto& listeners = testing::UnitTest::GetInstance()->listeners();
-    delete listeners.Release(listeners.default_result_printer());
-    listeners.Append(new FailurePrinter);
-  }
+  print_as_one_of_several(processes->rank());
   const c10::OptionalDeviceGuard guard(device);
   const int failed = RUN_ALL_TESTS();
   made.reset();

@@ -7,23 +7,10 @@
 #include "configs/schema/check.h"
 #include "configs/schema/read.h"
 #include "launch/estimate_time.h"
+#include "tests/launch/planned_run.h"
 
 namespace hanok {
 namespace {
-
-RunConfig run_of(const std::string& shape) {
-  RunConfig config;
-  config.model = read_model_config(HANOK_SOURCE_DIR "/configs/model/" + shape + ".yaml");
-  config.model.tokenizer = "somewhere";
-  config.data.sets["train"] = {.path = "somewhere"};
-  StageConfig stage;
-  stage.name = "all";
-  stage.seq_len = 4096;
-  stage.rows_per_step = 64;
-  stage.steps = 10;
-  config.stages = {stage};
-  return config;
-}
 
 const GpuConfig& h200() {
   static const std::vector<GpuConfig> gpus = read_gpus(HANOK_SOURCE_DIR "/configs/gpu");

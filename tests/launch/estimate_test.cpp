@@ -6,6 +6,7 @@
 #include "configs/schema/check.h"
 #include "configs/schema/read.h"
 #include "parallel/grad_sync.h"
+#include "tests/launch/planned_run.h"
 #include "tests/model/tiny.h"
 #include "tests/support/errors.h"
 #include "trainer/optimizer.h"
@@ -43,28 +44,13 @@ TEST(Estimate, WeightsGradientsAndOptimizerAreWhatIsAllocatedOnEveryRank) {
   }
 }
 
-RunConfig eight_billion() {
-  RunConfig config;
-  config.model = read_model_config(HANOK_SOURCE_DIR "/configs/model/qwen3vl_8b.yaml");
-  config.model.tokenizer = "somewhere";
-  config.data.sets["train"] = {.path = "somewhere"};
-  StageConfig stage;
-  stage.name = "all";
-  stage.seq_len = 4096;
-  stage.rows_per_step = 64;
-  stage.rows_per_micro_batch = 2;
-  stage.steps = 10;
-  config.stages = {stage};
-  return config;
-}
-
 Estimate estimate_on(const RunConfig& config, const ParallelConfig& layout, const GpuConfig& gpu) {
   const StageConfig& stage = config.stages[0];
   return estimate(config, stage, plan_model(config, stage, layout, &gpu), supposed_by_default(config), &gpu);
 }
 
 TEST(Estimate, AnEightBillionModelNeedsSixteenBytesAParameterAndMore) {
-  const RunConfig config = eight_billion();
+  const RunConfig config = run_of("qwen3vl_8b", 2);
   const auto gpus = read_gpus(HANOK_SOURCE_DIR "/configs/gpu");
   const GpuConfig& h200 = find_gpu(gpus, "h200");
   const Estimate one = estimate_on(config, {.dp = 1}, h200), eight = estimate_on(config, {.dp = 8}, h200);
@@ -76,7 +62,7 @@ TEST(Estimate, AnEightBillionModelNeedsSixteenBytesAParameterAndMore) {
 }
 
 TEST(Estimate, ContextRanksShareRowsAndPictures) {
-  RunConfig config = eight_billion();
+  RunConfig config = run_of("qwen3vl_8b", 2);
   config.stages[0].seq_len = 32768;
   config.stages[0].rows_per_micro_batch = 1;
   const auto gpus = read_gpus(HANOK_SOURCE_DIR "/configs/gpu");
@@ -101,7 +87,7 @@ TEST(Estimate, ContextRanksShareRowsAndPictures) {
 }
 
 TEST(Estimate, RecomputationKeepsLessAndRunsMore) {
-  RunConfig config = eight_billion();
+  RunConfig config = run_of("qwen3vl_8b", 2);
   const auto gpus = read_gpus(HANOK_SOURCE_DIR "/configs/gpu");
   const GpuConfig& h200 = find_gpu(gpus, "h200");
   const Estimate none = estimate_on(config, {.dp = 8}, h200);
@@ -113,7 +99,7 @@ TEST(Estimate, RecomputationKeepsLessAndRunsMore) {
 }
 
 TEST(Estimate, EverySuggestionFitsAndIsAllowed) {
-  RunConfig config = eight_billion();
+  RunConfig config = run_of("qwen3vl_8b", 2);
   const auto gpus = read_gpus(HANOK_SOURCE_DIR "/configs/gpu");
   for (const char* kind : {"h200", "h100", "a100-40"}) {
     const GpuConfig& gpu = find_gpu(gpus, kind);
@@ -127,7 +113,7 @@ TEST(Estimate, EverySuggestionFitsAndIsAllowed) {
 }
 
 TEST(Estimate, ACardWithoutBfloat16ComputesInFloat32) {
-  const RunConfig config = eight_billion();
+  const RunConfig config = run_of("qwen3vl_8b", 2);
   const auto gpus = read_gpus(HANOK_SOURCE_DIR "/configs/gpu");
   const Estimate e = estimate_on(config, {.dp = 1}, find_gpu(gpus, "t4"));
   EXPECT_EQ(e.dtype, at::kFloat);

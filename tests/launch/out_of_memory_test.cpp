@@ -3,8 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include "configs/schema/read.h"
 #include "launch/estimate.h"
+#include "tests/launch/planned_run.h"
 
 namespace hanok {
 namespace {
@@ -45,23 +45,8 @@ TEST(OutOfMemory, WithoutSettingsTheTextSaysWhatElseHelps) {
   expect_part(text, "take more GPUs, a smaller model or shorter rows");
 }
 
-RunConfig eight_billion(int64_t rows_per_micro_batch) {
-  RunConfig config;
-  config.model = read_model_config(HANOK_SOURCE_DIR "/configs/model/qwen3vl_8b.yaml");
-  config.model.tokenizer = "somewhere";
-  config.data.sets["train"] = {.path = "somewhere"};
-  StageConfig stage;
-  stage.name = "all";
-  stage.seq_len = 4096;
-  stage.rows_per_step = 64;
-  stage.rows_per_micro_batch = rows_per_micro_batch;
-  stage.steps = 10;
-  config.stages = {stage};
-  return config;
-}
-
 TEST(OutOfMemory, ThreeSettingsAreProposedAndEachTakesLess) {
-  const RunConfig config = eight_billion(16);
+  const RunConfig config = run_of("qwen3vl_8b", 16);
   const std::vector<std::string> settings =
       settings_that_fit(config, config.stages[0], full_gpu(), "NVIDIA H200", /*world_size=*/4);
   ASSERT_EQ(settings.size(), 3u);
@@ -69,12 +54,12 @@ TEST(OutOfMemory, ThreeSettingsAreProposedAndEachTakesLess) {
 }
 
 TEST(OutOfMemory, AnUnknownGpuIsPlannedLikeTheOneNearestInMemory) {
-  const RunConfig config = eight_billion(16);
+  const RunConfig config = run_of("qwen3vl_8b", 16);
   EXPECT_FALSE(settings_that_fit(config, config.stages[0], full_gpu(), "Some GPU", 4).empty());
 }
 
 TEST(OutOfMemory, WhatThePlanThoughtToFitIsNotProposedAgain) {
-  RunConfig config = eight_billion(1);
+  RunConfig config = run_of("qwen3vl_8b", 1);
   RefusedAllocation refused = full_gpu();
   refused.present = refused.allowed = 1000 * kGiB;  // by the plan there is room for everything
   for (const std::string& setting : settings_that_fit(config, config.stages[0], refused, "NVIDIA H200", 4))

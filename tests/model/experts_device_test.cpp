@@ -9,8 +9,8 @@
 #include "model/kernels/order_rows.h"
 #include "model/kernels/route_rows.h"
 #include "parallel/grad_buffer.h"
+#include "tests/model/model_on_device.h"
 #include "tests/model/on_device.h"
-#include "tests/model/tiny.h"
 
 namespace hanok {
 namespace {
@@ -196,15 +196,8 @@ TEST(ExpertsOnDevice, RowsBehindTheLastExpertChangeNothing) {
   }
 }
 
-struct Result {
-  Tensor y, aux;
-  std::vector<Tensor> grads;
-};
-
 ModelConfig expert_config(int64_t experts, int64_t choices) {
-  ModelConfig config = tiny_config();
-  config.decoder.head_dim = 16;
-  config.decoder.mrope_section = {4, 2, 2};
+  ModelConfig config = device_config();
   config.decoder.type = "qwen3_moe";
   config.decoder.experts = experts;
   config.decoder.experts_per_token = choices;
@@ -214,44 +207,23 @@ ModelConfig expert_config(int64_t experts, int64_t choices) {
   return config;
 }
 
-Result run_model(const ModelConfig& config, const TinyRow& row, at::ScalarType dtype, at::Device device) {
-  Vlm source(config, make_single_groups(), at::kDouble, at::kCPU);
-  randomise(source, 21);
-  Vlm model(config, make_single_groups(), dtype, device);
-  {
-    const at::NoGradGuard no_grad;
-    for (size_t i = 0; i < source.params().size(); ++i)
-      model.params()[i].value.copy_(source.params()[i].value.to(at::kBFloat16));  // values that every dtype holds
-  }
-  TinyRow here = row;
-  ModelInput& input = here.input;
-  for (Tensor* x :
-       {&input.tokens_T, &input.position_3T, &input.pixels_PC, &input.vision_index_M, &here.targets_T, &here.weight_T})
-    *x = x->to(device);
+ModelResult run_experts(const ModelConfig& config, const TinyRow& row, at::ScalarType dtype, at::Device device) {
   const DecoderConfig& decoder = config.decoder;
-  const Tensor token = at::arange(input.tokens_T.size(0), at::kLong);
+  const Tensor token = at::arange(row.input.tokens_T.size(0), at::kLong);
   const Tensor row_T = at::where(token.lt(40), token.ge(11).to(at::kLong), at::scalar_tensor(-1, at::kLong));
-  input.routing = std::make_shared<Routing>(Routing{.row_T = row_T.to(device),
-                                                    .num_rows = 2,
-                                                    .tokens_of_step = 40,
-                                                    .coefficient = decoder.aux_loss,
-                                                    .layers = decoder.layers,
-                                                    .expert_layers = decoder.num_expert_layers(),
-                                                    .experts = decoder.experts,
-                                                    .experts_per_token = decoder.experts_per_token});
-  const ModelOutput output = model.forward(input);
-  weighted_loss(model, output, here).backward();
-  Result result{.y = output.y_TD.detach().cpu().to(at::kDouble), .aux = input.routing->aux.cpu()};
-  for (const Param& param : model.params()) result.grads.push_back(param.value.grad().cpu().to(at::kDouble));
-  return result;
-}
-
-double relative_error(const Tensor& got, const Tensor& expected) {
-  return (got - expected).abs().max().item<double>() / expected.abs().max().item<double>();
-}
-
-double cosine(const Tensor& a, const Tensor& b) {
-  return (a.flatten().dot(b.flatten()) / (a.norm() * b.norm())).item<double>();
+  return run_model(config,
+                   row,
+                   dtype,
+                   device,
+                   {},
+                   std::make_shared<Routing>(Routing{.row_T = row_T,
+                                                     .num_rows = 2,
+                                                     .tokens_of_step = 40,
+                                                     .coefficient = decoder.aux_loss,
+                                                     .layers = decoder.layers,
+                                                     .expert_layers = decoder.num_expert_layers(),
+                                                     .experts = decoder.experts,
+                                                     .experts_per_token = decoder.experts_per_token}));
 }
 
 TEST(ExpertsOnDevice, ModelsInDoubleAndSinglePrecisionEqualTheCpu) {
@@ -259,10 +231,10 @@ TEST(ExpertsOnDevice, ModelsInDoubleAndSinglePrecisionEqualTheCpu) {
   at::manual_seed(47);
   const ModelConfig config = expert_config(8, 2);
   const TinyRow row = tiny_row(config, 48, true, at::kDouble);
-  const Result expected = run_model(config, row, at::kDouble, at::kCPU);
+  const ModelResult expected = run_experts(config, row, at::kDouble, at::kCPU);
   for (const auto dtype : {at::kDouble, at::kFloat}) {
     const double bound = dtype == at::kDouble ? 1e-6 : 1e-4;  // rotary tables are f32 in the tower on both
-    const Result got = run_model(config, row, dtype, at::kCUDA);
+    const ModelResult got = run_experts(config, row, dtype, at::kCUDA);
     EXPECT_LE(relative_error(got.y, expected.y), bound);
     EXPECT_LE(relative_error(got.aux, expected.aux), bound);
     for (size_t i = 0; i < got.grads.size(); ++i)
@@ -276,17 +248,10 @@ TEST(ExpertsOnDevice, ModelsInHalfPrecisionAreAsNearAsOnTheCpu) {
   at::manual_seed(48);
   const ModelConfig config = expert_config(4, 4);
   const TinyRow row = tiny_row(config, 48, true, at::kDouble);
-  const Result exact = run_model(config, row, at::kDouble, at::kCPU),
-               cpu = run_model(config, row, at::kBFloat16, at::kCPU);
-  const Result got = run_model(config, row, at::kBFloat16, at::kCUDA);
-  const auto is_as_near = [](const Tensor& x, const Tensor& other, const Tensor& reference) {
-    return 1 - cosine(x, reference) <= 4 * (1 - cosine(other, reference)) + 1e-4;
-  };
-  EXPECT_TRUE(is_as_near(got.y, cpu.y, exact.y)) << cosine(got.y, exact.y) << " vs " << cosine(cpu.y, exact.y);
-  for (size_t i = 0; i < got.grads.size(); ++i)
-    EXPECT_TRUE(is_as_near(got.grads[i], cpu.grads[i], exact.grads[i]))
-        << "weight " << i << ": " << cosine(got.grads[i], exact.grads[i]) << " vs "
-        << cosine(cpu.grads[i], exact.grads[i]);
+  const ModelResult exact = run_experts(config, row, at::kDouble, at::kCPU),
+                    cpu = run_experts(config, row, at::kBFloat16, at::kCPU);
+  const ModelResult got = run_experts(config, row, at::kBFloat16, at::kCUDA);
+  expect_as_near(got, cpu, exact);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "parallel/comm_base.h"
 #include "tests/parallel/comm_suite.h"
 #include "tests/parallel/pipeline_chain.h"
+#include "tests/support/processes.h"
 
 namespace hanok {
 namespace {
@@ -255,37 +256,10 @@ TEST(World, ThreadsAreNotAnMpiBackend) {
   EXPECT_THROW(make_mpi_world(Backend::kThread, 1), Error);
 }
 
-/// On ranks other than 0: only what failed.
-class FailurePrinter : public testing::EmptyTestEventListener {
- public:
-  explicit FailurePrinter(int rank) : rank_(rank) {}
-  void OnTestStart(const testing::TestInfo& info) override { test_ = concat(info.test_suite_name(), ".", info.name()); }
-  void OnTestPartResult(const testing::TestPartResult& result) override {
-    if (result.failed()) std::cerr << concat("rank ", rank_, ", ", test_, ": ", result.summary(), "\n");
-  }
-
- private:
-  int rank_;
-  std::string test_;
-};
-
-int local_rank() {
-  MPI_Comm node;
-  int rank = 0;
-  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
-  MPI_Comm_rank(node, &rank);
-  MPI_Comm_free(&node);
-  return rank;
-}
-
 int run(const std::string& name) {
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  if (rank > 0) {
-    auto& listeners = testing::UnitTest::GetInstance()->listeners();
-    delete listeners.Release(listeners.default_result_printer());
-    listeners.Append(new FailurePrinter(rank));
-  }
+  print_as_one_of_several(rank);
   backend = name == "nccl" ? Backend::kNccl : Backend::kMpi;
   if (backend == Backend::kNccl) device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(local_rank()));
   world = make_mpi_world(backend, kStallTimeout);  // says so when there are no GPUs

@@ -13,18 +13,10 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "tests/parallel/comm_suite.h"
+#include "tests/support/processes.h"
 
 namespace hanok {
 namespace {
-
-int local_rank() {
-  MPI_Comm node;
-  int rank = 0;
-  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
-  MPI_Comm_rank(node, &rank);
-  MPI_Comm_free(&node);
-  return rank;
-}
 
 /// The host waits for the sum, as a training loop waits for its loss.
 void sum(Comm& comm, at::Device device) {

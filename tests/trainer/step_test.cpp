@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "model/cost.h"
 #include "tests/equivalence/material.h"
+#include "tests/parallel/forwarding_comm.h"
 #include "trainer/run_stages.h"
 #include "trainer/step_report.h"
 
@@ -55,33 +56,21 @@ std::vector<Batch> batches(std::vector<int64_t> indices) {
 }
 
 /// Notes of every operation whether it was asked for in the middle of a backward.
-class NotingComm : public Comm {
+class NotingComm : public ForwardingComm {
  public:
   NotingComm(std::shared_ptr<Comm> comm, std::vector<std::pair<char, bool>>& notes)
-      : comm_(std::move(comm)), notes_(notes) {}
-  int rank() const override { return comm_->rank(); }
-  int size() const override { return comm_->size(); }
-  std::string_view name() const override { return comm_->name(); }
-  void all_reduce(Tensor& x, Reduce op) override { comm_->all_reduce(x, op); }
+      : ForwardingComm(std::move(comm)), notes_(notes) {}
   void all_gather(Tensor& out, const Tensor& shard) override {
     note('g');
-    comm_->all_gather(out, shard);
+    ForwardingComm::all_gather(out, shard);
   }
   void reduce_scatter(Tensor& shard, const Tensor& in) override {
     note('r');
-    comm_->reduce_scatter(shard, in);
+    ForwardingComm::reduce_scatter(shard, in);
   }
-  void all_to_all(Tensor& out, const Tensor& in, const Splits& splits) override { comm_->all_to_all(out, in, splits); }
-  void broadcast(Tensor& x, int root) override { comm_->broadcast(x, root); }
-  void send(const Tensor& x, int to) override { comm_->send(x, to); }
-  void recv(Tensor& x, int from) override { comm_->recv(x, from); }
-  void offer(const Tensor& x, int to) override { comm_->offer(x, to); }
-  void take(Tensor& x, int from) override { comm_->take(x, from); }
-  void barrier() override { comm_->barrier(); }
 
  private:
   void note(char what) { notes_.emplace_back(what, torch::autograd::get_current_graph_task_id() != -1); }
-  std::shared_ptr<Comm> comm_;
   std::vector<std::pair<char, bool>>& notes_;
 };
 

@@ -363,12 +363,12 @@ TEST(Weights, StretchesAreGatheredFromWhatRanksSpeakForWhateverTheCut) {
           local.view(-1)
               .narrow(0, run.local_begin, run.size)
               .copy_(global.view(-1).narrow(0, run.global_begin, run.size));
-        for (const Overlap& overlap : overlaps(spec, part, rank, tp, true)) {
+        for (const Overlap& overlap : overlaps(spec, part, {rank, tp}, true)) {
           part_view(gathered, overlap).copy_(local_view(local, part, overlap));
           part_view(times, overlap) += 1;
         }
         Tensor loaded = local.clone().fill_(-1);
-        for (const Overlap& overlap : overlaps(spec, part, rank, tp, false))
+        for (const Overlap& overlap : overlaps(spec, part, {rank, tp}, false))
           local_view(loaded, part, overlap).copy_(part_view(global.narrow(0, 10, 20), overlap));
         EXPECT_TRUE(loaded.eq(local).logical_or(loaded.eq(-1)).all().item<bool>())
             << "cut " << cut_dim << ", tp " << tp;
