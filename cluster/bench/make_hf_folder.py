@@ -1,5 +1,5 @@
 """A Qwen3-VL folder of a published shape with random weights, in the sharded layout of the published ones.
-usage: make_hf_folder.py 2b|4b|8b FOLDER [TOKENIZER_FOLDER]"""
+usage: make_hf_folder.py 2b|4b|8b|tiny FOLDER [TOKENIZER_FOLDER]"""
 import os
 import shutil
 import sys
@@ -8,6 +8,7 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 SHAPES = {  # hidden, ffn, layers, tied; tower: depth, hidden, ffn, taps
+    "tiny": (64, 128, 4, 8, True, 3, 256, 256, [0, 1, 2]),  # published by nobody: the scripts here can be tried on a CPU with it
     "2b": (2048, 6144, 28, 16, True, 24, 1024, 4096, [5, 11, 17]),
     "4b": (2560, 9728, 36, 32, True, 24, 1024, 4096, [5, 11, 17]),
     "8b": (4096, 12288, 36, 32, False, 27, 1152, 4304, [8, 16, 24]),
@@ -19,7 +20,7 @@ def config_of(shape):
     rope = {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
     return Qwen3VLConfig(
         text_config=dict(vocab_size=151936, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
-                         num_key_value_heads=8, head_dim=128, rope_parameters=rope, tie_word_embeddings=tied),
+                         num_key_value_heads=8, head_dim=128, max_position_embeddings=262144, rope_parameters=rope, tie_word_embeddings=tied),
         vision_config=dict(depth=depth, hidden_size=tower, intermediate_size=tower_ffn, num_heads=16, out_hidden_size=hidden,
                            deepstack_visual_indexes=taps),
         tie_word_embeddings=tied, image_token_id=151655, video_token_id=151656, vision_start_token_id=151652, vision_end_token_id=151653)

@@ -4,6 +4,7 @@ Without options: pages of several sizes, one problem each. --page EDGE: square p
 filled up with further problems to just below N tokens."""
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import textwrap
@@ -59,13 +60,17 @@ def main():
     vision = (options.page // 32) ** 2 if options.page else 0
     texts = texts_of(options.tokens - TEMPLATE_TOKENS - vision) if options.tokens else None
     source = problems()
+    if not options.text:
+        sizes = [(options.page, options.page) if options.page else random.choice([(512, 384), (640, 448), (448, 448), (768, 320)])
+                 for _ in range(options.samples)]
+        with multiprocessing.Pool() as pool:
+            pool.starmap(draw_page, [(os.path.join(pages, f"{i:05d}.jpg"), size, source[i % len(source)]["question"])
+                                     for i, size in enumerate(sizes)], chunksize=8)
     with open(os.path.join(options.folder, "rows.jsonl"), "w", encoding="utf-8") as out:
         for i in range(options.samples):
             problem = source[i % len(source)]
             question = [{"type": "text", "text": "Read the problem and solve it step by step."}]
             if not options.text:
-                size = (options.page, options.page) if options.page else random.choice([(512, 384), (640, 448), (448, 448), (768, 320)])
-                draw_page(os.path.join(pages, f"{i:05d}.jpg"), size, problem["question"])
                 question.insert(0, {"type": "image", "image": f"pages/{i:05d}.jpg"})
             answer = next(texts) if texts else problem["question"] + "\n" + problem["answer"]
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -73,4 +78,5 @@ def main():
     print(f"{options.samples} samples in {options.folder}")
 
 
-main()
+if __name__ == "__main__":
+    main()

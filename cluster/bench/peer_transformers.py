@@ -51,10 +51,10 @@ width = config.vision_config.hidden_size // config.vision_config.num_heads // 2
 tower.rotary_pos_emb.inv_freq = 1.0 / (10000 ** (torch.arange(0, width, 2, device="cuda", dtype=torch.float) / width))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
-batches = []
+batches, sizes = {}, {}  # of this rank; sizes: real tokens, without what fills a row up
 with safe_open(path, "pt") as file:
-    count = len([name for name in file.keys() if name.endswith(".tokens")])
-    for i in range(count):
+    num_batches = len([name for name in file.keys() if name.endswith(".tokens")])
+    for i in range(rank, num_batches, world):
         one = {name: file.get_tensor(f"{i}.{name}") for name in ("tokens", "targets", "position", "row_starts", "pixels", "grid")}
         labels = torch.full_like(one["tokens"], -100)
         labels[1:] = one["targets"][:-1]
@@ -68,16 +68,17 @@ with safe_open(path, "pt") as file:
         if one["pixels"].numel():
             batch |= dict(pixel_values=one["pixels"].to(torch.bfloat16), image_grid_thw=one["grid"],
                           mm_token_type_ids=(one["tokens"] == 151655).long()[None])
-        batches.append({name: tensor.cuda() for name, tensor in batch.items()})
+        batches[i] = {name: tensor.cuda() for name, tensor in batch.items()}
+        sizes[i] = int(one["row_starts"][-1])
 
 
 def step(index):
     tokens = 0
     for k in range(per_step):
-        batch = batches[((index * per_step + k) * world + rank) % len(batches)]
-        loss = model(**batch).loss / per_step
+        number = ((index * per_step + k) * world + rank) % num_batches  # a multiple of `world`
+        loss = model(**batches[number]).loss / per_step
         loss.backward()
-        tokens += batch["input_ids"].numel()
+        tokens += sizes[number]
     optimizer.step()
     optimizer.zero_grad()
     return tokens, loss
