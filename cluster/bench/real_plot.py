@@ -55,9 +55,8 @@ def write(path, curve, story, accuracy):
     x = Axis(1, len(order), LEFT + 2, WIDTH - RIGHT - 2)
     losses = curve["calm"] + [loss for _, steps in curve["parts"] for loss in steps.values()]
     y = Axis(min(losses) * 0.9, max(losses) * 1.1, UPPER[1], UPPER[0], log=True)
-    distances = [d for name in ("distance", "spread", "tolerance") for d in curve[name] if d > 0]
-    floor = 10.0 ** math.floor(math.log10(min(distances)))
-    z = Axis(floor, max(distances) * 2, LOWER[1], LOWER[0], log=True)
+    highest = max(d for name in ("distance", "spread", "tolerance") for d in curve[name])
+    z = Axis(10.0 ** math.floor(math.log10(highest) - 3), 2 * highest, LOWER[1], LOWER[0], log=True)  # what is less, 0 too, lies on the lower edge
     xs = [x(i + 1) for i in range(len(order))]
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} 560" font-family="sans-serif"><rect width="{WIDTH}" height="560" fill="#fff"/>']
     parts += decades(y, lambda p: f"{10.0 ** p:g}") + decades(z, lambda p: f"1e{p}")
@@ -65,7 +64,7 @@ def write(path, curve, story, accuracy):
         if y.low < loss < y.high:
             parts.append(text(LEFT - 6, y(loss) + 4, f"{loss:g}", anchor="end", size=11))
     parts += [panel(UPPER[1], UPPER[0], "loss: undisturbed (grey, wide) and disturbed (by layout)"),
-              panel(LOWER[1], LOWER[0], "distance from the undisturbed loss: disturbed (red), of a second undisturbed run (grey), tolerance (dashed)")]
+              panel(LOWER[1], LOWER[0], "distance from the undisturbed loss: disturbed (red), of a second undisturbed run (grey), tolerance (dashed); lower edge: none or less")]
     parts.append(line(xs, map(y, curve["calm"]), "#bbb", 4.5))
     row = 0
     for (layout, steps), colour in zip(curve["parts"], COLOURS):

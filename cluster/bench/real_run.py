@@ -1,7 +1,7 @@
 """A real run that is disturbed: digits, Korean and English pages and photographs in two stages; a rank is killed (kill -9) in the middle, the
 run goes on under another layout, is stopped by SIGTERM, and ends under a third one. Its loss curve is held to that of undisturbed runs.
 usage: real_run.py [--gpus 4|8] [--device cpu] [--steps N] [--work runs/real_run] [--data .cache/real] [--plant seed|weight] [--reuse] [--set KEY=VALUE]
-Ends with 0 if all of this holds, and prints a summary for real_run.md; WORK/real_run.svg is the plot.
+Ends with 0 if all of this holds, and prints a summary; WORK/real_run.md and real_run.svg hold it and the plot.
   data      tokens, labels, fill and rate of every step are the same in all runs, the steps done twice included: exactly
   bits      until the kill, loss and norm are the bits of the undisturbed run on the same layout (`deterministic`)
   restart   weights are bit-identical after resharding, so the first step under another layout may differ by the rounding of one forward:
@@ -39,7 +39,7 @@ SMALL = {"model.tower.depth": 2, "model.tower.hidden": 64, "model.tower.ffn": 12
          "stages.1.seq_len": 512, "data.reader_threads": 1, "threads": 1}
 PLANTS = {"seed": {"seed": 6}, "weight": {"stages.1.weight": "token"}}
 EXACT = ["tokens", "label_tokens", "fill", "lr", "applied"]
-KILLED = {128 + signal.SIGKILL}  # what mpirun returns for a rank that a signal ended
+KILLED = 128 + signal.SIGKILL  # what mpirun returns for a rank that a signal ended (launch/README.md)
 DTYPES = {"float32": 2.0 ** -24, "bfloat16": 2.0 ** -8}
 FACTOR = 4
 
@@ -48,11 +48,6 @@ Point = collections.namedtuple("Point", "stage step")
 
 class Failed(Exception):
     pass
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failed(message)
 
 
 def read_metrics(path):
@@ -173,7 +168,7 @@ def disturbed(layouts, settings, options, rng):
     if options.plant == "seed":
         settings = settings | PLANTS["seed"]
     every = settings["save.every"]
-    story = {"parts": []}
+    story = {"parts": [], "wrong": []}
 
     first = Job("disturbed_1", options.gpus, settings | layout_settings(layouts[0]), options)
     first.wait_for(Point("all", 2 * every + max(2, every // 2)))
@@ -186,8 +181,9 @@ def disturbed(layouts, settings, options, rng):
     code = first.wait(60)
     story |= {"code": code, "end_s": time.time() - killed, "ranks": len(victims)}
     time.sleep(0.2)
-    if code not in KILLED or first.ranks():
-        first.fail(f"{first.log}: a rank was killed: got exit code {code} and {len(first.ranks())} ranks left; expected {sorted(KILLED)} and none")
+    if code != KILLED or first.ranks():
+        story["wrong"].append(f"kill: got exit code {code} and {len(first.ranks())} ranks left running; expected {KILLED} and none")
+        first.end()
     story["parts"].append((layouts[0], 0, read_metrics(f"{out}/metrics.jsonl")))
     story["killed"] = list(steps_of(story["parts"][0][2]))[-1].step
     story["resumed"] = newest_checkpoint(out)
@@ -202,14 +198,16 @@ def disturbed(layouts, settings, options, rng):
     second.process.send_signal(signal.SIGTERM)
     code = second.wait(60)
     if code or "stopped" not in second.text():
-        second.fail(f"{second.log}: SIGTERM: got exit code {code}; expected 0, and a line that says that it stopped")
+        story["wrong"].append(f"SIGTERM: got exit code {code}; expected 0, and a line that says that it stopped")
     story["parts"].append((layouts[1], story["resumed"], read_metrics(f"{out}/metrics.jsonl")))
     story["stopped"] = list(steps_of(story["parts"][1][2]))[-1].step
-    expect(newest_checkpoint(out) == story["stopped"], f"stopped after step {story['stopped']}, but the newest checkpoint is {newest_checkpoint(out)}")
-    print(f"stopped by SIGTERM ({layouts[1]}) after step {story['stopped']}, which is saved: exit code 0, {time.time() - restart:.0f} s", flush=True)
+    if newest_checkpoint(out) != story["stopped"]:
+        story["wrong"].append(f"SIGTERM: the last step was {story['stopped']}, the newest checkpoint is of step {newest_checkpoint(out)}")
+    print(f"stopped by SIGTERM ({layouts[1]}) after step {story['stopped']}: exit code {code}, {time.time() - restart:.0f} s", flush=True)
 
+    newest = newest_checkpoint(out)
     seconds = Job("disturbed_3", options.gpus, settings | layout_settings(layouts[2]), options).finish()
-    story["parts"].append((layouts[2], story["stopped"], read_metrics(f"{out}/metrics.jsonl")))
+    story["parts"].append((layouts[2], newest, read_metrics(f"{out}/metrics.jsonl")))
     print(f"ended on {layouts[2]}: {seconds:.0f} s", flush=True)
     return settings | layout_settings(layouts[2]), story
 
@@ -265,7 +263,7 @@ def compare(calm, other, story, depth):
     mean_tolerance = FACTOR * figures["mean_spread"] + mean([rounding(p) for p in order])
     if figures["mean_distance"] > mean_tolerance:
         wrong.append(f"curve: mean difference {figures['mean_distance']:.2e}; expected at most {mean_tolerance:.2e}")
-    curve |= {"calm": [calm[p]["loss"] for p in order], "parts": [(part[0], {p: s["loss"] for p, s in steps.items()})
+    curve |= {"calm": [calm[p]["loss"] for p in order], "final": [last[p]["loss"] for p in order], "parts": [(part[0], {p: s["loss"] for p, s in steps.items()})
                                                                    for part, steps in zip(story["parts"], parts)]}
     return wrong, figures, curve
 
@@ -303,6 +301,44 @@ def in_words(accuracy):
     return f"{100 * accuracy['accuracy']:.1f} % ({100 * accuracy['accuracy_low']:.1f} to {100 * accuracy['accuracy_high']:.1f})"
 
 
+def settings_of(options):
+    on_cpu = options.device == "cpu"
+    steps = options.steps or (48 if on_cpu else 300)
+    settings = {f"data.sets.{name}.path": os.path.abspath(f"{options.data}/{name}.{'jsonl' if name == 'headings' else 'csv'}")
+                for name in ("digits", "pages", "photographs", "headings", "heldout")}
+    settings |= {"device": options.device, "model.dtype": options.dtype, "data.cache": f"{options.work}/packs"}
+    settings |= {"stages.1.steps": steps, "save.every": steps // 6} | (SMALL if on_cpu else {})
+    return settings | dict(item.split("=", 1) for item in options.set)
+
+
+def depth_of(settings):
+    """What `compare` derives the rounding of one forward from."""
+    layers = int(settings.get("model.decoder.layers", 8)) + int(settings.get("model.tower.depth", 4))
+    return {"vocab": 151936, "u": DTYPES[settings["model.dtype"]], "n": 12 * layers}  # about a dozen roundings in a row in a layer
+
+
+def summary(options, settings, story, wrong, figures, curve, judged, seconds):
+    kinds, only, accuracy, num_samples = judged
+    layouts = LAYOUTS[options.gpus]
+    lines = [f"* {datetime.date.today()}; {hardware(options)}; {settings['model.dtype']}; {seconds:.0f} s in all",
+             f"* `python3 cluster/bench/real_run.py {' '.join(sys.argv[1:])}`",
+             f"* undisturbed: {layouts[0]}, and {layouts[1]}; disturbed: {layouts[0]}, kill -9 of one of {story['ranks']} ranks after step {story['killed']} of "
+             f"{settings['stages.1.steps']} (exit code {story['code']} after {story['end_s']:.1f} s), from step {story['resumed']} on {layouts[1]}, SIGTERM after "
+             f"step {story['stopped']}, the rest on {layouts[2]}"]
+    if curve:
+        exact = f"same tokens, labels and rates in {figures['compared']} pairs of steps; {figures['same_bits']} steps before the kill have the bits of the undisturbed run"
+        lines += ["* " + ("data or bits differ, see below" if any(w.startswith(("data", "bits")) for w in wrong) else exact),
+                  f"* first step after the restart: {figures['restart']:.1e} from the undisturbed loss (rounding explains {figures['restart_tolerance']:.1e})",
+                  f"* largest difference of a loss: disturbed {figures['distance']:.2e}, the two undisturbed runs {figures['spread']:.2e}; mean "
+                  f"{figures['mean_distance']:.2e} and {figures['mean_spread']:.2e}; at most {100 * figures['share']:.0f} % of the tolerance",
+                  f"* loss: {curve['calm'][0]:.2f} at first; mean of the last 20 steps {sum(curve['calm'][-20:]) / 20:.4f} undisturbed, {sum(curve['final'][-20:]) / 20:.4f} disturbed"]
+    lines += ["", "| held out | undisturbed | disturbed |", "|---|---|---|"]
+    lines += [f"| {kind}s | " + " | ".join(f"{100 * right / n:.1f} % of {n}" for right, n in by_run.values()) + " |" for kind, by_run in kinds.items()]
+    lines += [f"| all, 95 % interval | {in_words(accuracy['calm'])} | {in_words(accuracy['disturbed'])} |", "",
+              f"Right in one run only: {only[0]} and {only[1]} of {num_samples}."]
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=4, choices=LAYOUTS)
@@ -311,70 +347,44 @@ def main():
     parser.add_argument("--steps", type=int, help="of the second stage (default: 300, on CPUs 48)")
     parser.add_argument("--work", default="runs/real_run")
     parser.add_argument("--data", default=".cache/real", help="folder of real_data.py")
-    parser.add_argument("--limit", type=float, default=120, help="seconds of one process (default 120, on CPUs 600)")
+    parser.add_argument("--limit", type=float, help="seconds of one process (default 90, on CPUs 1800)")
     parser.add_argument("--seed", type=int, default=1, help="chooses the rank that is killed")
     parser.add_argument("--plant", choices=PLANTS)
     parser.add_argument("--reuse", action="store_true", help="undisturbed runs of an earlier call with the same settings are taken")
     parser.add_argument("--set", action="append", default=[], help="a further setting of every run")
     options = parser.parse_args()
-    on_cpu = options.device == "cpu"
     if not os.path.exists(os.path.join(options.data, "heldout.csv")):
         parser.error(f"--data: got {options.data}, expected a folder with heldout.csv and the other sets; make it with cluster/bench/real_data.py")
+    options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
+    options.limit = options.limit or (1800 if options.device == "cpu" else 90)
     options.work = os.path.abspath(options.work)
-    options.limit *= 5 if on_cpu else 1
     os.makedirs(options.work, exist_ok=True)
-    dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
-    steps = options.steps or (48 if on_cpu else 300)
-    settings = {f"data.sets.{name}.path": os.path.abspath(f"{options.data}/{name}.{'jsonl' if name == 'headings' else 'csv'}")
-                for name in ("digits", "pages", "photographs", "headings", "heldout")}
-    settings |= {"device": options.device, "model.dtype": dtype, "data.cache": f"{options.work}/packs", "stages.1.steps": steps, "save.every": steps // 6}
-    settings |= SMALL if on_cpu else {}
-    settings |= dict(item.split("=", 1) for item in options.set)
-    layouts = LAYOUTS[options.gpus]
-    began = time.time()
+    settings, layouts, began = settings_of(options), LAYOUTS[options.gpus], time.time()
     try:
         runs = {"calm": undisturbed("calm", layouts[0], settings, options), "other": undisturbed("other", layouts[1], settings, options)}
         runs["disturbed"], story = disturbed(layouts, settings, options, random.Random(options.seed))
         kinds, right, accuracy = judge({"calm": runs["calm"], "disturbed": runs["disturbed"]}, options)
     except Failed as failure:
         sys.exit(f"FAILED: {failure}")
-    metrics = {name: read_metrics(f"{options.work}/{name}/metrics.jsonl") for name in ("calm", "other")}
-    layers = settings.get("model.decoder.layers", 8) + settings.get("model.tower.depth", 4)
-    depth = {"vocab": 151936, "u": DTYPES[dtype], "n": 12 * int(layers)}  # about a dozen results are rounded one after another in a layer
-    wrong, figures, curve = compare(steps_of(metrics["calm"]), steps_of(metrics["other"]), story, depth)
-    only = [sum(1 for key, value in right[a].items() if value and not right[b][key]) for a, b in (("calm", "disturbed"), ("disturbed", "calm"))]
+    calm, other = (steps_of(read_metrics(f"{options.work}/{name}/metrics.jsonl")) for name in ("calm", "other"))
+    wrong, figures, curve = compare(calm, other, story, depth_of(settings))
+    wrong = story["wrong"] + wrong
+    only = [sum(value and not right[b][key] for key, value in right[a].items()) for a, b in (("calm", "disturbed"), ("disturbed", "calm"))]
     if abs(only[0] - only[1]) > 3 * math.sqrt(sum(only)):
         wrong.append(f"accuracy: {only[0]} answers are right only in the undisturbed run, {only[1]} only in the disturbed one")
 
+    report = summary(options, settings, story, wrong, figures, curve, (kinds, only, accuracy, len(right["calm"])), time.time() - began)
+    with open(f"{options.work}/real_run.md", "w", encoding="utf-8") as out:
+        out.write(report + "\n")
+    print("\n" + report + "\n")
     if curve:
-        plot = os.path.join(options.work, "real_run.svg")
-        real_plot.write(plot, curve, story, f"undisturbed {in_words(accuracy['calm'])}, disturbed {in_words(accuracy['disturbed'])}")
-        print(f"{plot}: {os.path.getsize(plot) / 1e3:.0f} kB\n")
-    first = {p.stage: s for p, s in reversed(list(steps_of(metrics["calm"]).items()))}
-    parts = [f"* {datetime.date.today()}; {hardware(options)}; {dtype}; {time.time() - began:.0f} s in all",
-             f"* `python3 cluster/bench/real_run.py {' '.join(sys.argv[1:])}`",
-             f"* undisturbed: {layouts[0]} and {layouts[1]}; disturbed: {layouts[0]}, kill -9 of one of {story['ranks']} ranks after step {story['killed']} of "
-             f"{steps} (exit code {story['code']} after {story['end_s']:.1f} s), from step {story['resumed']} on {layouts[1]}, SIGTERM after step "
-             f"{story['stopped']}, the rest on {layouts[2]}"]
-    if figures.get("spread") is not None:
-        parts += [f"* same tokens, labels and rates in {figures['compared']} pairs of steps; {figures['same_bits']} steps before the kill have the bits of the "
-                  "undisturbed run" if not any(w.startswith(("data", "bits")) for w in wrong) else "* data or bits differ: see below",
-                  f"* first step after the restart: {figures['restart']:.1e} from the undisturbed loss (rounding explains {figures['restart_tolerance']:.1e})",
-                  f"* largest difference of a loss: disturbed {figures['distance']:.2e}, the two undisturbed runs {figures['spread']:.2e}; mean "
-                  f"{figures['mean_distance']:.2e} and {figures['mean_spread']:.2e}; at most {100 * figures['share']:.0f} % of the tolerance",
-                  f"* loss of the second stage: {first['all']['loss']:.2f} at first, "
-                  f"{sum(curve['calm'][-20:]) / 20:.3f} over the last 20 steps"]
-    print("\n".join(parts) + "\n\n| held out | undisturbed | disturbed |\n|---|---|---|")
-    for kind, by_run in kinds.items():
-        print(f"| {kind}s | " + " | ".join(f"{100 * r / n:.1f} % of {n}" for r, n in by_run.values()) + " |")
-    print(f"| all, 95 % interval | {in_words(accuracy['calm'])} | {in_words(accuracy['disturbed'])} |")
-    print(f"\nRight in one run only: {only[0]} and {only[1]} of {len(right['calm'])}.")
+        real_plot.write(f"{options.work}/real_run.svg", curve, story, f"undisturbed {in_words(accuracy['calm'])}, disturbed {in_words(accuracy['disturbed'])}")
     for line in wrong:
         print(f"WRONG {line}")
     if options.plant:
         print(f"planted {options.plant}: {'noticed' if wrong else 'NOT NOTICED'}")
         return 0 if wrong else 1
-    print("FAILED" if wrong else "one loss curve: all checks hold")
+    print("FAILED" if wrong else f"one loss curve: all checks hold; {options.work}/real_run.md, real_run.svg")
     return 1 if wrong else 0
 
 
