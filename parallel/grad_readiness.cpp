@@ -21,6 +21,7 @@ void GradReadiness::start() {
 void GradReadiness::expect_last(int param, bool only_put_off) {
   Gradient& gradient = gradients_[param];
   gradient.is_expected = true;
+  gradient.has_passed = only_put_off;
   if (only_put_off && gradient.put_off == 0) complete(gradient);
 }
 
@@ -30,6 +31,7 @@ void GradReadiness::expect_no_more(int param) {
 
 void GradReadiness::backward_passed(int param) {
   Gradient& gradient = gradients_[param];
+  gradient.has_passed = gradient.is_expected;
   if (gradient.is_expected && gradient.put_off == 0) complete(gradient);
 }
 
@@ -39,7 +41,8 @@ void GradReadiness::put_off(int param) {
 
 void GradReadiness::added(int param) {
   Gradient& gradient = gradients_[param];
-  if (--gradient.put_off == 0 && gradient.is_expected) complete(gradient);
+  // A product that a layer put off may come before autograd is through with the layer's weights.
+  if (--gradient.put_off == 0 && gradient.has_passed) complete(gradient);
 }
 
 void GradReadiness::complete(Gradient& gradient) {

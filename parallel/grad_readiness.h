@@ -28,9 +28,9 @@ class GradReadiness {
 
  private:
   struct Gradient {
-    int bucket = -1;  // -1: does not train
-    int put_off = 0;  // products that have still to be added
-    bool is_expected = false, is_complete = false;
+    int bucket = -1;                                                    // -1: does not train
+    int put_off = 0;                                                    // products that have still to be added
+    bool is_expected = false, has_passed = false, is_complete = false;  // has_passed: the last backward, since expected
   };
   void complete(Gradient& gradient);
 

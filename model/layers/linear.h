@@ -26,6 +26,7 @@ class Linear {
   PlanRule rule_;
   const Groups* groups_;
   WeightGradients* deferred_;
+  TensorOverlap* overlap_;
   Tensor weight_, bias_;
 };
 

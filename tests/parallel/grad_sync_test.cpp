@@ -300,6 +300,13 @@ TEST(GradReadiness, BucketsLeaveFromTheLastOneOnAndOnlyWhenComplete) {
   EXPECT_FALSE(readiness.take_next());
   readiness.added(0);
   EXPECT_EQ(readiness.take_next(), 0u);
+  readiness.start();
+  readiness.expect_last(2, false);
+  readiness.put_off(2);
+  readiness.added(2);
+  EXPECT_FALSE(readiness.take_next()) << "the backward that put it off is not through";
+  readiness.backward_passed(2);
+  EXPECT_EQ(readiness.take_next(), 2u);
 }
 
 TEST(GradSync, ManySmallGradientsAreNotLostInBf16) {

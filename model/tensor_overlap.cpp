@@ -1,0 +1,24 @@
+#include "model/tensor_overlap.h"
+
+#include <torch/csrc/autograd/engine.h>
+
+#include <utility>
+
+namespace hanok {
+
+TensorOverlap::TensorOverlap(const ParallelConfig& layout, at::Device device)
+    : side_(device, /*urgent=*/true), in_forward_(layout.tp_overlap == "all"), pieces_(layout.tp_pieces) {}
+
+void TensorOverlap::hold(Work work) {
+  run_held();
+  held_ = std::move(work);
+  torch::autograd::Engine::get_default_engine().queue_callback([this] { run_held(); });
+}
+
+void TensorOverlap::run_held() {
+  if (!held_) return;
+  const at::NoGradGuard no_grad;
+  std::exchange(held_, {})();
+}
+
+}  // namespace hanok
