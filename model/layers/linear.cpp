@@ -101,6 +101,28 @@ const Way& way_of(const AutogradContext& ctx) {
   return static_cast<const Way&>(*ctx.saved_data.at("way").toCapsule());
 }
 
+/// gathered(x) w^T + b. On a GPU own rows are multiplied while those of the other ranks come. `all`: what was gathered
+Tensor product_of_all(
+    const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Way& way, Tensor& all) {
+  Underway others = way.gather(x);
+  if (!way.overlap->in_forward()) {
+    all = others.arrived();
+    return at::linear(all, weight, bias);
+  }
+  const int64_t rows = x.size(0), begin = way.group->rank() * rows, total = way.group->size() * rows;
+  Tensor y = at::empty({total, weight.size(0)}, x.options());
+  const auto fill = [&](int64_t first, const Tensor& in) {
+    if (in.size(0) == 0) return;
+    Tensor out = y.narrow(0, first, in.size(0));
+    bias ? at::addmm_out(out, *bias, in, weight.t()) : at::mm_out(out, in, weight.t());
+  };
+  fill(begin, x);
+  all = others.arrived();
+  fill(0, all.narrow(0, 0, begin));
+  fill(begin + rows, all.narrow(0, begin + rows, total - begin - rows));
+  return y;
+}
+
 /// The product of all ranks' rows: y = gathered(x) w^T + b. Weight gradients are made while the gradient of x is summed
 /// over the ranks.
 struct GatherMatmul : torch::autograd::Function<GatherMatmul> {
@@ -113,10 +135,7 @@ struct GatherMatmul : torch::autograd::Function<GatherMatmul> {
     remember(*ctx, deferred);
     save_way(*ctx, way);
     Tensor all;
-    const Tensor y = kept([&] {
-      all = way->gather(x).arrived();
-      return at::linear(all, weight, bias);
-    });
+    const Tensor y = kept([&] { return product_of_all(x, weight, bias, *way, all); });
     // A layer that runs again has its product from the first run: there rows come under the product of the backward.
     ctx->saved_data["is_gathered"] = all.defined();
     const Tensor& rows = all.defined() ? all : x;
