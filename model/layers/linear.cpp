@@ -2,6 +2,7 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <functional>
 #include <optional>
 
@@ -147,16 +148,34 @@ struct GatherMatmul : torch::autograd::Function<GatherMatmul> {
     const tensor_list saved = ctx->get_saved_variables();
     const Tensor &weight = saved[1], &dy = grads[0];
     const Way& way = way_of(*ctx);
-    Tensor rows = saved[0], dx;
+    Tensor rows = saved[0];
     std::optional<Underway> all, sum;
     if (rows.defined() && !ctx->saved_data["is_gathered"].toBool()) all = way.gather(rows);
     if (ctx->needs_input_grad(0)) sum = way.reduce_scatter(at::mm(dy, weight));
     if (all) rows = all->arrived();
-    tensor_list out = gradients(*ctx, dx, {weight, saved[2]}, rows, dy, later_in(deferring_now(*ctx)), 2);
+    tensor_list out = gradients(*ctx, Tensor(), {weight, saved[2]}, rows, dy, later_in(deferring_now(*ctx)), 2);
     if (sum) out[0] = sum->arrived();
     return out;
   }
 };
+
+/// reduce_scattered(x w^T). On a GPU sums of a piece of every rank's rows travel while the next one is multiplied.
+Tensor summed_product(const Tensor& x, const Tensor& weight, const Way& way) {
+  const int64_t ranks = way.group->size(), rows = x.size(0) / ranks;
+  const int64_t pieces = way.overlap->in_forward() ? std::min(way.overlap->pieces(), rows) : 1;
+  if (pieces <= 1) return way.reduce_scatter(at::linear(x, weight)).arrived();
+  const Tensor blocks = x.contiguous().view({ranks, rows, x.size(1)});
+  const Tensor weights = weight.t().expand({ranks, weight.size(1), weight.size(0)});
+  const Tensor own = at::empty({rows, weight.size(0)}, x.options());
+  std::vector<Underway> sums;
+  for (int64_t p = 0; p < pieces; ++p) {
+    const int64_t begin = rows * p / pieces, size = rows * (p + 1) / pieces - begin;
+    const Tensor part = at::bmm(blocks.narrow(1, begin, size), weights).flatten(0, 1);
+    sums.push_back(Underway::reduce_scatter(part, own.narrow(0, begin, size), *way.group, way.overlap->side()));
+  }
+  for (Underway& sum : sums) sum.arrived();
+  return own;
+}
 
 /// The product as a part of a sum over ranks, and this rank's rows of that: y = reduce_scattered(x w^T). Its weight
 /// gradient is kept back: it is made while the gradient of the next product of this kind is gathered.
@@ -169,7 +188,7 @@ struct MatmulScatter : torch::autograd::Function<MatmulScatter> {
     remember(*ctx, deferred);
     save_way(*ctx, way);
     ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight});
-    return kept([&] { return way->reduce_scatter(at::linear(x, weight)).arrived(); });
+    return kept([&] { return summed_product(x, weight, *way); });
   }
 
   static tensor_list backward(AutogradContext* ctx, tensor_list grads) {
@@ -182,8 +201,7 @@ struct MatmulScatter : torch::autograd::Function<MatmulScatter> {
     if (ctx->needs_input_grad(0)) dx = at::mm(dy, saved[1]);
     std::function<void(WeightGradients::Work)> later = later_in(deferring_now(*ctx));
     if (!later) later = [&way](WeightGradients::Work work) { way.overlap->hold(std::move(work)); };
-    tensor_list out = gradients(*ctx, dx, {saved[1], Tensor()}, saved[0], dy, later, 1);
-    return out;
+    return gradients(*ctx, dx, {saved[1], Tensor()}, saved[0], dy, later, 1);
   }
 };
 
