@@ -2,6 +2,7 @@
 #include "trainer/checkpoint.h"
 
 #include <ATen/Parallel.h>
+#include <c10/util/accumulate.h>
 
 #include <chrono>
 #include <filesystem>
@@ -21,6 +22,13 @@ namespace {
 /// Ranks that wait for a slow disk meet this often, so that nobody waits longer than the stall timeout.
 constexpr auto kHeartbeat = std::chrono::seconds(2);
 
+double gigabytes(const std::vector<StoredTensor>& tensors) {
+  double bytes = 0;
+  for (const StoredTensor& tensor : tensors)
+    bytes += static_cast<double>(c10::multiply_integers(tensor.shape) * c10::elementSize(tensor.dtype));
+  return bytes / 1e9;
+}
+
 }  // namespace
 
 struct Checkpointer::State {
@@ -28,6 +36,7 @@ struct Checkpointer::State {
   struct InFlight {
     std::string stage_name, directory;
     int64_t step = 0;
+    double began = 0;
     std::vector<StoredTensor> tensors;
     nlohmann::json state;
   };
@@ -102,7 +111,9 @@ void Checkpointer::State::end_phase() {
   committed_step = in_flight->step;
   committed_stage = in_flight->stage_name;
   mark_if_committed();
-  HANOK_LOG_RANK0(INFO) << "checkpoint " << in_flight->directory << " is complete";
+  HANOK_LOG_RANK0(INFO) << "checkpoint " << in_flight->directory
+                        << printed(" is complete: %.3f GB", gigabytes(in_flight->tensors))
+                        << printed(" after %.2f s", now_s() - in_flight->began);
 }
 
 void Checkpointer::State::fail(const Error& failure) {
@@ -141,6 +152,7 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
   s.in_flight->stage_name = stage_name;
   s.in_flight->directory = s.folder.checkpoint(stage_name, train.step);
   s.in_flight->step = train.step;
+  s.in_flight->began = start;
   try {
     s.prepare(train.stage);
   } catch (const Error& error) {

@@ -26,6 +26,7 @@ class Row:
     rows: int = 1  # packed rows of a micro-batch
     micro_batches: int = 2  # of a rank and step
     ours: str = ""  # further settings; {gpus} is filled in
+    fewer: str = ""  # and where there are fewer GPUs than asked for
     shared: bool = False  # all ranks work on the same rows (context or tensor parallel)
     peer: str = "compile"  # options of peer_transformers.py; empty: none
     published: tuple = ()  # tokens/s per GPU, whose
@@ -39,7 +40,7 @@ ROWS = [
     Row("8b_32k", "8b", 8, 32768, "--text --tokens 32768", 48, ours="parallel.cp={gpus} parallel.dp=1", shared=True, peer="",
         published=(3890, "torchtitan float8, 8 H100"), steps=6),
     Row("8b_128k", "8b", 8, 131072, "--text --tokens 131072", 12, micro_batches=1, shared=True, peer="", steps=4,
-        ours="parallel.cp={gpus} parallel.dp=1 stages.0.recompute=full", published=(1071, "torchtitan float8, 8 H100")),
+        ours="parallel.cp={gpus} parallel.dp=1 stages.0.recompute=selective", fewer="stages.0.recompute=full", published=(1071, "torchtitan float8, 8 H100")),
     Row("8b_256k", "8b", 8, 262144, "--text --tokens 262144", 6, micro_batches=1, shared=True, peer="", steps=3,
         ours="parallel.cp={gpus} parallel.dp=1 stages.0.recompute=full", published=(548, "torchtitan float8, 8 H100")),
 ]
@@ -77,7 +78,8 @@ def measure(row, options):
                 f"data.sets.rows.path={measured_run.rows_file(work, row.samples, row.data)}",
                 f"stages.0.seq_len={row.seq_len}", f"stages.0.rows_per_micro_batch={row.rows}",
                 f"stages.0.rows_per_step={row.rows * row.micro_batches * (1 if row.shared else gpus)}", f"stages.0.steps={options.steps or row.steps}"]
-    ours = measure_ours(row, gpus, settings + row.ours.format(gpus=gpus).split() + options.set, options)
+    own = row.ours.format(gpus=gpus).split() + (row.fewer.split() if gpus < row.gpus else [])
+    ours = measure_ours(row, gpus, settings + own + options.set, options)
     peer = measure_peer(row, gpus, settings, options) if row.peer else {}
     return {"row": row.name, "gpus": gpus, "asked": row.gpus, "ours": ours, "peer": peer, "published": row.published}
 
