@@ -8,6 +8,20 @@
 
 namespace hanok {
 
+/// While it lives, matrix products leave some multiprocessors of the GPU to rows that travel (cuBLASLt's do; others pay
+/// no heed). One that plans with all of them ends late where they are not free: the blocks that had to wait begin when
+/// the others are through.
+class LeaveRoom {
+ public:
+  explicit LeaveRoom(const SideStream& side);
+  ~LeaveRoom();
+  LeaveRoom(const LeaveRoom&) = delete;
+  LeaveRoom& operator=(const LeaveRoom&) = delete;
+
+ private:
+  bool is_on_gpu_;
+};
+
 /// One object a model; every Linear looks here. Gives the stream on which rows travel, and keeps one product back so
 /// that something is left to do under the next operation of a backward.
 class TensorOverlap {

@@ -117,7 +117,10 @@ Tensor product_of_all(
     Tensor out = y.narrow(0, first, in.size(0));
     bias ? at::addmm_out(out, *bias, in, weight.t()) : at::mm_out(out, in, weight.t());
   };
-  fill(begin, x);
+  {
+    const LeaveRoom room(way.overlap->side());
+    fill(begin, x);
+  }
   all = others.arrived();
   fill(0, all.narrow(0, 0, begin));
   fill(begin + rows, all.narrow(0, begin + rows, total - begin - rows));
@@ -151,7 +154,10 @@ struct GatherMatmul : torch::autograd::Function<GatherMatmul> {
     Tensor rows = saved[0];
     std::optional<Underway> all, sum;
     if (rows.defined() && !ctx->saved_data["is_gathered"].toBool()) all = way.gather(rows);
+    std::optional<LeaveRoom> room;
+    if (all) room.emplace(way.overlap->side());
     if (ctx->needs_input_grad(0)) sum = way.reduce_scatter(at::mm(dy, weight));
+    if (sum && !room) room.emplace(way.overlap->side());
     if (all) rows = all->arrived();
     tensor_list out = gradients(*ctx, Tensor(), {weight, saved[2]}, rows, dy, later_in(deferring_now(*ctx)), 2);
     if (sum) out[0] = sum->arrived();
@@ -170,6 +176,8 @@ Tensor summed_product(const Tensor& x, const Tensor& weight, const Way& way) {
   std::vector<Underway> sums;
   for (int64_t p = 0; p < pieces; ++p) {
     const int64_t begin = rows * p / pieces, size = rows * (p + 1) / pieces - begin;
+    std::optional<LeaveRoom> room;
+    if (p > 0) room.emplace(way.overlap->side());
     const Tensor part = at::bmm(blocks.narrow(1, begin, size), weights).flatten(0, 1);
     sums.push_back(Underway::reduce_scatter(part, own.narrow(0, begin, size), *way.group, way.overlap->side()));
   }
@@ -195,7 +203,10 @@ struct MatmulScatter : torch::autograd::Function<MatmulScatter> {
     const tensor_list saved = ctx->get_saved_variables();
     const Way& way = way_of(*ctx);
     Underway travelling = way.gather(grads[0]);
-    way.overlap->run_held();
+    {
+      const LeaveRoom room(way.overlap->side());
+      way.overlap->run_held();
+    }
     const Tensor dy = travelling.arrived();
     Tensor dx;
     if (ctx->needs_input_grad(0)) dx = at::mm(dy, saved[1]);
