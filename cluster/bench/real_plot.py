@@ -64,7 +64,8 @@ def write(path, curve, story, accuracy):
         if y.low < loss < y.high:
             parts.append(text(LEFT - 6, y(loss) + 4, f"{loss:g}", anchor="end", size=11))
     parts += [panel(UPPER[1], UPPER[0], "loss: undisturbed (grey, wide) and disturbed (by layout)"),
-              panel(LOWER[1], LOWER[0], "distance from the undisturbed loss: disturbed (red), of a second undisturbed run (grey), tolerance (dashed); lower edge: none or less")]
+              panel(LOWER[1], LOWER[0], "distance from the undisturbed loss: disturbed (red), of a second undisturbed run (grey), tolerance (dashed); "
+                    "lower edge: none or less")]
     parts.append(line(xs, map(y, curve["calm"]), "#bbb", 4.5))
     row = 0
     for (layout, steps), colour in zip(curve["parts"], COLOURS):
@@ -75,7 +76,8 @@ def write(path, curve, story, accuracy):
     parts.append(line(xs, map(z, curve["spread"]), "#999"))
     parts.append(line(xs, map(z, curve["tolerance"]), "#333", 1.2, 'stroke-dasharray="5 4"'))
     parts.append(line(xs, map(z, curve["distance"]), COLOURS[0]))
-    parts += [mark(x(align + 0.5), "all weights train", "#888", "start", 0), mark(x(align + story["resumed"] + 0.5), f"restart from here, {curve['parts'][1][0]}", COLOURS[1], "end", 1),
+    parts += [mark(x(align + 0.5), "all weights train", "#888", "start", 0),
+              mark(x(align + story["resumed"] + 0.5), f"restart from here, {curve['parts'][1][0]}", COLOURS[1], "end", 1),
               mark(x(align + story["killed"]), "kill -9 of a rank", COLOURS[0], "start", 1),
               mark(x(align + story["stopped"] + 0.5), f"SIGTERM, on as {curve['parts'][2][0]}", COLOURS[2], "start", 2)]
     for step in range(0, len(order) + 1, 50 if len(order) > 120 else 10):

@@ -5,12 +5,13 @@ Ends with 0 if all of this holds, and prints a summary; WORK/real_run.md and rea
   data      tokens, labels, fill and rate of every step are the same in all runs, the steps done twice included: exactly
   bits      until the kill, loss and norm are the bits of the undisturbed run on the same layout (`deterministic`)
   restart   weights are bit-identical after resharding, so the first step under another layout may differ by the rounding of one forward:
-            |difference| <= ln(vocabulary) u sqrt(n / labels); u: unit roundoff of the width; n: roundings that a token meets one after another,
-            of random sign; ln(vocabulary): scale of the logits; independent over the labels that the loss is a mean of. Three times that
+            3 x 0.4 u |ln(vocabulary) - loss| sqrt(n / labels) + 4 x 2^-24 loss. 0.4 u: rms of a rounding, u the width's unit roundoff; n: roundings
+            that a token meets one after another, of random sign; |ln(vocabulary) - loss|: scale of what the logits say, which they are relative
+            to; the loss is a mean over labels, independent of each other, and is itself summed in float32; three deviations
   curve     later differences are that rounding, grown by training. How much it grows is measured: two undisturbed runs on different layouts,
             in the same call, differ by rounding alone and from the first step on. The disturbed run, which left later, may be at most 4 times
-            as far from the first as the second ever was until that step (one of 300 normal deviates is beyond 4 times the largest of a dozen
-            with a probability below 1e-3); the same for the mean over all steps
+            as far from the first as the second ever was until that step, or until the twelfth (one of 300 normal deviates is beyond 4 times
+            the largest of a dozen with a probability below 1e-3); the same for the mean over all steps
   accuracy  answers to the held-out questions that only one of the two runs has right: b and c of them, |b - c| <= 3 sqrt(b + c) (McNemar)
 --plant: makes the disturbed run a wrong one (another seed; or from the restart on another weight of label tokens): this must be noticed.
 With --device cpu, --gpus is the number of ranks, and model and stages are small. Data: real_data.py, anywhere; WORK holds logs and runs."""
@@ -239,19 +240,21 @@ def compare(calm, other, story, depth):
         wrong.append(f"bits: {len(bits)} of {len(parts[0])} steps before the kill differ from the undisturbed run, the first {bits[0].stage} {bits[0].step}")
 
     restart = Point("all", story["resumed"] + 1)
-    rounding = lambda p: 3 * math.log(depth["vocab"]) * depth["u"] * math.sqrt(depth["n"] / calm[p]["label_tokens"])  # noqa: E731
+    of_sum = lambda p: 4 * 2.0 ** -24 * calm[p]["loss"]  # noqa: E731
+    said = abs(math.log(depth["vocab"]) - calm[restart]["loss"])
+    rounding = 3 * 0.4 * depth["u"] * said * math.sqrt(depth["n"] / calm[restart]["label_tokens"]) + of_sum(restart)
     distance = abs(last[restart]["loss"] - calm[restart]["loss"])
-    figures |= {"restart": distance, "restart_tolerance": rounding(restart)}
-    if distance > rounding(restart):
-        wrong.append(f"restart: step {restart.step} differs by {distance:.2e}, more than rounding explains ({rounding(restart):.2e})")
+    figures |= {"restart": distance, "restart_tolerance": rounding}
+    if distance > rounding:
+        wrong.append(f"restart: step {restart.step} differs by {distance:.2e}, more than rounding explains ({rounding:.2e})")
 
     order = sorted(calm, key=lambda p: (p.stage != "align", p.step))
-    widest, curve = 0.0, {"order": order, "distance": [], "spread": [], "tolerance": []}
-    for p in order:
-        widest = max(widest, abs(other[p]["loss"] - calm[p]["loss"]))
-        curve["spread"].append(abs(other[p]["loss"] - calm[p]["loss"]))
+    spread = [abs(other[p]["loss"] - calm[p]["loss"]) for p in order]
+    widest, curve = max(spread[:12]), {"order": order, "distance": [], "spread": spread, "tolerance": []}
+    for p, apart in zip(order, spread):
+        widest = max(widest, apart)
         curve["distance"].append(max(abs(source[p]["loss"] - calm[p]["loss"]) for source in parts if p in source))
-        curve["tolerance"].append(FACTOR * widest + rounding(p))
+        curve["tolerance"].append(FACTOR * widest + of_sum(p))
     beyond = [i for i, d in enumerate(curve["distance"]) if d > curve["tolerance"][i]]
     mean = lambda values: sum(values) / len(values)  # noqa: E731
     figures |= {"distance": max(curve["distance"]), "spread": widest, "mean_distance": mean(curve["distance"]), "mean_spread": mean(curve["spread"]),
@@ -260,7 +263,7 @@ def compare(calm, other, story, depth):
         i = beyond[0]
         wrong.append(f"curve: {len(beyond)} steps are beyond the tolerance, the first {order[i].stage} {order[i].step}: "
                      f"{curve['distance'][i]:.2e} of {curve['tolerance'][i]:.2e}")
-    mean_tolerance = FACTOR * figures["mean_spread"] + mean([rounding(p) for p in order])
+    mean_tolerance = FACTOR * figures["mean_spread"] + mean([of_sum(p) for p in order])
     if figures["mean_distance"] > mean_tolerance:
         wrong.append(f"curve: mean difference {figures['mean_distance']:.2e}; expected at most {mean_tolerance:.2e}")
     curve |= {"calm": [calm[p]["loss"] for p in order], "final": [last[p]["loss"] for p in order], "parts": [(part[0], {p: s["loss"] for p, s in steps.items()})
@@ -322,16 +325,18 @@ def summary(options, settings, story, wrong, figures, curve, judged, seconds):
     layouts = LAYOUTS[options.gpus]
     lines = [f"* {datetime.date.today()}; {hardware(options)}; {settings['model.dtype']}; {seconds:.0f} s in all",
              f"* `python3 cluster/bench/real_run.py {' '.join(sys.argv[1:])}`",
-             f"* undisturbed: {layouts[0]}, and {layouts[1]}; disturbed: {layouts[0]}, kill -9 of one of {story['ranks']} ranks after step {story['killed']} of "
-             f"{settings['stages.1.steps']} (exit code {story['code']} after {story['end_s']:.1f} s), from step {story['resumed']} on {layouts[1]}, SIGTERM after "
-             f"step {story['stopped']}, the rest on {layouts[2]}"]
+             f"* undisturbed: {layouts[0]}, and {layouts[1]}; disturbed: {layouts[0]}, kill -9 of one of {story['ranks']} ranks after step "
+             f"{story['killed']} of {settings['stages.1.steps']} (exit code {story['code']} after {story['end_s']:.1f} s), from step {story['resumed']} "
+             f"on {layouts[1]}, SIGTERM after step {story['stopped']}, the rest on {layouts[2]}"]
     if curve:
-        exact = f"same tokens, labels and rates in {figures['compared']} pairs of steps; {figures['same_bits']} steps before the kill have the bits of the undisturbed run"
+        ends = [sum(curve[name][-20:]) / 20 for name in ("calm", "final")]
+        exact = (f"same tokens, labels and rates in {figures['compared']} pairs of steps; {figures['same_bits']} steps before the kill have the bits "
+                 "of the undisturbed run")
         lines += ["* " + ("data or bits differ, see below" if any(w.startswith(("data", "bits")) for w in wrong) else exact),
                   f"* first step after the restart: {figures['restart']:.1e} from the undisturbed loss (rounding explains {figures['restart_tolerance']:.1e})",
                   f"* largest difference of a loss: disturbed {figures['distance']:.2e}, the two undisturbed runs {figures['spread']:.2e}; mean "
                   f"{figures['mean_distance']:.2e} and {figures['mean_spread']:.2e}; at most {100 * figures['share']:.0f} % of the tolerance",
-                  f"* loss: {curve['calm'][0]:.2f} at first; mean of the last 20 steps {sum(curve['calm'][-20:]) / 20:.4f} undisturbed, {sum(curve['final'][-20:]) / 20:.4f} disturbed"]
+                  f"* loss: {curve['calm'][0]:.2f} at first; mean of the last 20 steps {ends[0]:.4f} undisturbed, {ends[1]:.4f} disturbed"]
     lines += ["", "| held out | undisturbed | disturbed |", "|---|---|---|"]
     lines += [f"| {kind}s | " + " | ".join(f"{100 * right / n:.1f} % of {n}" for right, n in by_run.values()) + " |" for kind, by_run in kinds.items()]
     lines += [f"| all, 95 % interval | {in_words(accuracy['calm'])} | {in_words(accuracy['disturbed'])} |", "",
