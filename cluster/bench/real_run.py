@@ -154,6 +154,8 @@ def undisturbed(name, layout, settings, options):
             if json.load(file)["settings"] == json.loads(json.dumps(settings)):
                 return settings
     shutil.rmtree(settings["out"], ignore_errors=True)
+    if os.path.exists(marker):
+        os.unlink(marker)
     seconds = Job(name, options.gpus, settings, options).finish()
     with open(marker, "w", encoding="utf-8") as file:
         json.dump({"settings": settings}, file)
