@@ -77,18 +77,23 @@ def saves_with_room(options, model):
 
 def saves_of(run, every):
     """Figures of each save: what it kept the loop, what the steps behind it took longer, bytes and seconds."""
-    found = re.findall(r"checkpoint (\S+) is complete: ([\d.]+) GB after ([\d.]+) s", open(run.log, encoding="utf-8", errors="replace").read())
     steps = {s["step"]: s for s in run.steps}
     saves = []
-    for folder, size, seconds in found:
-        step = int(folder.rsplit("_", 1)[1])
-        behind, passed = [], 0.0  # steps that ran while it was written
+    for line in log_lines(run.log):
+        match = re.search(r"checkpoint (\S+) is complete: ([\d.]+) GB after ([\d.]+) s", line.text)
+        if not match:
+            continue
+        folder, seconds = match[1], float(match[3])
+        manifest = os.path.join(folder, "manifest.json")
+        if os.path.exists(manifest):  # the last one: ranks look for the end once a step, its file says when it was
+            seconds = os.path.getmtime(manifest) - (line.time - seconds)
+        step, behind, passed = int(folder.rsplit("_", 1)[1]), [], 0.0  # behind: steps that ran while it was written
         for number in range(step + 1, len(steps) + 1):
-            if passed >= float(seconds):
+            if passed >= seconds:
                 break
             behind.append(number)
             passed += steps[number]["step_s"] + steps[number]["checkpoint_stall_s"]
-        saves.append({"step": step, "gb": float(size), "seconds": float(seconds), "behind": behind,
+        saves.append({"step": step, "gb": float(match[2]), "seconds": seconds, "behind": behind,
                       "waiting_s": steps[step + 1]["checkpoint_stall_s"]})
     touched = {number for save in saves for number in save["behind"]}
     quiet = [s["step_s"] for s in run.steps[3:] if s["step"] not in touched]
@@ -182,6 +187,8 @@ def main():
     print(HEADER)
     for save in found:
         print(table_line(result, save))
+        if len(save["behind"]) >= options.every:
+            print(f"the save of step {save['step']} took {len(save['behind'])} steps, so that the next one waited for it: raise --every")
     if "error" in result["resume"]:
         print(f"resume: {result['resume']['error']}")
     print(json.dumps(result))
