@@ -62,12 +62,13 @@ def saves_with_room(options, model):
     weights = sum(os.path.getsize(path) for path in glob.glob(os.path.join(model, "*.safetensors")))
     state = 7 * weights  # bf16 weights; f32 master values and two moments
     stat = os.statvfs(options.work)
-    disk, memory = stat.f_bavail * stat.f_frsize, memory_free() - state
+    copy = 1.4 * state  # pinned memory is taken in powers of two
+    disk, memory = stat.f_bavail * stat.f_frsize, memory_free() - copy
     room = min(disk, memory) if is_in_memory(options.work) else disk
     fits = int(room // (1.02 * state)) if memory > 0 else 0
     if fits < 1:
-        sys.exit(f"checkpoint: got {disk / 1e9:.0f} GB free in {options.work} and {memory / 1e9 + state / 1e9:.0f} GB of memory, expected "
-                 f"{state / 1e9:.0f} GB there and as much memory for its copy{' beside it' if is_in_memory(options.work) else ''}; "
+        sys.exit(f"checkpoint: got {disk / 1e9:.0f} GB free in {options.work} and {(memory + copy) / 1e9:.0f} GB of memory, expected "
+                 f"{state / 1e9:.0f} GB there and {copy / 1e9:.0f} GB of memory{' more' if is_in_memory(options.work) else ''} for the copy; "
                  f"state of {options.shape}; another --work, or --shape 4b")
     if fits < min(2, options.saves):
         print(f"room for one checkpoint of {state / 1e9:.0f} GB only: one save, which also makes the pinned memory", flush=True)
@@ -137,7 +138,8 @@ def resume(run, options, settings, step):
         return {"error": f"got no word of going on from a checkpoint, expected it; {log}"}
     verified, loaded = at.values()
     losses = [next(s["loss"] for s in run.steps if s["step"] == step + 1), measured_run.lines_of(run.folder)[before]["loss"]]
-    return {"step": step, "losses": losses, "seconds": first - began, "verified_s": verified - began, "loaded_s": loaded - verified, "first_step_s": first - loaded}
+    return {"step": step, "losses": losses, "seconds": first - began, "verified_s": verified - began, "loaded_s": loaded - verified,
+            "first_step_s": first - loaded}
 
 
 def table_line(result, save):

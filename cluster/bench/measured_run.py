@@ -53,15 +53,17 @@ def kill_all(process):
 def start(command, log):
     """The program under way from the repository's root; its output goes to the file `log`."""
     with open(log, "w", encoding="utf-8") as out:
-        try:
-            return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
-        except FileNotFoundError:
-            sys.exit(f"{command[0]}: got no such program; expected it on PATH or in the build; . launch/env.sh, and build {command[0]}")
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
 
 
 def call(command, log, limit):
     """-> exit code; None: it was still running after `limit` seconds, and was killed with all that it had started."""
-    process = start(command, log)
+    try:
+        process = start(command, log)
+    except FileNotFoundError:
+        with open(log, "w", encoding="utf-8") as out:
+            out.write(f"{command[0]}: got no such program, expected it on PATH or in the build; . launch/env.sh, and build it\n")
+        return 127
     try:
         return process.wait(timeout=limit)
     except subprocess.TimeoutExpired:
