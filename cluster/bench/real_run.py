@@ -29,6 +29,7 @@ import sys
 import time
 
 import real_plot
+from measured_run import cause_in, command_of, descendants, kill_all, lines_of, prepare, start
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -51,46 +52,35 @@ class Failed(Exception):
     pass
 
 
-def read_metrics(path):
-    """Lines of a metrics.jsonl that may still be growing."""
-    lines = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if not line.endswith("\n"):
-                    break
-                lines.append(json.loads(line))
-    return lines
-
-
 def steps_of(lines):
     return {Point(line["stage"], line["step"]): line for line in lines if line["kind"] == "step"}
 
 
 class Job:
     """One mpirun of the trainer. It always ends: whoever waits too long kills what is left of it."""
+    started = []
 
     def __init__(self, name, ranks, settings, options, command=()):
         self.out = settings["out"]
         self.log = os.path.join(options.work, f"{name}.log")
-        words = [w for key, value in settings.items() for w in ("--set", f"{key}={value}")]
-        self.command = ["mpirun", "-np", str(ranks), "trainer", *command, "--config", CONFIG, *words]
+        self.command = command_of(CONFIG, ranks, [f"{key}={value}" for key, value in settings.items()])
+        self.command[4:4] = command
         self.limit = options.limit
         self.began = time.time()
-        with open(self.log, "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+        self.process = start(self.command, self.log)
+        Job.started.append(self)
 
     def ranks(self):
-        found = []
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    words = file.read().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if os.path.basename(words[0]) == "trainer" and f"out={self.out}" in words:
-                found.append(int(pid))
-        return found
+        """Process ids of the ranks."""
+        return [pid for pid in descendants(self.process.pid) if self.is_rank(pid)]
+
+    def is_rank(self, pid):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().decode(errors="replace").split("\0")
+        except OSError:
+            return False
+        return os.path.basename(words[0]) == "trainer" and f"out={self.out}" in words
 
     def text(self):
         with open(self.log, encoding="utf-8", errors="replace") as log:
@@ -98,16 +88,11 @@ class Job:
 
     def fail(self, message):
         self.end()
-        causes = [line[:400] for line in self.text().splitlines() if line.startswith("E2")] or self.text()[-1500:].splitlines()
-        raise Failed(f"{message}\n  {' '.join(self.command)}\n  " + "\n  ".join(causes[:8]))
+        raise Failed(f"{message}\n  {' '.join(self.command)}\n  {cause_in(self.log)}")
 
     def end(self):
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # the wrapper's death ends mpirun, and that the ranks
-            self.process.wait(10)
-            time.sleep(2)
-        for pid in self.ranks():
-            os.kill(pid, signal.SIGKILL)
+            kill_all(self.process)
 
     def wait(self, seconds=None):
         try:
@@ -118,7 +103,7 @@ class Job:
     def wait_for(self, point):
         """Until the metrics hold the step; returns the last step that they hold."""
         while time.time() - self.began < self.limit:
-            now = list(steps_of(read_metrics(f"{self.out}/metrics.jsonl")))
+            now = list(steps_of(lines_of(self.out)))
             if now and now[-1].stage == point.stage and now[-1].step >= point.step:
                 return now[-1]
             if self.process.poll() is not None:
@@ -184,10 +169,12 @@ def disturbed(layouts, settings, options, rng):
     code = first.wait(60)
     story |= {"code": code, "end_s": time.time() - killed, "ranks": len(victims)}
     time.sleep(0.2)
-    if code != KILLED or first.ranks():
-        story["wrong"].append(f"kill: got exit code {code} and {len(first.ranks())} ranks left running; expected {KILLED} and none")
-        first.end()
-    story["parts"].append((layouts[0], 0, read_metrics(f"{out}/metrics.jsonl")))
+    left = [pid for pid in victims if first.is_rank(pid)]
+    if code != KILLED or left:
+        story["wrong"].append(f"kill: got exit code {code} and {len(left)} ranks left running; expected {KILLED} and none")
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    story["parts"].append((layouts[0], 0, lines_of(out)))
     story["killed"] = list(steps_of(story["parts"][0][2]))[-1].step
     story["resumed"] = newest_checkpoint(out)
     print(f"killed one of {len(victims)} ranks ({layouts[0]}) after step {story['killed']}: exit code {code} after {story['end_s']:.1f} s; "
@@ -202,7 +189,7 @@ def disturbed(layouts, settings, options, rng):
     code = second.wait(60)
     if code or "stopped" not in second.text():
         story["wrong"].append(f"SIGTERM: got exit code {code}; expected 0, and a line that says that it stopped")
-    story["parts"].append((layouts[1], story["resumed"], read_metrics(f"{out}/metrics.jsonl")))
+    story["parts"].append((layouts[1], story["resumed"], lines_of(out)))
     story["stopped"] = list(steps_of(story["parts"][1][2]))[-1].step
     if newest_checkpoint(out) != story["stopped"]:
         story["wrong"].append(f"SIGTERM: the last step was {story['stopped']}, the newest checkpoint is of step {newest_checkpoint(out)}")
@@ -210,7 +197,7 @@ def disturbed(layouts, settings, options, rng):
 
     newest = newest_checkpoint(out)
     seconds = Job("disturbed_3", options.gpus, settings | layout_settings(layouts[2]), options).finish()
-    story["parts"].append((layouts[2], newest, read_metrics(f"{out}/metrics.jsonl")))
+    story["parts"].append((layouts[2], newest, lines_of(out)))
     print(f"ended on {layouts[2]}: {seconds:.0f} s", flush=True)
     return settings | layout_settings(layouts[2]), story
 
@@ -364,8 +351,7 @@ def main():
         parser.error(f"--data: got {options.data}, expected a folder with heldout.csv and the other sets; make it with cluster/bench/real_data.py")
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     options.limit = options.limit or (1800 if options.device == "cpu" else 90)
-    options.work = os.path.abspath(options.work)
-    os.makedirs(options.work, exist_ok=True)
+    prepare(options)
     settings, layouts, began = settings_of(options), LAYOUTS[options.gpus], time.time()
     try:
         runs = {"calm": undisturbed("calm", layouts[0], settings, options), "other": undisturbed("other", layouts[1], settings, options)}
@@ -373,7 +359,10 @@ def main():
         kinds, right, accuracy = judge({"calm": runs["calm"], "disturbed": runs["disturbed"]}, options)
     except Failed as failure:
         sys.exit(f"FAILED: {failure}")
-    calm, other = (steps_of(read_metrics(f"{options.work}/{name}/metrics.jsonl")) for name in ("calm", "other"))
+    finally:
+        for job in Job.started:
+            job.end()
+    calm, other = (steps_of(lines_of(f"{options.work}/{name}")) for name in ("calm", "other"))
     wrong, figures, curve = compare(calm, other, story, depth_of(settings))
     wrong = story["wrong"] + wrong
     only = [sum(value and not right[b][key] for key, value in right[a].items()) for a, b in (("calm", "disturbed"), ("disturbed", "calm"))]
