@@ -5,29 +5,32 @@
 
 namespace hanok::cuda {
 
-constexpr int kColumnSumRows = 16;
-
-/// out_C = sum over rows of partial_RC, added in an order that only R decides.
-template <class T>
-__global__ void __launch_bounds__(32 * kColumnSumRows)
-    column_sums(const Wide<T>* partial, T* out, int64_t rows, int64_t columns) {
-  __shared__ Wide<T> slots[kColumnSumRows][33];
-  const int64_t column = blockIdx.x * int64_t{32} + threadIdx.x;
+/// out_C = sum over rows of partial_RC, added in an order that only R and C decide. A block of 32 warps takes kColumns
+/// columns: a sector of each row where there are few of them, so that enough blocks share the work.
+template <class T, int kColumns>
+__global__ void __launch_bounds__(1024) column_sums(const Wide<T>* partial, T* out, int64_t rows, int64_t columns) {
+  constexpr int kRows = 1024 / kColumns;
+  __shared__ Wide<T> slots[32][33];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t first = blockIdx.x * int64_t{kColumns}, column = first + threadIdx.x % kColumns;
   Wide<T> sum = 0;
   if (column < columns) {
-#pragma unroll 4
-    for (int64_t row = threadIdx.y; row < rows; row += kColumnSumRows) sum += partial[row * columns + column];
+#pragma unroll 8
+    for (int64_t row = threadIdx.x / kColumns; row < rows; row += kRows) sum += partial[row * columns + column];
   }
-  slots[threadIdx.y][threadIdx.x] = sum;
+  for (int step = kColumns; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  if (lane < kColumns) slots[warp][lane] = sum;
   __syncthreads();
-  if (threadIdx.y > 0 || column >= columns) return;
-  for (int y = 1; y < kColumnSumRows; ++y) sum += slots[y][threadIdx.x];
-  out[column] = narrow<T>(sum);
+  if (warp >= kColumns || first + warp >= columns) return;
+  sum = lane_sum(slots[lane][warp]);
+  if (lane == 0) out[first + warp] = narrow<T>(sum);
 }
 
 template <class T>
 void sum_columns(const void* partial, void* out, int64_t rows, int64_t columns, cudaStream_t stream) {
-  column_sums<T><<<static_cast<unsigned>(divide_up(columns, 32)), dim3(32, kColumnSumRows), 0, stream>>>(
+  const bool few = columns <= 2048;
+  auto* kernel = few ? column_sums<T, 8> : column_sums<T, 32>;
+  kernel<<<static_cast<unsigned>(divide_up(columns, few ? 8 : 32)), 1024, 0, stream>>>(
       static_cast<const Wide<T>*>(partial), static_cast<T*>(out), rows, columns);
 }
 

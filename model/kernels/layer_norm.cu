@@ -6,61 +6,59 @@ namespace hanok {
 namespace cuda {
 namespace {
 
-template <class T, int N>
-__global__ void __launch_bounds__(512) forward_held(const T* x,
-                                                    const T* weight,
-                                                    const T* bias,
-                                                    T* y,
-                                                    Wide<T>* means,
-                                                    Wide<T>* rstds,
-                                                    int64_t rows,
-                                                    int packs,
-                                                    Wide<T> eps) {
+// A group of warps takes one row, P packs of N values a thread.
+template <class T, int P>
+__global__ void __launch_bounds__(512, 2) forward_held(const T* x,
+                                                       const T* __restrict__ weight,
+                                                       const T* __restrict__ bias,
+                                                       T* y,
+                                                       Wide<T>* means,
+                                                       Wide<T>* rstds,
+                                                       int64_t rows,
+                                                       int packs,
+                                                       Wide<T> per_value,
+                                                       Wide<T> eps) {
   using A = Wide<T>;
-  __shared__ A slots[2][kMaxWarps];
-  const int64_t dim = int64_t{packs} * N;
-  const A per_value = A(1) / static_cast<A>(dim);
-  uint4 w[kPacks] = {}, b[kPacks] = {}, v[kPacks], next_v[kPacks] = {};
-  load_row(w, weight, packs);
-  load_row(b, bias, packs);
-  const Walk walk;
-  if (walk.first < rows) load_row(next_v, x + walk.first * dim, packs);
-  for (int64_t row = walk.first; row < rows; row += walk.step) {
-    A sum = 0, squares = 0;
+  constexpr int N = kPackOf<T>;
+  __shared__ A slots[2][1][kMostRowWarps];
+  const int64_t row = Walk().first, dim = int64_t{packs} * N;
+  if (row >= rows) return;  // whole warps, and whole blocks where they meet at a barrier
+  uint4 v[P] = {};
+  load_row(v, x + row * dim, packs);
+  A sum[1] = {}, squares[1] = {};
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) v[p] = next_v[p];
-    if (row + walk.step < rows) load_row(next_v, x + (row + walk.step) * dim, packs);
+  for (int p = 0; p < P; ++p) {
+    const Pack<T, N> values = unpacked<T>(v[p]);
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-      const Pack<T, N> values = unpacked<T>(v[p]);
-      for (int i = 0; i < N; ++i) sum += widen(values.v[i]);
-    }
-    const A mean = block_sum(sum, slots[0]) * per_value;
-    forget_unpacked(v);
+    for (int i = 0; i < N; ++i) sum[0] += widen(values.v[i]);
+  }
+  row_sums(sum, slots[0]);
+  const A mean = sum[0] * per_value;
+  forget_unpacked(v);
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-      if (threadIdx.x + p * blockDim.x >= packs) continue;
-      const Pack<T, N> values = unpacked<T>(v[p]);
-      for (int i = 0; i < N; ++i) squares += (widen(values.v[i]) - mean) * (widen(values.v[i]) - mean);
-    }
-    const A scale = reciprocal_root(block_sum(squares, slots[1]) * per_value + eps);
-    if (threadIdx.x == 0) {
-      means[row] = mean;
-      rstds[row] = scale;
-    }
-    forget_unpacked(v);
-    forget_unpacked(w);
-    forget_unpacked(b);
+  for (int p = 0; p < P; ++p) {
+    if (threadIdx.x + p * blockDim.x >= packs) continue;
+    const Pack<T, N> values = unpacked<T>(v[p]);
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-      const int at = threadIdx.x + p * blockDim.x;
-      if (at >= packs) continue;
-      const Pack<T, N> values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]), biases = unpacked<T>(b[p]);
-      Pack<T, N> out;
-      for (int i = 0; i < N; ++i)
-        out.v[i] = narrow<T>((widen(values.v[i]) - mean) * scale * widen(weights.v[i]) + widen(biases.v[i]));
-      store<N>(y + row * dim + at * N, out);
-    }
+    for (int i = 0; i < N; ++i) squares[0] += (widen(values.v[i]) - mean) * (widen(values.v[i]) - mean);
+  }
+  row_sums(squares, slots[1]);
+  const A scale = inverse_root(squares[0] * per_value + eps);
+  if (threadIdx.x == 0) {
+    means[row] = mean;
+    rstds[row] = scale;
+  }
+  forget_unpacked(v);
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    const int at = threadIdx.x + p * blockDim.x;
+    if (at >= packs) continue;
+    const Pack<T, N> values = unpacked<T>(v[p]), weights = load<N>(weight + at * N), biases = load<N>(bias + at * N);
+    Pack<T, N> out;
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      out.v[i] = narrow<T>((widen(values.v[i]) - mean) * scale * widen(weights.v[i]) + widen(biases.v[i]));
+    store<N>(y + row * dim + at * N, out);
   }
 }
 
@@ -96,7 +94,7 @@ __global__ void forward_any(const T* x,
 
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * weight; sums over rows: dweight of dy * xhat, dbias
 // of dy.
-template <class T, int N>
+template <class T, int P>
 __global__ void __launch_bounds__(512) backward_held(const T* dy,
                                                      const T* x,
                                                      const T* weight,
@@ -107,11 +105,12 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
                                                      int64_t rows,
                                                      int packs) {
   using A = Wide<T>;
-  __shared__ A slots[2][kMaxWarps];
+  constexpr int N = kPackOf<T>;
+  __shared__ A slots[2][2][kMostRowWarps];
   const int64_t dim = int64_t{packs} * N;
   const A per_value = A(1) / static_cast<A>(dim);
   const Walk walk;
-  uint4 w[kPacks] = {}, g[kPacks], v[kPacks], next_g[kPacks] = {}, next_v[kPacks] = {};
+  uint4 w[P] = {}, g[P], v[P], next_g[P] = {}, next_v[P] = {};
   A next_scale = 0, next_mean = 0;
   const auto load_next = [&](int64_t row) {
     load_row(next_g, dy + row * dim, packs);
@@ -119,37 +118,39 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
     next_scale = rstds[row];
     next_mean = means[row];
   };
-  A dweight[kPacks][N] = {}, dbias[kPacks][N] = {};
+  A dweight[P][N] = {}, dbias[P][N] = {};
   load_row(w, weight, packs);
+  int turn = 0;
   if (walk.first < rows) load_next(walk.first);
   for (int64_t row = walk.first; row < rows; row += walk.step) {
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < P; ++p) {
       g[p] = next_g[p];
       v[p] = next_v[p];
     }
     const A scale = next_scale, mean = next_mean;
     if (row + walk.step < rows) load_next(row + walk.step);
-    A dot = 0, sum = 0;
+    A sums[2] = {};  // of g * xhat, of g
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < P; ++p) {
       const Pack<T, N> grads = unpacked<T>(g[p]), values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         const A d = widen(grads.v[i]), product = d * ((widen(values.v[i]) - mean) * scale);
-        dot += product * widen(weights.v[i]);
-        sum += d * widen(weights.v[i]);
+        sums[0] += product * widen(weights.v[i]);
+        sums[1] += d * widen(weights.v[i]);
         dweight[p][i] += product;
         dbias[p][i] += d;
       }
     }
-    dot = block_sum(dot, slots[0]) * per_value;
-    sum = block_sum(sum, slots[1]) * per_value;
+    row_sums(sums, slots[turn]);
+    turn ^= 1;
+    const A dot = sums[0] * per_value, sum = sums[1] * per_value;
     forget_unpacked(g);
     forget_unpacked(v);
     forget_unpacked(w);
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < P; ++p) {
       const int at = threadIdx.x + p * blockDim.x;
       if (at >= packs) continue;
       const Pack<T, N> grads = unpacked<T>(g[p]), values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
@@ -162,14 +163,11 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
     }
   }
 #pragma unroll
-  for (int p = 0; p < kPacks; ++p) {
+  for (int p = 0; p < P; ++p) {
     const int at = threadIdx.x + p * blockDim.x;
     if (at >= packs) continue;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      partial[walk.first * 2 * dim + at * N + i] = dweight[p][i];
-      partial[(walk.first * 2 + 1) * dim + at * N + i] = dbias[p][i];
-    }
+    store_sums(partial + walk.first * 2 * dim + at * N, dweight[p]);
+    store_sums(partial + (walk.first * 2 + 1) * dim + at * N, dbias[p]);
   }
 }
 
@@ -220,27 +218,28 @@ __global__ void backward_params_any(
 
 template <class T>
 void forward_held_on(const LayerNormForward& a, const NormRows& shape) {
-  constexpr int N = kPackOf<T>;
-  auto* kernel = forward_held<T, N>;
-  const int64_t blocks =
-      std::min<int64_t>(resident_blocks(kernel, shape.threads()), divide_up(a.rows, shape.rows_per_block));
-  kernel<<<static_cast<unsigned>(blocks), shape.block(), 0, a.call.stream>>>(static_cast<const T*>(a.x),
+  const int64_t blocks = divide_up(a.rows, shape.rows_per_block);
+  with_packs(shape.packs, [&](auto packs) {
+    forward_held<T, packs>
+        <<<static_cast<unsigned>(blocks), shape.block(), 0, a.call.stream>>>(static_cast<const T*>(a.x),
                                                                              static_cast<const T*>(a.weight),
                                                                              static_cast<const T*>(a.bias),
                                                                              static_cast<T*>(a.y),
                                                                              static_cast<Wide<T>*>(a.mean),
                                                                              static_cast<Wide<T>*>(a.rstd),
                                                                              a.rows,
-                                                                             static_cast<int>(a.dim / N),
+                                                                             static_cast<int>(a.dim / kPackOf<T>),
+                                                                             Wide<T>(1) / static_cast<Wide<T>>(a.dim),
                                                                              static_cast<Wide<T>>(a.eps));
+  });
 }
 
 template <class T>
 void forward(const LayerNormForward& a) {
   constexpr int N = kPackOf<T>;
-  const NormRows shape = norm_rows(a.dim / N);
+  const NormRows shape = forward_rows(a.dim / N, a.layout);
   if constexpr (sizeof(T) < 8) {  // f64 is for tests
-    if (shape.held && fits_packs<N, T>(a.dim, a.x, a.weight, a.bias, a.y)) return forward_held_on<T>(a, shape);
+    if (shape.warps && fits_packs<N, T>(a.dim, a.x, a.weight, a.bias, a.y)) return forward_held_on<T>(a, shape);
   }
   const int64_t blocks = std::min<int64_t>(a.rows, resident_blocks(forward_any<T>, 256));
   forward_any<T><<<static_cast<unsigned>(blocks), 256, 0, a.call.stream>>>(static_cast<const T*>(a.x),
@@ -256,8 +255,8 @@ void forward(const LayerNormForward& a) {
 
 template <class T>
 void backward_held_on(const LayerNormBackward& a, const NormRows& shape, int64_t partials) {
-  constexpr int N = kPackOf<T>;
-  backward_held<T, N><<<static_cast<unsigned>(partials / shape.rows_per_block), shape.block(), 0, a.call.stream>>>(
+  auto* kernel = shape.packs == 1 ? backward_held<T, 1> : backward_held<T, 2>;
+  kernel<<<static_cast<unsigned>(partials / shape.rows_per_block), shape.block(), 0, a.call.stream>>>(
       static_cast<const T*>(a.dy),
       static_cast<const T*>(a.x),
       static_cast<const T*>(a.weight),
@@ -266,7 +265,7 @@ void backward_held_on(const LayerNormBackward& a, const NormRows& shape, int64_t
       static_cast<T*>(a.dx),
       static_cast<Wide<T>*>(a.partial),
       a.rows,
-      static_cast<int>(a.dim / N));
+      static_cast<int>(a.dim / kPackOf<T>));
 }
 
 template <class T>
@@ -285,12 +284,12 @@ void backward_any_on(const LayerNormBackward& a, int64_t partials) {
 template <class T>
 void backward(const LayerNormBackward& a) {
   constexpr int N = kPackOf<T>;
-  const NormRows shape = norm_rows(a.dim / N);
-  const int64_t partials = norm_partials<T>(a.rows, a.dim);
-  const bool held = sizeof(T) < 8 && shape.held && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dx);
-  if (!held) backward_any_on<T>(a, partials);
+  const NormRows shape = backward_rows(a.dim / N, a.layout);
+  const int64_t partials = norm_partials<T>(a.rows, a.dim, a.layout);
+  const bool held = sizeof(T) < 8 && shape.warps && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dx);
+  if (!held && a.rows > 0) backward_any_on<T>(a, partials);
   if constexpr (sizeof(T) < 8) {
-    if (held) backward_held_on<T>(a, shape, partials);
+    if (held && a.rows > 0) backward_held_on<T>(a, shape, partials);
   }
   check_launch("layer_norm backward");
   sum_columns<T>(a.partial, a.dparams, partials, 2 * a.dim, a.call.stream);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/cuda/launch.h"
+#include "model/kernels/rms_norm_cuda.h"
 
 namespace hanok {
 
@@ -12,6 +13,7 @@ struct LayerNormForward {
   void *mean, *rstd;  // wide [rows]
   int64_t rows, dim;
   double eps;
+  NormLayout layout = {};
 };
 void launch(const LayerNormForward& args);
 
@@ -21,8 +23,9 @@ struct LayerNormBackward {
   const void *mean, *rstd;
   void* dx;
   void* dparams;  // [2, dim]: of weight and bias
-  void* partial;  // wide [norm_partials(rows, dim), 2, dim]
+  void* partial;  // wide [norm_partials(type, rows, dim), 2, dim]
   int64_t rows, dim;
+  NormLayout layout = {};
 };
 void launch(const LayerNormBackward& args);
 

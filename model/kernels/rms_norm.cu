@@ -1,67 +1,53 @@
 #include "model/kernels/column_sums.cuh"
 #include "model/kernels/norm_rows.cuh"
+#include "model/kernels/packed.cuh"
 #include "model/kernels/rms_norm_cuda.h"
 
 namespace hanok {
 namespace cuda {
 namespace {
 
-// kPacks of N values a thread; a block (or, where it is one warp wide, each of its rows of threads) takes a row at a
-// time.
-template <class T, int N, bool kAdd>
-__global__ void __launch_bounds__(512) forward_held(
-    const T* x, const T* added, const T* weight, T* sum, T* y, Wide<T>* rstd, int64_t rows, int packs, Wide<T> eps) {
+// A group of warps takes one row, P packs of N values a thread.
+template <class T, int P, bool kAdd>
+__global__ void __launch_bounds__(512, 2) forward_held(const T* x,
+                                                       const T* added,
+                                                       const T* __restrict__ weight,
+                                                       T* sum,
+                                                       T* y,
+                                                       Wide<T>* rstd,
+                                                       int64_t rows,
+                                                       int packs,
+                                                       Wide<T> per_value,
+                                                       Wide<T> eps) {
   using A = Wide<T>;
-  __shared__ A slots[2][kMaxWarps];
-  const int64_t dim = int64_t{packs} * N;
-  const A per_value = A(1) / static_cast<A>(dim);
-  uint4 w[kPacks] = {}, v[kPacks] = {}, next_v[kPacks] = {}, next_other[kPacks] = {};
-  load_row(w, weight, packs);
-  int turn = 0;
-  const Walk walk;
-  if (walk.first < rows) {
-    load_row(next_v, x + walk.first * dim, packs);
-    if constexpr (kAdd) load_row(next_other, added + walk.first * dim, packs);
-  }
-  for (int64_t row = walk.first; row < rows; row += walk.step) {
-    A squares = 0;
+  constexpr int N = kPackOf<T>;
+  __shared__ A slots[1][kMostRowWarps];
+  const int64_t row = Walk().first, dim = int64_t{packs} * N;
+  if (row >= rows) return;  // whole warps, and whole blocks where they meet at a barrier
+  uint4 v[P] = {};
+  load_row(v, x + row * dim, packs);
+  if constexpr (kAdd) {
+    uint4 other[P] = {};
+    load_row(other, added + row * dim, packs);
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) v[p] = next_v[p];
-    if constexpr (kAdd) {
-#pragma unroll
-      for (int p = 0; p < kPacks; ++p) {
-        const int at = threadIdx.x + p * blockDim.x;
-        if (at >= packs) continue;
-        Pack<T, N> both = unpacked<T>(v[p]);
-        const Pack<T, N> other = unpacked<T>(next_other[p]);
-        for (int i = 0; i < N; ++i) both.v[i] = narrow<T>(widen(both.v[i]) + widen(other.v[i]));
-        store<N>(sum + row * dim + at * N, both);
-        memcpy(&v[p], &both, sizeof both);
-      }
-    }
-    if (row + walk.step < rows) {
-      load_row(next_v, x + (row + walk.step) * dim, packs);
-      if constexpr (kAdd) load_row(next_other, added + (row + walk.step) * dim, packs);
-    }
-#pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-      const Pack<T, N> values = unpacked<T>(v[p]);
-      for (int i = 0; i < N; ++i) squares += widen(values.v[i]) * widen(values.v[i]);
-    }
-    const A scale = reciprocal_root(block_sum(squares, slots[turn]) * per_value + eps);
-    turn ^= 1;
-    forget_unpacked(v);
-    forget_unpacked(w);
-    if (threadIdx.x == 0) rstd[row] = scale;
-#pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < P; ++p) {
+      const Pack<T, N> both = sum_of(unpacked<T>(v[p]), unpacked<T>(other[p]));
       const int at = threadIdx.x + p * blockDim.x;
-      if (at >= packs) continue;
-      const Pack<T, N> values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
-      Pack<T, N> out;
-      for (int i = 0; i < N; ++i) out.v[i] = narrow<T>(rounded<T>(widen(values.v[i]) * scale) * widen(weights.v[i]));
-      store<N>(y + row * dim + at * N, out);
+      if (at < packs) store<N>(sum + row * dim + at * N, both);
+      memcpy(&v[p], &both, sizeof both);
     }
+  }
+  A squares[1] = {};
+#pragma unroll
+  for (int p = 0; p < P; ++p) squares[0] += squares_of(unpacked<T>(v[p]));
+  row_sums(squares, slots);
+  const A scale = inverse_root(squares[0] * per_value + eps);
+  if (threadIdx.x == 0) rstd[row] = scale;
+  forget_unpacked(v);
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    const int at = threadIdx.x + p * blockDim.x;
+    if (at < packs) store<N>(y + row * dim + at * N, scaled(unpacked<T>(v[p]), scale, load<N>(weight + at * N)));
   }
 }
 
@@ -91,7 +77,7 @@ __global__ void forward_any(
 }
 
 // dx = rstd * (g - xhat * mean(g * xhat)) with g = dy * weight, xhat = x * rstd; dweight = sum over rows of dy * xhat.
-template <class T, int N, bool kAdd>
+template <class T, int P, bool kAdd>
 __global__ void __launch_bounds__(512) backward_held(const T* dy,
                                                      const T* x,
                                                      const T* weight,
@@ -102,12 +88,13 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
                                                      int64_t rows,
                                                      int packs) {
   using A = Wide<T>;
-  __shared__ A slots[2][kMaxWarps];
+  constexpr int N = kPackOf<T>;
+  __shared__ A slots[2][1][kMostRowWarps];
   const int64_t dim = int64_t{packs} * N;
   const A per_value = A(1) / static_cast<A>(dim);
   const Walk walk;
-  uint4 w[kPacks] = {}, g[kPacks], v[kPacks], other[kPacks] = {};
-  uint4 next_g[kPacks] = {}, next_v[kPacks] = {}, next_other[kPacks] = {};
+  uint4 w[P] = {}, g[P], v[P], other[P] = {};
+  uint4 next_g[P] = {}, next_v[P] = {}, next_other[P] = {};
   A next_scale = 0;
   const auto load_next = [&](int64_t row) {
     load_row(next_g, dy + row * dim, packs);
@@ -115,37 +102,38 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
     if constexpr (kAdd) load_row(next_other, dsum + row * dim, packs);
     next_scale = rstd[row];
   };
-  A dweight[kPacks][N] = {};
+  A dweight[P][N] = {};
   load_row(w, weight, packs);
   int turn = 0;
   if (walk.first < rows) load_next(walk.first);
   for (int64_t row = walk.first; row < rows; row += walk.step) {
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < P; ++p) {
       g[p] = next_g[p];
       v[p] = next_v[p];
       if constexpr (kAdd) other[p] = next_other[p];
     }
     const A scale = next_scale;
     if (row + walk.step < rows) load_next(row + walk.step);
-    A dot = 0;
+    A dot[1] = {};
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < P; ++p) {
       const Pack<T, N> grads = unpacked<T>(g[p]), values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         const A product = widen(grads.v[i]) * (widen(values.v[i]) * scale);
-        dot += product * widen(weights.v[i]);
+        dot[0] += product * widen(weights.v[i]);
         dweight[p][i] += product;
       }
     }
-    const A mean = block_sum(dot, slots[turn]) * per_value;
+    row_sums(dot, slots[turn]);
+    const A mean = dot[0] * per_value;
     turn ^= 1;
     forget_unpacked(g);
     forget_unpacked(v);
     forget_unpacked(w);
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < P; ++p) {
       const int at = threadIdx.x + p * blockDim.x;
       if (at >= packs) continue;
       const Pack<T, N> grads = unpacked<T>(g[p]), values = unpacked<T>(v[p]), weights = unpacked<T>(w[p]);
@@ -162,11 +150,9 @@ __global__ void __launch_bounds__(512) backward_held(const T* dy,
     }
   }
 #pragma unroll
-  for (int p = 0; p < kPacks; ++p) {
+  for (int p = 0; p < P; ++p) {
     const int at = threadIdx.x + p * blockDim.x;
-    if (at >= packs) continue;
-#pragma unroll
-    for (int i = 0; i < N; ++i) partial[walk.first * dim + at * N + i] = dweight[p][i];
+    if (at < packs) store_sums(partial + walk.first * dim + at * N, dweight[p]);
   }
 }
 
@@ -207,27 +193,28 @@ __global__ void backward_weight_any(
 
 template <class T, bool kAdd>
 void forward_held_on(const RmsNormForward& a, const NormRows& shape) {
-  constexpr int N = kPackOf<T>;
-  auto* kernel = forward_held<T, N, kAdd>;
-  const int64_t blocks =
-      std::min<int64_t>(resident_blocks(kernel, shape.threads()), divide_up(a.rows, shape.rows_per_block));
-  kernel<<<static_cast<unsigned>(blocks), shape.block(), 0, a.call.stream>>>(static_cast<const T*>(a.x),
+  const int64_t blocks = divide_up(a.rows, shape.rows_per_block);
+  with_packs(shape.packs, [&](auto packs) {
+    forward_held<T, packs, kAdd>
+        <<<static_cast<unsigned>(blocks), shape.block(), 0, a.call.stream>>>(static_cast<const T*>(a.x),
                                                                              static_cast<const T*>(a.added),
                                                                              static_cast<const T*>(a.weight),
                                                                              static_cast<T*>(a.sum),
                                                                              static_cast<T*>(a.y),
                                                                              static_cast<Wide<T>*>(a.rstd),
                                                                              a.rows,
-                                                                             static_cast<int>(a.dim / N),
+                                                                             static_cast<int>(a.dim / kPackOf<T>),
+                                                                             Wide<T>(1) / static_cast<Wide<T>>(a.dim),
                                                                              static_cast<Wide<T>>(a.eps));
+  });
 }
 
 template <class T>
 void forward(const RmsNormForward& a) {
   constexpr int N = kPackOf<T>;
-  const NormRows shape = norm_rows(a.dim / N);
+  const NormRows shape = forward_rows(a.dim / N, a.layout);
   if constexpr (sizeof(T) < 8) {  // f64 is for tests
-    if (shape.held && fits_packs<N, T>(a.dim, a.x, a.added, a.weight, a.sum, a.y)) {
+    if (shape.warps && fits_packs<N, T>(a.dim, a.x, a.added, a.weight, a.sum, a.y)) {
       return a.added ? forward_held_on<T, true>(a, shape) : forward_held_on<T, false>(a, shape);
     }
   }
@@ -245,18 +232,17 @@ void forward(const RmsNormForward& a) {
 
 template <class T, bool kAdd>
 void backward_held_on(const RmsNormBackward& a, const NormRows& shape, int64_t partials) {
-  constexpr int N = kPackOf<T>;
-  backward_held<T, N, kAdd>
-      <<<static_cast<unsigned>(partials / shape.rows_per_block), shape.block(), 0, a.call.stream>>>(
-          static_cast<const T*>(a.dy),
-          static_cast<const T*>(a.x),
-          static_cast<const T*>(a.weight),
-          static_cast<const T*>(a.dsum),
-          static_cast<const Wide<T>*>(a.rstd),
-          static_cast<T*>(a.dx),
-          static_cast<Wide<T>*>(a.partial),
-          a.rows,
-          static_cast<int>(a.dim / N));
+  auto* kernel = shape.packs == 1 ? backward_held<T, 1, kAdd> : backward_held<T, 2, kAdd>;
+  kernel<<<static_cast<unsigned>(partials / shape.rows_per_block), shape.block(), 0, a.call.stream>>>(
+      static_cast<const T*>(a.dy),
+      static_cast<const T*>(a.x),
+      static_cast<const T*>(a.weight),
+      static_cast<const T*>(a.dsum),
+      static_cast<const Wide<T>*>(a.rstd),
+      static_cast<T*>(a.dx),
+      static_cast<Wide<T>*>(a.partial),
+      a.rows,
+      static_cast<int>(a.dim / kPackOf<T>));
 }
 
 template <class T>
@@ -280,12 +266,13 @@ void backward_any_on(const RmsNormBackward& a, int64_t partials) {
 template <class T>
 void backward(const RmsNormBackward& a) {
   constexpr int N = kPackOf<T>;
-  const NormRows shape = norm_rows(a.dim / N);
-  const int64_t partials = norm_partials<T>(a.rows, a.dim);
-  const bool held = sizeof(T) < 8 && shape.held && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dsum, a.dx);
-  if (!held) backward_any_on<T>(a, partials);
+  const NormRows shape = backward_rows(a.dim / N, a.layout);
+  const int64_t partials = norm_partials<T>(a.rows, a.dim, a.layout);
+  const bool held = sizeof(T) < 8 && shape.warps && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dsum, a.dx);
+  if (!held && a.rows > 0) backward_any_on<T>(a, partials);
   if constexpr (sizeof(T) < 8) {
-    if (held) a.dsum ? backward_held_on<T, true>(a, shape, partials) : backward_held_on<T, false>(a, shape, partials);
+    if (held && a.rows > 0)
+      a.dsum ? backward_held_on<T, true>(a, shape, partials) : backward_held_on<T, false>(a, shape, partials);
   }
   check_launch("rms_norm backward");
   if (!a.dweight) return;
@@ -308,7 +295,7 @@ void launch(const RmsNormBackward& args) {
 
 int64_t norm_partials(CudaType type, int64_t rows, int64_t dim) {
   int64_t partials = 0;
-  cuda::dispatch(type, [&](auto tag) { partials = cuda::norm_partials<decltype(tag)>(rows, dim); });
+  cuda::dispatch(type, [&](auto tag) { partials = cuda::norm_partials<decltype(tag)>(rows, dim, {}); });
   return partials;
 }
 

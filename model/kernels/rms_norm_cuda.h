@@ -5,6 +5,12 @@
 
 namespace hanok {
 
+/// How threads lie over rows. Zeros: what norm_rows.cuh chooses for the width; others are for measurements.
+struct NormLayout {
+  int warps = 0;    // of a row
+  int threads = 0;  // backward: on a multiprocessor at once
+};
+
 /// With `added`: sum = x + added is written, and normalised.
 struct RmsNormForward {
   CudaCall call;
@@ -13,6 +19,7 @@ struct RmsNormForward {
   void* rstd;  // wide [rows]
   int64_t rows, dim;
   double eps;
+  NormLayout layout = {};
 };
 void launch(const RmsNormForward& args);
 
@@ -22,8 +29,9 @@ struct RmsNormBackward {
   const void *dy, *x, *weight, *dsum;
   const void* rstd;
   void *dx, *dweight;
-  void* partial;  // wide [num_partials(rows, dim), dim]
+  void* partial;  // wide [norm_partials(type, rows, dim), dim]
   int64_t rows, dim;
+  NormLayout layout = {};
 };
 void launch(const RmsNormBackward& args);
 /// Rows of the scratch for a weight's gradient: one for every block that loops over rows, or for every group of rows.
