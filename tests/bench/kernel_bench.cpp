@@ -1,11 +1,8 @@
-// Bandwidth of every memory-bound kernel beside that of a device copy: kernel_bench
+// Bandwidth of every memory-bound kernel beside that of a device copy: kernel_bench [--sweep]
+// With --sweep the kernels whose threads can lie over the data in several ways, in each of them.
 // Bytes are the fewest that the operation can move: each input read once, each output written once.
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-
 #include <algorithm>
-#include <cstdio>
-#include <functional>
+#include <cstring>
 
 #include "base/cuda/call.h"
 #include "base/error.h"
@@ -20,122 +17,122 @@
 #include "model/kernels/swiglu_cuda.h"
 #include "model/kernels/vocab_softmax_cuda.h"
 #include "parallel/squared_norm_cuda.h"
+#include "tests/bench/measure.h"
 #include "trainer/adamw_update_cuda.h"
 
 namespace hanok {
 namespace {
 
-double median_us(const std::function<void()>& body) {
-  const c10::impl::VirtualGuardImpl device(at::kCUDA);
-  const c10::Stream stream = device.getStream(c10::Device(at::kCUDA, 0));
-  for (int i = 0; i < 3; ++i) body();
-  std::vector<double> times;
-  for (int i = 0; i < 15; ++i) {
-    c10::Event begin(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT), end(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT);
-    begin.record(stream);
-    body();
-    end.record(stream);
-    end.synchronize();
-    times.push_back(begin.elapsedTime(end) * 1000);
+/// Ways to lay threads over rows of that many packs of 16 bytes; the first is the one that the kernels choose.
+std::vector<NormLayout> layouts_of(int64_t packs, bool backward) {
+  std::vector<NormLayout> layouts = {{}};
+  for (const int warps : {1, 2, 3, 4, 5, 8, 10, 16}) {
+    const int64_t each = (packs + 32 * warps - 1) / (32 * warps), most = backward ? 2 : 8;
+    if (each > most || each * 32 * warps > packs * 3 / 2) continue;
+    if (!backward) layouts.push_back({warps, 0});
+    if (backward)
+      for (const int threads : {512, 768, 1024}) layouts.push_back({warps, threads});
   }
-  std::nth_element(times.begin(), times.begin() + 7, times.end());
-  return times[7];
+  return layouts;
 }
 
-struct Bench {
-  double copy_rate = 0;  // bytes a second
-  void operator()(const char* name, double bytes, const std::function<void()>& body) const {
-    const double us = median_us(body), rate = bytes / us * 1e6;
-    std::printf("%-44s %9.1f MB %9.1f us %7.0f GB/s  %.3f\n", name, bytes / 1e6, us, rate / 1e9, rate / copy_rate);
-  }
-};
-
-at::TensorOptions on(at::ScalarType dtype) {
-  return at::device(at::kCUDA).dtype(dtype);
-}
-Tensor randn(at::IntArrayRef shape, at::ScalarType dtype = at::kBFloat16) {
-  return at::randn(shape, on(dtype));
-}
-double bytes_of(const Tensor& x) {
-  return static_cast<double>(x.nbytes());
+std::string text(const NormLayout& layout) {
+  return layout.warps ? concat(" warps ", layout.warps, " threads ", layout.threads) : std::string();
 }
 
-void norms(const Bench& bench, int64_t rows, int64_t dim, at::ScalarType dtype) {
+void norms(const Bench& bench, int64_t rows, int64_t dim, at::ScalarType dtype, bool sweep = false) {
   const Tensor x = randn({rows, dim}, dtype), dy = randn({rows, dim}, dtype), other = randn({rows, dim}, dtype);
   const Tensor weight = randn({dim}, dtype), dparams = at::empty({2, dim}, on(dtype));
   const Tensor y = at::empty_like(x), sum = at::empty_like(x);
   const Tensor mean = at::zeros({rows}, on(at::kFloat)), rstd = at::ones({rows}, on(at::kFloat));
   const CudaCall call = cuda_call(x, "bench");
-  const Tensor partial = at::empty({norm_partials(call.type, rows, dim), 2, dim}, on(at::kFloat));
+  const int64_t partials = sweep ? 8192 : norm_partials(call.type, rows, dim), packs = x.nbytes() / 16 / rows;
+  const Tensor partial = at::empty({partials, 2, dim}, on(at::kFloat));
   const std::string shape = concat(" ", at::toString(dtype), " ", rows, "x", dim);
-  const RmsNormForward forward{
-      call, data_of(x), nullptr, data_of(weight), nullptr, mutable_data_of(y), mutable_data_of(rstd), rows, dim, 1e-6};
-  RmsNormForward added = forward;
-  added.added = data_of(other);
-  added.sum = mutable_data_of(sum);
-  bench(("rms_norm" + shape).c_str(), 2 * bytes_of(x), [&] { launch(forward); });
-  bench(("add_rms_norm" + shape).c_str(), 4 * bytes_of(x), [&] { launch(added); });
-  const RmsNormBackward backward{call,
-                                 data_of(dy),
-                                 data_of(x),
-                                 data_of(weight),
-                                 nullptr,
-                                 data_of(rstd),
-                                 mutable_data_of(y),
-                                 mutable_data_of(dparams),
-                                 mutable_data_of(partial),
-                                 rows,
-                                 dim};
-  RmsNormBackward backward_added = backward;
-  backward_added.dsum = data_of(other);
-  bench(("rms_norm backward" + shape).c_str(), 3 * bytes_of(x), [&] { launch(backward); });
-  bench(("add_rms_norm backward" + shape).c_str(), 4 * bytes_of(x), [&] { launch(backward_added); });
-  bench(("layer_norm" + shape).c_str(), 2 * bytes_of(x), [&] {
-    launch(LayerNormForward{call,
-                            data_of(x),
-                            data_of(weight),
-                            data_of(weight),
-                            mutable_data_of(y),
-                            mutable_data_of(mean),
-                            mutable_data_of(rstd),
-                            rows,
-                            dim,
-                            1e-6});
-  });
-  bench(("layer_norm backward" + shape).c_str(), 3 * bytes_of(x), [&] {
-    launch(LayerNormBackward{call,
+  for (const NormLayout& layout : sweep ? layouts_of(packs, false) : std::vector<NormLayout>{{}}) {
+    const std::string name = shape + text(layout);
+    RmsNormForward forward{call,
+                           data_of(x),
+                           nullptr,
+                           data_of(weight),
+                           nullptr,
+                           mutable_data_of(y),
+                           mutable_data_of(rstd),
+                           rows,
+                           dim,
+                           1e-6};
+    forward.layout = layout;
+    RmsNormForward added = forward;
+    added.added = data_of(other);
+    added.sum = mutable_data_of(sum);
+    bench("rms_norm" + name, 2 * bytes_of(x), [&] { launch(forward); });
+    bench("add_rms_norm" + name, 4 * bytes_of(x), [&] { launch(added); });
+    LayerNormForward layer{call,
+                           data_of(x),
+                           data_of(weight),
+                           data_of(weight),
+                           mutable_data_of(y),
+                           mutable_data_of(mean),
+                           mutable_data_of(rstd),
+                           rows,
+                           dim,
+                           1e-6};
+    layer.layout = layout;
+    bench("layer_norm" + name, 2 * bytes_of(x), [&] { launch(layer); });
+  }
+  for (const NormLayout& layout : sweep ? layouts_of(packs, true) : std::vector<NormLayout>{{}}) {
+    const std::string name = " backward" + shape + text(layout);
+    RmsNormBackward backward{call,
                              data_of(dy),
                              data_of(x),
                              data_of(weight),
-                             data_of(mean),
+                             nullptr,
                              data_of(rstd),
                              mutable_data_of(y),
                              mutable_data_of(dparams),
                              mutable_data_of(partial),
                              rows,
-                             dim});
-  });
+                             dim};
+    backward.layout = layout;
+    RmsNormBackward added = backward;
+    added.dsum = data_of(other);
+    bench("rms_norm" + name, 3 * bytes_of(x), [&] { launch(backward); });
+    bench("add_rms_norm" + name, 4 * bytes_of(x), [&] { launch(added); });
+    LayerNormBackward layer{call,
+                            data_of(dy),
+                            data_of(x),
+                            data_of(weight),
+                            data_of(mean),
+                            data_of(rstd),
+                            mutable_data_of(y),
+                            mutable_data_of(dparams),
+                            mutable_data_of(partial),
+                            rows,
+                            dim};
+    layer.layout = layout;
+    bench("layer_norm" + name, 3 * bytes_of(x), [&] { launch(layer); });
+  }
 }
 
 void units(const Bench& bench, int64_t rows, int64_t width) {
   const Tensor h = randn({rows, 2 * width}), dh = at::empty_like(h), y = randn({rows, width}), dx = at::empty_like(y);
   const CudaCall call = cuda_call(h, "bench");
   const std::string shape = concat(" BFloat16 ", rows, "x", width);
-  bench(("swiglu" + shape).c_str(), 3 * bytes_of(y), [&] {
+  bench("swiglu" + shape, 3 * bytes_of(y), [&] {
     launch(SwiGluForward{call, data_of(h), mutable_data_of(dx), rows, width});
   });
-  bench(("swiglu backward" + shape).c_str(), 5 * bytes_of(y), [&] {
+  bench("swiglu backward" + shape, 5 * bytes_of(y), [&] {
     launch(SwiGluBackward{call, data_of(y), data_of(h), mutable_data_of(dh), rows, width});
   });
-  bench(("gelu_tanh" + shape).c_str(), 2 * bytes_of(y), [&] {
+  bench("gelu_tanh" + shape, 2 * bytes_of(y), [&] {
     launch(GeluTanhForward{call, data_of(y), mutable_data_of(dx), y.numel()});
   });
-  bench(("gelu_tanh backward" + shape).c_str(), 3 * bytes_of(y), [&] {
+  bench("gelu_tanh backward" + shape, 3 * bytes_of(y), [&] {
     launch(GeluTanhBackward{call, data_of(y), data_of(h), mutable_data_of(dx), y.numel()});
   });
 }
 
-void rope(const Bench& bench, const QkRopeSizes& sizes, bool norm, bool wide_tables) {
+void rope(const Bench& bench, const QkRopeSizes& sizes, bool norm, bool wide_tables, bool sweep = false) {
   const int64_t all = sizes.heads + 2 * sizes.kv_heads, half = sizes.width / 2;
   const auto table = wide_tables ? at::kFloat : at::kBFloat16;
   const Tensor x = randn({sizes.rows, all * sizes.width}), dy = randn({sizes.rows, all * sizes.width});
@@ -147,20 +144,25 @@ void rope(const Bench& bench, const QkRopeSizes& sizes, bool norm, bool wide_tab
   const CudaCall call = cuda_call(x, "bench");
   const std::string shape = concat(norm ? " norm" : "", " BFloat16 ", sizes.rows, "x", all, "x", sizes.width);
   const double tables = 2 * bytes_of(cos);
-  bench(("qk_rope" + shape).c_str(), 2 * bytes_of(x) + tables, [&] {
-    launch(QkRopeForward{call,
-                         wide_tables,
-                         data_of(x),
-                         data_of(weight),
-                         data_of(weight),
-                         data_of(cos),
-                         data_of(sin),
-                         mutable_data_of(y),
-                         mutable_data_of(rstd),
-                         sizes,
-                         1e-6});
-  });
-  bench(("qk_rope backward" + shape).c_str(), (norm ? 3 : 2) * bytes_of(x) + tables, [&] {
+  for (int heads = 0; heads <= (sweep ? 4 : 0); ++heads) {
+    QkRopeForward forward{call,
+                          wide_tables,
+                          data_of(x),
+                          data_of(weight),
+                          data_of(weight),
+                          data_of(cos),
+                          data_of(sin),
+                          mutable_data_of(y),
+                          mutable_data_of(rstd),
+                          sizes,
+                          1e-6};
+    forward.heads_at_once = heads;
+    bench("qk_rope" + shape + (heads ? concat(" heads ", heads) : std::string()), 2 * bytes_of(x) + tables, [&] {
+      launch(forward);
+    });
+  }
+  const double turned = static_cast<double>(sizes.heads + sizes.kv_heads) / all;  // what a norm reads of x again
+  bench("qk_rope backward" + shape, (2 + (norm ? turned : 0)) * bytes_of(x) + tables, [&] {
     launch(QkRopeBackward{call,
                           wide_tables,
                           data_of(dy),
@@ -185,7 +187,11 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
   const Tensor partial = at::empty({sum_by_row_partials(count), width}, on(at::kFloat));
   const CudaCall call = cuda_call(y, "bench");
   const std::string shape = concat(" BFloat16 ", count, "x", width);
-  bench(("lookup_rows" + shape).c_str(), 2 * bytes_of(y), [&] {
+  // Reading or writing every row of the table that is used once, and y.
+  const auto bytes = [&](const Tensor& of) {
+    return bytes_of(y) * (1 + static_cast<double>(std::get<0>(at::_unique(of)).size(0)) / static_cast<double>(count));
+  };
+  bench("lookup_rows" + shape, bytes(index), [&] {
     launch(LookupRowsForward{
         call, data_of(table), index.const_data_ptr<int64_t>(), mutable_data_of(out), count, vocab, width, 0});
   });
@@ -201,19 +207,19 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
                       vocab,
                       width,
                       0};
-  bench(("sum_by_row" + shape).c_str(), 2 * bytes_of(y), [&] { launch(sums); });
+  bench("sum_by_row" + shape, bytes(index), [&] { launch(sums); });
   const Tensor picture = index.clone();
   picture.narrow(0, 0, tokens).fill_(151655);
   const auto [picture_key, picture_use] = at::sort(picture, true, 0, false);
   SumByRow repeated = sums;
   repeated.key = picture_key.const_data_ptr<int64_t>();
   repeated.use = picture_use.const_data_ptr<int64_t>();
-  bench(("sum_by_row, one row 2/5 of" + shape).c_str(), 1.6 * bytes_of(y), [&] { launch(repeated); });
+  bench("sum_by_row, one row 2/5 of" + shape, bytes(picture), [&] { launch(repeated); });
   const Tensor places = at::randperm(count, on(at::kLong)).narrow(0, 0, tokens).contiguous();
   const Tensor source = at::empty({count}, on(at::kInt)), vision = randn({tokens, width});
   launch(InvertIndex{call, places.const_data_ptr<int64_t>(), source.mutable_data_ptr<int32_t>(), tokens, count, 0});
   for (const bool add : {false, true})
-    bench(((add ? "add_at_rows" : "replace_rows") + shape).c_str(), (add ? 2.4 : 2) * bytes_of(y), [&] {
+    bench((add ? "add_at_rows" : "replace_rows") + shape, (add ? 2.4 : 2) * bytes_of(y), [&] {
       launch(ScatterRows{call,
                          add,
                          data_of(y),
@@ -223,36 +229,47 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
                          count,
                          width});
     });
-  const Tensor positions = randn({2304, 1152}), patches = at::empty({4 * count, 1152}, on(at::kBFloat16));
-  const Tensor taps = at::randint(0, 2304, {4 * count, 4}, on(at::kLong)),
-               share = at::rand({4 * count, 4}, on(at::kFloat));
-  const auto [tap_key, tap_use] = at::sort(taps.view({-1}), true, 0, false);
-  const Tensor tap_partial = at::empty({sum_by_row_partials(taps.numel()), 1152}, on(at::kFloat));
-  const double numbers = bytes_of(taps) + bytes_of(share);
-  bench("interpolate_rows", bytes_of(patches) + numbers, [&] {
-    launch(InterpolateRowsForward{call,
-                                  data_of(positions),
-                                  taps.const_data_ptr<int64_t>(),
-                                  data_of(share),
-                                  mutable_data_of(patches),
-                                  4 * count,
-                                  4,
-                                  1152});
+}
+
+/// Taps of images of 64 x 64 patches in a table of 48 x 48 positions.
+void positions(const Bench& bench, int64_t images) {
+  const int64_t side = 64, table_side = 48, patches = images * side * side, width = 1152;
+  const Tensor place = at::arange(side, on(at::kDouble)) * (table_side - 1.0) / (side - 1.0);
+  const Tensor low = place.floor().to(at::kLong), high = (low + 1).clamp_max(table_side - 1), part = place - low;
+  std::vector<Tensor> index, shares;
+  for (const bool down : {false, true})
+    for (const bool right : {false, true}) {
+      index.push_back((down ? high : low).unsqueeze(1) * table_side + (right ? high : low).unsqueeze(0));
+      shares.push_back((down ? part : 1 - part).unsqueeze(1) * (right ? part : 1 - part).unsqueeze(0));
+    }
+  const auto taps_of = [&](const std::vector<Tensor>& of_image, at::ScalarType dtype) {
+    return at::stack(of_image, -1).view({1, side * side, 4}).expand({images, -1, -1}).reshape({patches, 4}).to(dtype);
+  };
+  const Tensor taps = taps_of(index, at::kLong), share = taps_of(shares, at::kFloat);
+  const Tensor table = randn({table_side * table_side, width}), y = at::empty({patches, width}, on(at::kBFloat16));
+  const auto [key, use] = at::sort(taps.view({-1}), true, 0, false);
+  const Tensor partial = at::empty({sum_by_row_partials(taps.numel()), width}, on(at::kFloat));
+  const CudaCall call = cuda_call(y, "bench");
+  const double bytes = bytes_of(y) + bytes_of(taps) + bytes_of(share) + bytes_of(table);
+  bench(concat("interpolate_rows, ", images, " images"), bytes, [&] {
+    launch(InterpolateRowsForward{
+        call, data_of(table), taps.const_data_ptr<int64_t>(), data_of(share), mutable_data_of(y), patches, 4, width});
   });
-  bench("interpolate_rows backward (4 reads of dy)", 4 * bytes_of(patches) + numbers, [&] {
-    launch(SumByRow{call,
-                    tap_key.const_data_ptr<int64_t>(),
-                    tap_use.const_data_ptr<int64_t>(),
-                    data_of(share),
-                    data_of(patches),
-                    mutable_data_of(positions),
-                    mutable_data_of(tap_partial),
-                    16 * count,
-                    4,
-                    2304,
-                    1152,
-                    0});
-  });
+  bench(
+      concat("interpolate_rows backward, ", images, " images"), bytes + bytes_of(taps), [&] {  // a key and a use a tap
+        launch(SumByRow{call,
+                        key.const_data_ptr<int64_t>(),
+                        use.const_data_ptr<int64_t>(),
+                        data_of(share),
+                        data_of(y),
+                        mutable_data_of(table),
+                        mutable_data_of(partial),
+                        taps.numel(),
+                        4,
+                        table_side * table_side,
+                        width,
+                        0});
+      });
 }
 
 void vocabulary(const Bench& bench, int64_t count, int64_t columns) {
@@ -262,7 +279,7 @@ void vocabulary(const Bench& bench, int64_t count, int64_t columns) {
   const CudaCall call = cuda_call(z, "bench");
   const int64_t* targets = target.const_data_ptr<int64_t>();
   const std::string shape = concat(" BFloat16 ", count, "x", columns);
-  bench(("vocab_softmax statistics" + shape).c_str(), bytes_of(z), [&] {
+  bench("vocab_softmax statistics" + shape, bytes_of(z), [&] {
     launch(VocabStatsUpdate{call,
                             data_of(z),
                             targets,
@@ -273,7 +290,7 @@ void vocabulary(const Bench& bench, int64_t count, int64_t columns) {
                             columns,
                             0});
   });
-  bench(("vocab_softmax gradient" + shape).c_str(), 2 * bytes_of(z), [&] {
+  bench("vocab_softmax gradient" + shape, 2 * bytes_of(z), [&] {
     launch(VocabGradient{call, mutable_data_of(z), targets, data_of(far), data_of(sum), count, columns, 0});
   });
 }
@@ -320,7 +337,7 @@ void optimizer(const Bench& bench, int64_t count) {
   }
 }
 
-void run() {
+void run(bool sweep) {
   const Tensor factor = randn({8192, 8192});
   for (int i = 0; i < 400; ++i) at::mm(factor, factor);  // half a second: an idle GPU has slow clocks
   Bench bench;
@@ -329,6 +346,14 @@ void run() {
   std::printf("device copy of 1 GiB: %.0f GB/s, read and written\n", bench.copy_rate / 1e9);
   const Tensor small_from = randn({8192, 4096}), small_to = at::empty_like(small_from);
   bench("device copy of 64 MiB", 2 * bytes_of(small_from), [&] { small_to.copy_(small_from); });
+  if (sweep) {
+    for (const auto& [count, dim] :
+         std::vector<std::pair<int64_t, int64_t>>{{8192, 4096}, {32768, 2560}, {65536, 1152}})
+      norms(bench, count, dim, at::kBFloat16, true);
+    norms(bench, 16384, 4096, at::kFloat, true);
+    for (const int64_t count : {32768, 8192}) rope(bench, {count, 32, 8, 128}, true, false, true);
+    return rope(bench, {32768, 16, 16, 72}, false, true, true);
+  }
   norms(bench, 8192, 4096, at::kBFloat16);
   norms(bench, 32768, 4096, at::kBFloat16);
   norms(bench, 32768, 2560, at::kBFloat16);
@@ -340,6 +365,7 @@ void run() {
   rope(bench, {8192, 32, 8, 128}, true, false);
   rope(bench, {32768, 16, 16, 72}, false, true);
   rows(bench, 32768, 4096);
+  positions(bench, 32);
   vocabulary(bench, 8192, 16384);
   vocabulary(bench, 2048, 65536);
   optimizer(bench, int64_t{1} << 28);
@@ -348,13 +374,13 @@ void run() {
 }  // namespace
 }  // namespace hanok
 
-int main() {
+int main(int argc, char** argv) {
   if (!at::hasCUDA()) {
     std::fprintf(stderr, "kernel_bench: got no GPU, expected one\n");
     return 1;
   }
   try {
-    hanok::run();
+    hanok::run(argc > 1 && std::strcmp(argv[1], "--sweep") == 0);
   } catch (const hanok::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -29,8 +29,18 @@ int64_t norm_length(int64_t rows, int64_t width) {
 TEST(KernelsOnDevice, RmsNorm) {
   at::manual_seed(1);
   std::vector<OpCase> cases;
-  for (const auto& [rows, width] : std::vector<std::pair<int64_t, int64_t>>{
-           {1, 4}, {7, 33}, {130, 128}, {300, 2560}, {67, 4096}, {9, 5120}, {3, 12288}, {2, 40000}, {1000, 512}}) {
+  for (const auto& [rows, width] : std::vector<std::pair<int64_t, int64_t>>{{1, 4},
+                                                                            {7, 33},
+                                                                            {130, 128},
+                                                                            {300, 2560},
+                                                                            {67, 4096},
+                                                                            {9, 5120},
+                                                                            {3, 12288},
+                                                                            {2, 40000},
+                                                                            {1000, 512},
+                                                                            {77, 1024},
+                                                                            {65, 1536},
+                                                                            {9, 20480}}) {
     const int64_t n = norm_length(rows, width);
     cases.push_back({concat("rms_norm ", rows, "x", width),
                      {random_f64({rows, width}) * 3, random_f64({width})},
@@ -50,8 +60,16 @@ TEST(KernelsOnDevice, RmsNorm) {
 TEST(KernelsOnDevice, LayerNorm) {
   at::manual_seed(2);
   std::vector<OpCase> cases;
-  for (const auto& [rows, width] : std::vector<std::pair<int64_t, int64_t>>{
-           {1, 4}, {7, 33}, {500, 1152}, {31, 4608}, {3, 12288}, {2, 40000}, {700, 256}})
+  for (const auto& [rows, width] : std::vector<std::pair<int64_t, int64_t>>{{1, 4},
+                                                                            {7, 33},
+                                                                            {500, 1152},
+                                                                            {31, 4608},
+                                                                            {3, 12288},
+                                                                            {2, 40000},
+                                                                            {700, 256},
+                                                                            {77, 1024},
+                                                                            {65, 1536},
+                                                                            {40, 2048}})
     cases.push_back({concat("layer_norm ", rows, "x", width),
                      {random_f64({rows, width}) * 2 + 1, random_f64({width}), random_f64({width})},
                      norm_length(rows, width),
@@ -132,6 +150,22 @@ TEST(KernelsOnDevice, Rows) {
     cases.push_back(
         {concat("add_at_rows ", width), {random_f64({50, width}), random_f64({33, width})}, 1, [=](const Tensors& in) {
            return Tensors{add_at_rows(in[0], moved(places, in[0]), in[1], 20)};
+         }});
+  }
+  // A row whose uses fill many of the chunks that sums are cut into, one after it that begins inside one, and taps that
+  // are not those of a bilinear table.
+  const Tensor index = at::randint(0, 60, {4000}, at::kLong), taps = at::randint(0, 40, {77, 3}, at::kLong);
+  index.narrow(0, 500, 2500).fill_(17);
+  const Tensor share = at::rand({77, 3}, at::kDouble).to(at::kFloat).to(at::kDouble);
+  for (const int64_t width : {5, 72, 520}) {
+    cases.push_back(
+        {concat("lookup_rows of a frequent row ", width), {random_f64({50, width})}, 2600, [=](const Tensors& in) {
+           return Tensors{lookup_rows(in[0], index.to(in[0].device()), 6)};
+         }});
+    cases.push_back(
+        {concat("interpolate_rows of three taps ", width), {random_f64({40, width})}, 40, [=](const Tensors& in) {
+           const auto wide = in[0].scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+           return Tensors{interpolate_rows(in[0], taps.to(in[0].device()), share.to(in[0].device(), wide))};
          }});
   }
   check_all(cases);
