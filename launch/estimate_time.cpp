@@ -235,11 +235,11 @@ class Timer {
     }
   }
 
-  /// Rows go to their experts and come back, in both passes.
+  /// Rows go to the ranks of their experts and come back, in both passes.
   void expert_parallel() {
     const DecoderConfig& d = t_.config.model.decoder;
     if (mesh_.ep == 1 || !d.is_moe()) return;
-    const double sent = static_cast<double>(t_.load.batch.tokens * d.experts_per_token) / mesh_.tp;
+    const double sent = static_cast<double>(t_.load.batch.tokens) * ranks_of_token(d, mesh_.ep) / mesh_.tp;
     const double once = exchange(sent * static_cast<double>(d.hidden) * size_, mesh_.etp, mesh_.ep);
     for_each_layer([&](PieceParts& parts, int64_t layer) {
       if (!d.has_experts(layer)) return;

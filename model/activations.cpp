@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "model/kernels/parcels.h"
 #include "model/layers/token_rows.h"
 
 namespace hanok {
@@ -158,21 +159,29 @@ class Walk {
 
   bool has_experts(const std::string& prefix) const { return params_.contains(prefix + "moe.router.weight"); }
 
-  /// As model/layers/moe.cpp does it: the router's input and shares, the rows sent (with ep, as they arrive), gate and
-  /// up, their product, and what comes back, each where a gradient needs it; and the orders of rows.
+  /// As model/layers/moe.cpp does it: the router's input and shares, the rows of experts, gate and up, their product,
+  /// and what they make, each where a gradient needs it; and the orders of rows.
   double experts(const std::string& prefix, const BlockSizes& s) {
-    const double own = s.rows / groups_.tp->size(), sent = own * static_cast<double>(config_.decoder.experts_per_token);
+    const double own = s.rows / groups_.tp->size(), choices = static_cast<double>(config_.decoder.experts_per_token);
     const double count = static_cast<double>(config_.decoder.experts), row = s.width * size_;
-    const double etp = groups_.etp->size();  // its ranks have the rows of all of them
+    const double copies = own * choices * groups_.etp->size();  // ranks of etp have the rows of all of them
     double bytes = linear(prefix + "router", own * row);
     if (grad_) bytes += own * count * wide_;
-    bytes += linear(prefix + "experts.up", etp * sent * row);
+    bytes += linear(prefix + "experts.up", copies * row);
     bytes += activation(s);
     bytes += linear(prefix + "experts.down", s.rows * s.act * size_);
-    const bool alone = groups_.ep->size() * groups_.etp->size() == 1;
-    if (grad_) bytes += sent * (row + size_) + (3 + (alone ? 0 : 2 * etp)) * sent * 8;
-    return bytes;
+    if (!grad_) return bytes;
+    bytes += copies * row;
+    if (!over_ranks()) return bytes + own * choices * (size_ + 3 * 8);
+    // Weights and the orders of slots as parcels hold them; at home choices, and parcels of tokens.
+    bytes += parcels(own) * groups_.etp->size() * choices * (size_ + 2 * 8);
+    return bytes + own * (choices + 2 * groups_.ep->size()) * 8;
   }
+
+  bool over_ranks() const { return groups_.ep->size() * groups_.etp->size() > 1; }
+
+  /// That come to a rank; every rank is supposed to get as many.
+  double parcels(double own) const { return own * ranks_of_token(config_.decoder, groups_.ep->size()); }
 
   /// SwiGLU keeps gate and up, GELU its input; the result is kept by the next matrix.
   double activation(const BlockSizes& s) const { return grad_ ? s.rows * s.up * size_ : 0; }
@@ -210,7 +219,7 @@ class Walk {
   }
 
   /// What parallel/kept.h keeps of a block: its input, q k v, attention and its log-sums, what `out` makes of it, gate
-  /// and up; of experts the logits of the router and what their products and exchanges give. libtorch's attention runs
+  /// and up; of experts the logits of the router, what came and what they made of it. libtorch's attention runs
   /// again.
   double results(const std::string& prefix, const BlockSizes& s) const {
     const double stream = s.cut_rows * s.width * size_, query = s.rows * s.query * size_;
@@ -221,12 +230,13 @@ class Walk {
     if (own || (over_cp && !by_heads)) bytes += query + s.rows * s.heads * wide_;
     if (by_heads) bytes += exchanged_columns(s) * s.rows * size_ + query;
     if (has_experts(prefix)) {
-      const double own_rows = s.rows / groups_.tp->size();
-      const double sent = own_rows * static_cast<double>(config_.decoder.experts_per_token) * s.width * size_;
-      bytes += own_rows * static_cast<double>(config_.decoder.experts) * size_;
-      // What came and what went back; alone what the experts made.
-      bytes += sent * (groups_.ep->size() > 1 ? 2 : groups_.etp->size() > 1 ? 0 : 1);
-      bytes += groups_.etp->size() > 1 ? sent : 0;  // sums over etp
+      const double own = s.rows / groups_.tp->size(), row = s.width * size_;
+      const double choices = static_cast<double>(config_.decoder.experts_per_token);
+      bytes += own * static_cast<double>(config_.decoder.experts) * size_;
+      bytes += own * choices * groups_.etp->size() * row;  // what experts made
+      const auto columns = static_cast<double>(parcel_width(config_.decoder.hidden, config_.decoder.experts_per_token));
+      if (groups_.ep->size() > 1) bytes += parcels(own) * columns * size_;                 // what came
+      if (groups_.ep->size() > 1 && groups_.etp->size() > 1) bytes += parcels(own) * row;  // sums over etp
     }
     return bytes;
   }
@@ -425,6 +435,14 @@ ActivationBytes activation_bytes(const ModelConfig& config,
                                  const Recompute& recompute,
                                  KernelSet kernels) {
   return Walk(config, params, groups, batch, recompute, kernels).run();
+}
+
+double ranks_of_token(const DecoderConfig& config, int64_t ranks) {
+  const auto experts = static_cast<double>(config.experts), elsewhere = experts - experts / static_cast<double>(ranks);
+  double none_here = 1;
+  for (int64_t k = 0; k < config.experts_per_token; ++k)
+    none_here *= std::max(0.0, elsewhere - static_cast<double>(k)) / (experts - static_cast<double>(k));
+  return static_cast<double>(ranks) * (1 - none_here);
 }
 
 }  // namespace hanok

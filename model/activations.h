@@ -62,4 +62,7 @@ ActivationBytes activation_bytes(const ModelConfig& config,
                                  const Recompute& recompute,
                                  KernelSet kernels);
 
+/// Ranks of `ranks`, with as many experts each, that hold any of a token's: where every choice is equally likely.
+double ranks_of_token(const DecoderConfig& config, int64_t ranks);
+
 }  // namespace hanok

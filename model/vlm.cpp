@@ -67,7 +67,7 @@ void Vlm::State::build_own(const Plan& plan) {
   for (int chunk = 0; chunk < pipeline.chunks; ++chunk)
     build.pieces.push_back(pieces.at(piece_of(pipeline, {own, chunk})));
   if (last != 0) build.twin = own == 0 ? last : own == last ? 0 : -1;
-  if (pipeline.splits_weight_gradients()) build.deferred = &deferred;
+  if (pipeline.splits_weight_gradients() || deferred.overlaps_exchanges()) build.deferred = &deferred;
   if (overlap) build.overlap = &*overlap;
   build_parts(build);
   for (const Param& param : params)
@@ -94,6 +94,7 @@ Vlm::Vlm(const ModelConfig& config,
   const Plan plan = plan_of(config);
   if (layout.tp_overlap != "none" && groups.tp->size() > 1 && groups.sequence_parallel)
     s.overlap.emplace(layout, device);
+  s.deferred.overlap_exchanges(layout.overlap && groups.ep->size() > 1);
   if (s.pipeline.ranks > 1) s.declare_whole(plan);
   s.build_own(plan);
 }

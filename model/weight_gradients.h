@@ -19,12 +19,15 @@ class WeightGradients {
   /// From now on, backwards leave their products here; before that, and after, they add them at once.
   void defer(bool on) { deferring_ = on; }
   bool deferring() const { return deferring_; }
+  /// Layers with experts make their products while rows travel between ranks (layers/moe.h).
+  void overlap_exchanges(bool on) { overlaps_exchanges_ = on; }
+  bool overlaps_exchanges() const { return overlaps_exchanges_; }
   void add(Work work) { left_.push_back(std::move(work)); }
   /// What was left since the last call, in order.
   std::vector<Work> take() { return std::exchange(left_, {}); }
 
  private:
-  bool deferring_ = false;
+  bool deferring_ = false, overlaps_exchanges_ = false;
   std::vector<Work> left_;
 };
 

@@ -2,8 +2,11 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <map>
+
 #include "base/error.h"
 #include "parallel/kept.h"
+#include "parallel/underway.h"
 
 namespace hanok {
 
@@ -16,12 +19,17 @@ using torch::autograd::variable_list;
 struct Saved : torch::CustomClassHolder {
   std::shared_ptr<Comm> group;
   Splits splits;
+  std::function<void(const SideStream&)> meanwhile;
 };
 
-void save(AutogradContext* ctx, const std::shared_ptr<Comm>& group, Splits splits = {}) {
+void save(AutogradContext* ctx,
+          const std::shared_ptr<Comm>& group,
+          Splits splits = {},
+          std::function<void(const SideStream&)> meanwhile = {}) {
   auto saved = c10::make_intrusive<Saved>();
   saved->group = group;
   saved->splits = std::move(splits);
+  saved->meanwhile = std::move(meanwhile);
   ctx->saved_data["saved"] = c10::IValue::make_capsule(std::move(saved));
 }
 
@@ -82,6 +90,12 @@ Tensor exchanged(const Tensor& x, const Splits& splits, Comm& group) {
   return out;
 }
 
+/// Of the thread that runs backwards on the device.
+SideStream& side_stream(at::Device device) {
+  static thread_local std::map<int, SideStream> streams;
+  return streams.try_emplace(device.index(), device, /*urgent=*/true).first->second;
+}
+
 Tensor unchanged(const Tensor& x, Comm&) {
   return x.view_as(x);
 }
@@ -111,12 +125,18 @@ struct ExchangeRows : torch::autograd::Function<ExchangeRows> {
   static Tensor forward(AutogradContext* ctx,
                         const Tensor& x,
                         const Splits& splits,
-                        const std::shared_ptr<Comm>& group) {
-    save(ctx, group, {.send = splits.receive, .receive = splits.send});
+                        const std::shared_ptr<Comm>& group,
+                        const std::function<void(const SideStream&)>& meanwhile) {
+    save(ctx, group, {.send = splits.receive, .receive = splits.send}, meanwhile);
     return kept([&] { return exchanged(x, splits, *group); });
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {exchanged(grads[0], saved(ctx).splits, *saved(ctx).group), Tensor(), Tensor()};
+    const Saved& how = saved(ctx);
+    if (!how.meanwhile) return {exchanged(grads[0], how.splits, *how.group), Tensor(), Tensor(), Tensor()};
+    SideStream& side = side_stream(grads[0].device());
+    Underway rows = Underway::exchange(grads[0], how.splits, *how.group, side);
+    how.meanwhile(side);
+    return {rows.arrived(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -151,8 +171,11 @@ Tensor reduce_scatter_and_gather(const Tensor& x, const std::shared_ptr<Comm>& g
   return apply<reduce_scattered, gathered>(x, group);
 }
 
-Tensor exchange_rows(const Tensor& x, const Splits& splits, const std::shared_ptr<Comm>& group) {
-  return group->size() == 1 ? x : ExchangeRows::apply(x, splits, group);
+Tensor exchange_rows(const Tensor& x,
+                     const Splits& splits,
+                     const std::shared_ptr<Comm>& group,
+                     const std::function<void(const SideStream&)>& meanwhile) {
+  return group->size() == 1 ? x : ExchangeRows::apply(x, splits, group, meanwhile);
 }
 
 }  // namespace hanok

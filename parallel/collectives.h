@@ -1,10 +1,12 @@
 // Conjugate pairs: the only autograd code that communicates. Each is the identity on a group of size 1.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include "parallel/comm.h"
+#include "parallel/side_stream.h"
 
 namespace hanok {
 
@@ -21,7 +23,12 @@ Tensor gather_and_reduce_scatter(const Tensor& x, const std::shared_ptr<Comm>& g
 /// forward: reduce-scatter of dim 0           backward: all-gather
 Tensor reduce_scatter_and_gather(const Tensor& x, const std::shared_ptr<Comm>& group);
 /// forward: all-to-all of rows                backward: the reverse all-to-all
-Tensor exchange_rows(const Tensor& x, const Splits& splits, const std::shared_ptr<Comm>& group);
+/// `meanwhile`: called in the backward when the reverse has begun on the stream that it is told; on a GPU what it gives
+/// the current stream runs beside that.
+Tensor exchange_rows(const Tensor& x,
+                     const Splits& splits,
+                     const std::shared_ptr<Comm>& group,
+                     const std::function<void(const SideStream&)>& meanwhile = {});
 
 /// What a layer makes of its rows and of blocks of rows that the other ranks hold: attention of queries to keys and
 /// values.

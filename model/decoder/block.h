@@ -21,6 +21,8 @@ class DecoderBlock {
                  const Segments& segments,
                  const std::shared_ptr<Routing>& routing) const;
   const std::vector<Tensor>& weights() const { return weights_; }
+  /// Whether its last product, or sum over ranks, is only added to something.
+  bool ends_in_product() const { return !moe_ || moe_->ends_in_exchange(); }
 
  private:
   size_t first_;

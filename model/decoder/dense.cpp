@@ -48,7 +48,7 @@ class DenseDecoder : public Decoder {
       const auto run = [&block, rope, segments, routing = input.routing](const Tensor& x) {
         return block.forward(x, rope, segments, routing);
       };
-      x_TD = layers(run, x_TD, {.index = i, .weights = block.weights(), .ends_in_product = !config_.has_experts(i)});
+      x_TD = layers(run, x_TD, {.index = i, .weights = block.weights(), .ends_in_product = block.ends_in_product()});
       const auto tap = static_cast<size_t>(i - piece.first);
       if (tap < input.taps_MD.size()) x_TD = add_rows(x_TD, input.vision_index_M, input.taps_MD[tap], rows, *groups_);
     }

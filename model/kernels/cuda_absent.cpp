@@ -8,6 +8,7 @@
 #include "model/kernels/layer_norm_cuda.h"
 #include "model/kernels/lookup_rows_cuda.h"
 #include "model/kernels/order_rows_cuda.h"
+#include "model/kernels/parcels_cuda.h"
 #include "model/kernels/qk_rope_cuda.h"
 #include "model/kernels/rms_norm_cuda.h"
 #include "model/kernels/route_rows_cuda.h"
@@ -48,7 +49,16 @@ void launch(const LookupRowsForward&) {
 void launch(const OrderByExpert&) {
   assert(false);
 }
-void launch(const OrderArrived&) {
+void launch(const CountParcels&) {
+  assert(false);
+}
+void launch(const WriteNotes&) {
+  assert(false);
+}
+void launch(const CollectNotes&) {
+  assert(false);
+}
+void launch(const ReadExperts&) {
   assert(false);
 }
 void launch(const QkRopeForward&) {

@@ -79,13 +79,11 @@ struct GroupedLinear : torch::autograd::Function<GroupedLinear> {
                         const Tensor& x_in,
                         const Tensor& weight,
                         const Tensor& ends_E,
-                        WeightGradients* deferred,
-                        bool is_part) {
+                        WeightGradients* deferred) {
     const Tensor x = x_in.contiguous();
     remember(*ctx, deferred);
     ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight, ends_E});
-    const auto compute = [&] { return product(x, weight.transpose(1, 2), ends_E); };
-    return is_part ? kept_part(compute) : kept(compute);
+    return kept([&] { return product(x, weight.transpose(1, 2), ends_E); });
   }
 
   static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
@@ -103,20 +101,19 @@ struct GroupedLinear : torch::autograd::Function<GroupedLinear> {
         dweight = weight_gradient(weight, dy, x, ends);
       }
     }
-    return {dx, dweight, Tensor(), Tensor(), Tensor()};
+    return {dx, dweight, Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
-Tensor grouped_linear(
-    const Tensor& x_ND, const Tensor& weight_EOD, const Tensor& ends_E, WeightGradients* deferred, bool is_part) {
+Tensor grouped_linear(const Tensor& x_ND, const Tensor& weight_EOD, const Tensor& ends_E, WeightGradients* deferred) {
   HANOK_REQUIRE(x_ND.dim() == 2 && weight_EOD.dim() == 3 && x_ND.size(1) == weight_EOD.size(2) &&
                     ends_E.sizes() == at::IntArrayRef{weight_EOD.size(0)} && ends_E.scalar_type() == at::kInt,
                 kShape)
       << "grouped_linear: got rows " << x_ND.sizes() << " in groups " << ends_E.sizes() << " and weights "
       << weight_EOD.sizes() << ", expected [N, D], an int32 end for every expert, and [E, O, D]";
-  return GroupedLinear::apply(x_ND, weight_EOD, ends_E, deferred, is_part);
+  return GroupedLinear::apply(x_ND, weight_EOD, ends_E, deferred);
 }
 
 }  // namespace hanok

@@ -13,11 +13,9 @@ namespace hanok {
 /// On GPUs with bf16 and widths of 16 bytes one launch that never asks the device (at::_grouped_mm: sums in f32,
 /// products and weight gradients of a micro-batch rounded to bf16); else a loop over experts, whose ends the host
 /// reads.
-/// `is_part`: what becomes of y on other ranks is kept where a block runs again (parallel/kept.h), y itself is not.
 Tensor grouped_linear(const Tensor& x_ND,
                       const Tensor& weight_EOD,
                       const Tensor& ends_E,
-                      WeightGradients* deferred = nullptr,
-                      bool is_part = false);
+                      WeightGradients* deferred = nullptr);
 
 }  // namespace hanok

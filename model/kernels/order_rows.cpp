@@ -36,16 +36,20 @@ void order_on_cpu(RowOrder& out, int64_t keys, const Key& key) {
 }  // namespace
 
 RowOrder order_by_expert(const Tensor& index_TK, const Tensor& row_T, int64_t experts) {
-  HANOK_REQUIRE(index_TK.dim() == 2 && index_TK.is_contiguous() && row_T.is_contiguous() &&
-                    row_T.sizes() == at::IntArrayRef{index_TK.size(0)} && index_TK.numel() < (int64_t{1} << 31),
-                kShape)
-      << "order_by_expert: got choices " << index_TK.sizes() << " and rows " << row_T.sizes()
-      << ", expected [T, K] and [T], below 2^31 choices";
+  HANOK_REQUIRE(
+      index_TK.dim() == 2 && index_TK.is_contiguous() &&
+          (!row_T.defined() || (row_T.is_contiguous() && row_T.sizes() == at::IntArrayRef{index_TK.size(0)})) &&
+          index_TK.numel() < (int64_t{1} << 31),
+      kShape)
+      << "order_by_expert: got choices " << index_TK.sizes() << " and rows "
+      << (row_T.defined() ? row_T.sizes() : at::IntArrayRef{}) << ", expected [T, K] and [T], below 2^31 choices";
   RowOrder out = room(index_TK.size(0), index_TK.size(1), experts, index_TK);
   const int64_t choices = index_TK.size(1);
-  const int64_t *index = index_TK.const_data_ptr<int64_t>(), *row = row_T.const_data_ptr<int64_t>();
+  const int64_t *index = index_TK.const_data_ptr<int64_t>(),
+                *row = row_T.defined() ? row_T.const_data_ptr<int64_t>() : nullptr;
   if (index_TK.is_cpu()) {
-    order_on_cpu(out, experts, [=](int64_t i) { return row[i / choices] < 0 ? experts : index[i]; });
+    order_on_cpu(
+        out, experts, [=](int64_t i) { return index[i] < 0 || (row && row[i / choices] < 0) ? experts : index[i]; });
     return out;
   }
   HANOK_REQUIRE(experts <= kMostOrderedExperts, kShape)
@@ -63,30 +67,6 @@ RowOrder order_by_expert(const Tensor& index_TK, const Tensor& row_T, int64_t ex
                        .slots = index_TK.numel(),
                        .choices = choices,
                        .experts = experts});
-  return out;
-}
-
-RowOrder order_arrived(const Tensor& counts_RE, int64_t rows) {
-  HANOK_REQUIRE(counts_RE.dim() == 2 && counts_RE.is_contiguous() && rows < (int64_t{1} << 31), kShape)
-      << "order_arrived: got counts " << counts_RE.sizes() << " of " << rows << " rows, expected [R, E], below 2^31";
-  const int64_t ranks = counts_RE.size(0), experts = counts_RE.size(1);
-  RowOrder out = room(rows, 1, experts, counts_RE);
-  const int64_t* counts = counts_RE.const_data_ptr<int64_t>();
-  if (counts_RE.is_cpu()) {
-    std::vector<int64_t> expert;
-    for (int64_t i = 0; i < ranks * experts; ++i) expert.insert(expert.end(), counts[i], i % experts);
-    HANOK_REQUIRE(static_cast<int64_t>(expert.size()) == rows, kShape)
-        << "order_arrived: got counts of " << expert.size() << " rows, expected " << rows;
-    order_on_cpu(out, experts, [&](int64_t i) { return expert[i]; });
-    return out;
-  }
-  launch(OrderArrived{.stream = cuda_stream(counts_RE, "order_arrived"),
-                      .counts = counts,
-                      .slot = out.slot_N.mutable_data_ptr<int64_t>(),
-                      .place = out.place_TK.mutable_data_ptr<int64_t>(),
-                      .ends = out.ends_E.mutable_data_ptr<int>(),
-                      .ranks = ranks,
-                      .experts = experts});
   return out;
 }
 

@@ -13,7 +13,7 @@ int warps_of(int64_t experts) {
   return static_cast<int>(std::clamp<int64_t>(kSharedInts / (experts + 1), 1, 32));
 }
 
-// Slots of no token count as one more expert, behind all others.
+// Slots that stand nowhere count as one more expert, behind all others.
 //
 // A warp takes 32 slots and counts equal keys among them; counts of its warps lie in shared memory, [warps, experts +
 // 1], and become the number of equal keys in the warps before. kPlace: `counts` holds those of all blocks and `ends` is
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(1024) order_slots(OrderByExpert a) {
   const int64_t slot = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   const bool is_slot = slot < a.slots;
   int64_t key = -1;
-  if (is_slot) key = a.row[slot / a.choices] >= 0 ? a.index[slot] : a.experts;
+  if (is_slot) key = a.index[slot] < 0 || (a.row && a.row[slot / a.choices] < 0) ? a.experts : a.index[slot];
   const unsigned equal = __match_any_sync(~0u, static_cast<int>(key));
   const int before = __popc(equal & ((1u << lane) - 1));
   if (is_slot && before == 0) in_warp[warp * keys + key] = __popc(equal);
@@ -80,26 +80,6 @@ __global__ void __launch_bounds__(kScanThreads) sum_counts(OrderByExpert a, int6
   }
 }
 
-// A block a run of rows of one sender and expert.
-__global__ void __launch_bounds__(128) order_runs(OrderArrived a) {
-  __shared__ int64_t slots[2][kMaxWarps];
-  const int64_t run = blockIdx.x, rank = run / a.experts, expert = run % a.experts, runs = a.ranks * a.experts;
-  int64_t from = 0, to = 0;
-  for (int64_t i = threadIdx.x; i < runs; i += blockDim.x) {
-    const int64_t count = a.counts[i], r = i / a.experts, e = i % a.experts;
-    if (i < run) from += count;
-    if (e < expert || (e == expert && r < rank)) to += count;
-  }
-  from = block_sum(from, slots[0]);
-  to = block_sum(to, slots[1]);
-  const int64_t count = a.counts[run];
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-    a.slot[to + i] = from + i;
-    a.place[from + i] = to + i;
-  }
-  if (rank == a.ranks - 1 && threadIdx.x == 0) a.ends[expert] = static_cast<int>(to + count);
-}
-
 }  // namespace
 }  // namespace cuda
 
@@ -115,11 +95,6 @@ void launch(const OrderByExpert& a) {
   cuda::sum_counts<<<1, cuda::kScanThreads, 0, a.stream>>>(a, blocks);
   if (blocks > 0) cuda::order_slots<true><<<blocks, 32 * warps, shared, a.stream>>>(a);
   cuda::check_launch("order_by_expert");
-}
-
-void launch(const OrderArrived& a) {
-  cuda::order_runs<<<static_cast<unsigned>(a.ranks * a.experts), 128, 0, a.stream>>>(a);
-  cuda::check_launch("order_arrived");
 }
 
 }  // namespace hanok

@@ -7,7 +7,7 @@ namespace hanok {
 
 struct OrderByExpert {
   CUstream_st* stream;
-  const int64_t *index, *row;  // [slots], [slots / choices]
+  const int64_t *index, *row;  // [slots]; [slots / choices] or null
   int* counts;                 // [order_blocks(slots, experts), experts + 1], scratch
   int64_t *slot, *place;       // [slots]
   int* ends;                   // [experts]
@@ -18,14 +18,5 @@ void launch(const OrderByExpert& args);
 int64_t order_blocks(int64_t slots, int64_t experts);
 /// The most experts that a block's memory holds counts of.
 constexpr int64_t kMostOrderedExperts = 12287;
-
-struct OrderArrived {
-  CUstream_st* stream;
-  const int64_t* counts;  // [ranks, experts]
-  int64_t *slot, *place;
-  int* ends;  // [experts]
-  int64_t ranks, experts;
-};
-void launch(const OrderArrived& args);
 
 }  // namespace hanok

@@ -5,84 +5,21 @@
 
 #include "base/cuda/call.h"
 #include "model/kernels/dispatch.h"
+#include "model/kernels/move_rows.h"
 #include "model/kernels/route_rows_cuda.h"
 
 namespace hanok {
 namespace {
 
-const int64_t* indices(const Tensor& x) {
-  return x.const_data_ptr<int64_t>();
-}
-
-/// y_n = weight[slot_n] * x[slot_n / K]; undefined weight: 1
 Tensor spread(const Tensor& x, const Tensor& slot_N, const Tensor& weight_TK, int64_t choices) {
-  const int64_t width = x.size(1);
-  Tensor y = at::empty({slot_N.size(0), width}, x.options());
-  if (!x.is_cpu()) {
-    launch(SpreadRows{.call = cuda_call(x, "gather_rows"),
-                      .x = data_of(x),
-                      .slot = indices(slot_N),
-                      .weight = data_of(weight_TK),
-                      .y = mutable_data_of(y),
-                      .num_rows = y.size(0),
-                      .choices = choices,
-                      .width = width});
-    return y;
-  }
-  dispatch_float(x.scalar_type(), "gather_rows", [&](auto tag) {
-    using T = decltype(tag);
-    using A = Accumulate<T>;
-    const T* from = x.const_data_ptr<T>();
-    const T* weight = weight_TK.defined() ? weight_TK.const_data_ptr<T>() : nullptr;
-    const int64_t* slot = indices(slot_N);
-    T* to = y.mutable_data_ptr<T>();
-    at::parallel_for(0, y.size(0), row_grain(width), [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const T* source = from + slot[n] / choices * width;
-        const A factor = weight ? static_cast<A>(weight[slot[n]]) : A(1);
-        for (int64_t i = 0; i < width; ++i) to[n * width + i] = static_cast<T>(factor * static_cast<A>(source[i]));
-      }
-    });
-  });
+  Tensor y = at::empty({slot_N.size(0), x.size(1)}, x.options());
+  spread_rows(x, slot_N, weight_TK, choices, y);
   return y;
 }
 
-/// y_t = sum_k weight_tk * x[place_tk]; undefined weight: 1
 Tensor collect(const Tensor& x, const Tensor& weight_TK, const Tensor& place_TK) {
-  const int64_t rows = place_TK.size(0), choices = place_TK.size(1), width = x.size(1);
-  Tensor y = at::empty({rows, width}, x.options());
-  if (!x.is_cpu()) {
-    launch(CollectRows{.call = cuda_call(x, "combine_rows"),
-                       .x = data_of(x),
-                       .weight = data_of(weight_TK),
-                       .place = indices(place_TK),
-                       .y = mutable_data_of(y),
-                       .num_rows = rows,
-                       .choices = choices,
-                       .width = width});
-    return y;
-  }
-  dispatch_float(x.scalar_type(), "combine_rows", [&](auto tag) {
-    using T = decltype(tag);
-    using A = Accumulate<T>;
-    const T* from = x.const_data_ptr<T>();
-    const T* weight = weight_TK.defined() ? weight_TK.const_data_ptr<T>() : nullptr;
-    const int64_t* place = indices(place_TK);
-    T* to = y.mutable_data_ptr<T>();
-    at::parallel_for(0, rows, row_grain(width * choices), [&](int64_t begin, int64_t end) {
-      std::vector<A> sum(width);
-      for (int64_t t = begin; t < end; ++t) {
-        std::fill(sum.begin(), sum.end(), A(0));
-        for (int64_t k = 0; k < choices; ++k) {
-          const int64_t at = place[t * choices + k];
-          if (at < 0) continue;
-          const A factor = weight ? static_cast<A>(weight[t * choices + k]) : A(1);
-          for (int64_t i = 0; i < width; ++i) sum[i] += factor * static_cast<A>(from[at * width + i]);
-        }
-        for (int64_t i = 0; i < width; ++i) to[t * width + i] = static_cast<T>(sum[i]);
-      }
-    });
-  });
+  Tensor y = at::empty({place_TK.size(0), x.size(1)}, x.options());
+  collect_rows(x, weight_TK, place_TK, y);
   return y;
 }
 
@@ -94,7 +31,7 @@ Tensor weight_gradient(const Tensor& x, const Tensor& dy, const Tensor& place_TK
     launch(WeightOfRows{.call = cuda_call(x, "combine_rows"),
                         .x = data_of(x),
                         .dy = data_of(dy),
-                        .place = indices(place_TK),
+                        .place = place_TK.const_data_ptr<int64_t>(),
                         .dweight = mutable_data_of(dweight),
                         .num_rows = rows,
                         .choices = choices,
@@ -105,7 +42,7 @@ Tensor weight_gradient(const Tensor& x, const Tensor& dy, const Tensor& place_TK
     using T = decltype(tag);
     using A = Accumulate<T>;
     const T *from = x.const_data_ptr<T>(), *gradient = dy.const_data_ptr<T>();
-    const int64_t* place = indices(place_TK);
+    const int64_t* place = place_TK.const_data_ptr<int64_t>();
     T* to = dweight.mutable_data_ptr<T>();
     at::parallel_for(0, rows * choices, row_grain(width), [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
@@ -156,6 +93,22 @@ struct Combine : torch::autograd::Function<Combine> {
   }
 };
 
+struct Sum : torch::autograd::Function<Sum> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx,
+                        const Tensor& x,
+                        const Tensor& slot_N,
+                        const Tensor& place_TK) {
+    ctx->save_for_backward({slot_N});
+    ctx->saved_data["choices"] = place_TK.size(1);
+    return collect(x.contiguous(), Tensor(), place_TK);
+  }
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
+                                               torch::autograd::tensor_list grads) {
+    const Tensor slot = ctx->get_saved_variables()[0];
+    return {spread(grads[0].contiguous(), slot, Tensor(), ctx->saved_data["choices"].toInt()), Tensor(), Tensor()};
+  }
+};
+
 void require_places(const Tensor& x, const Tensor& slot_N, const Tensor& place_TK, bool x_is_sent) {
   HANOK_REQUIRE(x.dim() == 2 && slot_N.dim() == 1 && place_TK.dim() == 2 && slot_N.is_contiguous() &&
                     place_TK.is_contiguous() && place_TK.numel() < (int64_t{1} << 31) &&
@@ -170,6 +123,11 @@ void require_places(const Tensor& x, const Tensor& slot_N, const Tensor& place_T
 Tensor gather_rows(const Tensor& x_TD, const Tensor& slot_N, const Tensor& place_TK) {
   require_places(x_TD, slot_N, place_TK, false);
   return Gather::apply(x_TD, slot_N, place_TK);
+}
+
+Tensor sum_rows(const Tensor& x_ND, const Tensor& slot_N, const Tensor& place_TK) {
+  require_places(x_ND, slot_N, place_TK, true);
+  return Sum::apply(x_ND, slot_N, place_TK);
 }
 
 Tensor combine_rows(const Tensor& x_ND, const Tensor& weight_TK, const Tensor& slot_N, const Tensor& place_TK) {

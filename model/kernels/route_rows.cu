@@ -11,40 +11,41 @@ __device__ inline int64_t row_of(int64_t slot, int64_t choices) {
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(256)
-    spread(const T* x, const int64_t* slot, const T* weight, T* y, int64_t num_rows, int64_t choices, int64_t packs) {
-  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, width = packs * N;
+__global__ void __launch_bounds__(256) spread(const T* x, const T* weight, T* y, SpreadRows a, int64_t packs) {
+  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (at >= packs) return;
-  for (int64_t n = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; n < num_rows; n += gridDim.y * int64_t{blockDim.y}) {
-    Pack<T, N> v = load<N>(x + row_of(slot[n], choices) * width + at * N);
+  const int64_t step = gridDim.y * int64_t{blockDim.y};
+  for (int64_t n = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; n < a.num_rows; n += step) {
+    const int64_t slot = a.slot[n];
+    Pack<T, N> v = load<N>(x + row_of(slot, a.choices) * a.x_step + at * N);
     if (weight) {
-      const Wide<T> factor = widen(weight[slot[n]]);
+      const Wide<T> factor = widen(weight[slot]);
 #pragma unroll
       for (int i = 0; i < N; ++i) v.v[i] = narrow<T>(factor * widen(v.v[i]));
     }
-    store<N>(y + n * width + at * N, v);
+    store<N>(y + n * a.y_step + at * N, v);
   }
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(256)
-    collect(const T* x, const T* weight, const int64_t* place, T* y, int64_t num_rows, int64_t choices, int64_t packs) {
-  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, width = packs * N;
+__global__ void __launch_bounds__(256) collect(const T* x, const T* weight, T* y, CollectRows a, int64_t packs) {
+  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (at >= packs) return;
-  for (int64_t t = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; t < num_rows; t += gridDim.y * int64_t{blockDim.y}) {
+  const int64_t step = gridDim.y * int64_t{blockDim.y};
+  for (int64_t t = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; t < a.num_rows; t += step) {
     Wide<T> sum[N] = {};
-    for (int64_t k = 0; k < choices; ++k) {
-      const int64_t n = place[t * choices + k];
+    for (int64_t k = 0; k < a.choices; ++k) {
+      const int64_t n = a.place[t * a.choices + k];
       if (n < 0) continue;
-      const Wide<T> factor = weight ? widen(weight[t * choices + k]) : Wide<T>(1);
-      const Pack<T, N> v = load<N>(x + n * width + at * N);
+      const Wide<T> factor = weight ? widen(weight[t * a.choices + k]) : Wide<T>(1);
+      const Pack<T, N> v = load<N>(x + n * a.x_step + at * N);
 #pragma unroll
       for (int i = 0; i < N; ++i) sum[i] += factor * widen(v.v[i]);
     }
     Pack<T, N> out;
 #pragma unroll
     for (int i = 0; i < N; ++i) out.v[i] = narrow<T>(sum[i]);
-    store<N>(y + t * width + at * N, out);
+    store<N>(y + t * a.y_step + at * N, out);
   }
 }
 
@@ -64,28 +65,24 @@ __global__ void __launch_bounds__(256)
   }
 }
 
+/// Rows of both sides can be moved in packs of N.
+template <int N, class T, class Args>
+bool rows_fit_packs(const Args& a) {
+  return fits_packs<N, T>(a.width, a.x, a.y) && a.x_step % N == 0 && a.y_step % N == 0;
+}
+
 template <class T, int N>
 void spread_on(const SpreadRows& a) {
   const Tiles tiles = tiles_of(a.num_rows, a.width / N);
-  spread<T, N><<<tiles.grid, tiles.block, 0, a.call.stream>>>(static_cast<const T*>(a.x),
-                                                              a.slot,
-                                                              static_cast<const T*>(a.weight),
-                                                              static_cast<T*>(a.y),
-                                                              a.num_rows,
-                                                              a.choices,
-                                                              a.width / N);
+  spread<T, N><<<tiles.grid, tiles.block, 0, a.call.stream>>>(
+      static_cast<const T*>(a.x), static_cast<const T*>(a.weight), static_cast<T*>(a.y), a, a.width / N);
 }
 
 template <class T, int N>
 void collect_on(const CollectRows& a) {
   const Tiles tiles = tiles_of(a.num_rows, a.width / N);
-  collect<T, N><<<tiles.grid, tiles.block, 0, a.call.stream>>>(static_cast<const T*>(a.x),
-                                                               static_cast<const T*>(a.weight),
-                                                               a.place,
-                                                               static_cast<T*>(a.y),
-                                                               a.num_rows,
-                                                               a.choices,
-                                                               a.width / N);
+  collect<T, N><<<tiles.grid, tiles.block, 0, a.call.stream>>>(
+      static_cast<const T*>(a.x), static_cast<const T*>(a.weight), static_cast<T*>(a.y), a, a.width / N);
 }
 
 }  // namespace
@@ -96,7 +93,7 @@ void launch(const SpreadRows& args) {
   cuda::dispatch(args.call.type, [&](auto tag) {
     using T = decltype(tag);
     constexpr int N = cuda::kPackOf<T>;
-    cuda::fits_packs<N, T>(args.width, args.x, args.y) ? cuda::spread_on<T, N>(args) : cuda::spread_on<T, 1>(args);
+    cuda::rows_fit_packs<N, T>(args) ? cuda::spread_on<T, N>(args) : cuda::spread_on<T, 1>(args);
   });
   cuda::check_launch("gather_rows");
 }
@@ -106,7 +103,7 @@ void launch(const CollectRows& args) {
   cuda::dispatch(args.call.type, [&](auto tag) {
     using T = decltype(tag);
     constexpr int N = cuda::kPackOf<T>;
-    cuda::fits_packs<N, T>(args.width, args.x, args.y) ? cuda::collect_on<T, N>(args) : cuda::collect_on<T, 1>(args);
+    cuda::rows_fit_packs<N, T>(args) ? cuda::collect_on<T, N>(args) : cuda::collect_on<T, 1>(args);
   });
   cuda::check_launch("combine_rows");
 }

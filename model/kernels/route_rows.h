@@ -20,4 +20,7 @@ Tensor gather_rows(const Tensor& x_TD, const Tensor& slot_N, const Tensor& place
 /// grads:  x_ND (of rows where no slot stands: anything), weight_TK
 Tensor combine_rows(const Tensor& x_ND, const Tensor& weight_TK, const Tensor& slot_N, const Tensor& place_TK);
 
+/// The same without weights: y_t = sum over k of x[place_tk]. Its backward does not read x.
+Tensor sum_rows(const Tensor& x_ND, const Tensor& slot_N, const Tensor& place_TK);
+
 }  // namespace hanok

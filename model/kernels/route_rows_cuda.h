@@ -1,4 +1,4 @@
-// CUDA side of route_rows.h, on raw device pointers.
+// CUDA side of route_rows.h and move_rows.h, on raw device pointers.
 #pragma once
 
 #include "base/cuda/launch.h"
@@ -12,7 +12,7 @@ struct SpreadRows {
   const int64_t* slot;  // [num_rows]
   const void* weight;   // of the type of x, or null
   void* y;
-  int64_t num_rows, choices, width;
+  int64_t num_rows, choices, width, x_step, y_step;  // steps: from row to row
 };
 void launch(const SpreadRows& args);
 
@@ -22,7 +22,7 @@ struct CollectRows {
   const void *x, *weight;
   const int64_t* place;  // [num_rows, choices]
   void* y;
-  int64_t num_rows, choices, width;
+  int64_t num_rows, choices, width, x_step, y_step;  // steps: from row to row
 };
 void launch(const CollectRows& args);
 

@@ -3,12 +3,16 @@
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "base/error.h"
 #include "model/kernels/grouped_linear.h"
+#include "model/kernels/order_rows.h"
+#include "model/kernels/parcels.h"
 #include "model/kernels/route_rows.h"
 #include "model/kernels/swiglu.h"
+#include "model/tensor_overlap.h"
 #include "parallel/collectives.h"
 #include "parallel/redistribute.h"
 
@@ -62,16 +66,32 @@ Tensor on_host(const Tensor& x) {
   return host;
 }
 
-/// Sums of the rows of a host tensor.
-std::vector<int64_t> row_sums(const Tensor& x_RE) {
-  const auto row = [&](int64_t r) { return x_RE.const_data_ptr<int64_t>() + r * x_RE.size(1); };
-  std::vector<int64_t> sums;
-  for (int64_t r = 0; r < x_RE.size(0); ++r) sums.push_back(std::accumulate(row(r), row(r + 1), int64_t{0}));
-  return sums;
-}
+/// Parcels and choices in them: to and from each rank of ep, and in all on each rank of etp.
+struct Counts {
+  Splits parcels;
+  std::vector<int64_t> parcels_of_etp;
+  int64_t choices = 0;  // on all ranks of etp
+};
 
-int64_t sum(const std::vector<int64_t>& counts) {
-  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+/// One copy to the host tells them all.
+Counts exchange_counts(const Tensor& sent_R2, Comm& ep, Comm& etp) {
+  const int64_t ranks = ep.size(), parts = etp.size();
+  const std::vector<int64_t> one_each(ranks, 1);
+  Tensor received_R2 = at::empty_like(sent_R2), of_etp_P2 = at::empty({parts, 2}, sent_R2.options());
+  ep.all_to_all(received_R2, sent_R2, {one_each, one_each});
+  etp.all_gather(of_etp_P2, received_R2.sum(0, /*keepdim=*/true));
+  const Tensor host = on_host(at::cat({sent_R2, received_R2, of_etp_P2}));
+  const int64_t* pair = host.const_data_ptr<int64_t>();
+  Counts counts;
+  for (int64_t r = 0; r < ranks; ++r) {
+    counts.parcels.send.push_back(pair[2 * r]);
+    counts.parcels.receive.push_back(pair[2 * (ranks + r)]);
+  }
+  for (int64_t p = 2 * ranks; p < 2 * ranks + parts; ++p) {
+    counts.parcels_of_etp.push_back(pair[2 * p]);
+    counts.choices += pair[2 * p + 1];
+  }
+  return counts;
 }
 
 }  // namespace
@@ -79,11 +99,13 @@ int64_t sum(const std::vector<int64_t>& counts) {
 MoeMlp::MoeMlp(const BuildContext& ctx, const DecoderConfig& config, int64_t layer)
     : groups_(&ctx.groups()),
       deferred_(ctx.deferred()),
+      held_(std::make_unique<WeightGradients>()),
       layer_(layer),
       experts_(config.experts),
       choices_(config.experts_per_token),
       normalise_(config.norm_topk),
       router_(ctx.in("router"), {.in = config.hidden, .out = config.experts}) {
+  held_->defer(true);
   const BuildContext experts = ctx.in("experts");
   up_EFD_ = experts.in("up").param("weight",
                                    {.shape = {experts_, 2 * config.expert_ffn, config.hidden},
@@ -105,68 +127,63 @@ ExpertChoice MoeMlp::choose(const Tensor& x_TD, const Tensor& row_T, const std::
   return choice;
 }
 
-Tensor MoeMlp::apply_experts(const Tensor& x_ND, const Tensor& ends_E) const {
-  const bool is_sent_back = groups_->ep->size() * groups_->etp->size() > 1;
-  const Tensor act_NF = swiglu(grouped_linear(x_ND, up_EFD_, ends_E, deferred_));
-  return grouped_linear(act_NF, down_EDF_, ends_E, deferred_, is_sent_back);
+Tensor MoeMlp::apply_experts(const Tensor& x_ND, const Tensor& ends_E, WeightGradients* deferred) const {
+  const Tensor act_NF = swiglu(grouped_linear(x_ND, up_EFD_, ends_E, deferred));
+  return grouped_linear(act_NF, down_EDF_, ends_E, deferred);
 }
 
-/// Rows that came by sender and expert, to each expert its own together, and back to where they came.
-Tensor MoeMlp::through_own(const Tensor& x_ND, const Tensor& received_RE) const {
-  const std::shared_ptr<Comm>& etp = groups_->etp;
-  if (etp->size() == 1) {
-    const RowOrder order = order_arrived(received_RE, x_ND.size(0));
-    const Tensor made_ND = apply_experts(gather_rows(x_ND, order.slot_N, order.place_TK), order.ends_E);
-    return gather_rows(made_ND, order.place_TK.view({-1}), order.slot_N.unsqueeze(1));
-  }
-  // Every rank of etp has some columns of the experts: all of them take the rows of all, made equal in number by rows
-  // of one more sender for one more expert, which stands behind the others.
-  const int64_t parts = etp->size(), ranks = received_RE.size(0), experts = received_RE.size(1);
-  Tensor all_NE = at::empty({parts * ranks, experts}, received_RE.options());
-  etp->all_gather(all_NE, received_RE);
-  const Tensor all_PRE = all_NE.view({parts, ranks, experts});
-  const Tensor rows_P = all_PRE.sum({1, 2}), most = rows_P.max();
-  const int64_t rows = on_host(most.view({1})).const_data_ptr<int64_t>()[0], own_rows = x_ND.size(0);
-  Tensor counts = at::constant_pad_nd(all_PRE, {0, 1, 0, 1});
-  counts.select(1, ranks).select(1, experts).copy_(most - rows_P);
-  const Tensor even_ND = at::constant_pad_nd(x_ND, {0, 0, 0, rows - own_rows});
-  const Tensor x_all = gather_and_reduce_scatter(even_ND, etp);
-  const RowOrder order = order_arrived(counts.view({parts * (ranks + 1), experts + 1}), parts * rows);
-  const Tensor made =
-      apply_experts(gather_rows(x_all, order.slot_N, order.place_TK), order.ends_E.narrow(0, 0, experts));
-  const Tensor y_all = gather_rows(made, order.place_TK.view({-1}), order.slot_N.unsqueeze(1));
-  return reduce_scatter_and_gather(y_all, etp).narrow(0, 0, own_rows);
+/// What this rank's experts make of parcels, a row each.
+Tensor MoeMlp::open_parcels(const Tensor& parcels_MC, int64_t width, int64_t choices, WeightGradients* deferred) const {
+  const int64_t own_experts = experts_ / groups_->ep->size();
+  const RowOrder order = order_by_expert(experts_of_parcels(parcels_MC, width, choices_), Tensor(), own_experts);
+  const Tensor slot_N = order.slot_N.narrow(0, 0, choices);
+  const UnpackedParcels in = unpack_parcels(parcels_MC, width, slot_N, order.place_TK);
+  return combine_rows(apply_experts(in.x_ND, order.ends_E, deferred), in.weight_MK, slot_N, order.place_TK);
 }
 
-/// Sends rows sorted by expert to the ranks of ep that hold the experts, and brings what those make of them back to
-/// their places; `order` is left with the rows that were sent.
-Tensor MoeMlp::through_ep(const Tensor& x_TD, RowOrder& order) const {
-  const std::shared_ptr<Comm>& ep = groups_->ep;
-  const int64_t ranks = ep->size(), own_experts = experts_ / ranks;
-  // Rows sent to and received from each expert of each rank; one copy to the host tells both.
-  const Tensor counts_2RE = at::empty({2, ranks, own_experts}, order.slot_N.options());
-  const Tensor sent_RE = counts_2RE[0];
-  Tensor received_RE = counts_2RE[1];
-  sent_RE.view({-1}).copy_(order.ends_E);
-  sent_RE.view({-1}).narrow(0, 1, experts_ - 1).sub_(order.ends_E.narrow(0, 0, experts_ - 1));
-  ep->all_to_all(received_RE, sent_RE, {std::vector<int64_t>(ranks, 1), std::vector<int64_t>(ranks, 1)});
-  const Tensor host_2RE = on_host(counts_2RE);
-  const Splits splits{row_sums(host_2RE[0]), row_sums(host_2RE[1])};
+/// What the backward of this layer has left so far; in a zero-bubble pipeline that leaves it once more.
+void MoeMlp::make_held_gradients(const SideStream& beside) const {
+  const LeaveRoom room(beside);
+  const at::NoGradGuard no_grad;
+  for (WeightGradients::Work& work : held_->take()) deferred_->deferring() ? deferred_->add(std::move(work)) : work();
+}
 
-  order.slot_N = order.slot_N.narrow(0, 0, sum(splits.send));
-  const Tensor arrived_ND = exchange_rows(gather_rows(x_TD, order.slot_N, order.place_TK), splits, ep);
-  return exchange_rows(through_own(arrived_ND, received_RE), {splits.receive, splits.send}, ep);
+Tensor MoeMlp::through_ranks(const Tensor& x_TD, const ExpertChoice& choice, const Tensor& row_T) const {
+  const std::shared_ptr<Comm>&ep = groups_->ep, &etp = groups_->etp;
+  const auto [rows, sent_R2] = order_parcels(choice.index_TK, row_T, experts_, ep->size());
+  const Counts counts = exchange_counts(sent_R2, *ep, *etp);
+  const Splits &there = counts.parcels, back{there.receive, there.send};
+  const Tensor slot_M = rows.slot_N.narrow(0, 0, std::accumulate(there.send.begin(), there.send.end(), int64_t{0}));
+  const Tensor packed_MC = pack_parcels(x_TD, choice.weight_TK, choice.index_TK, slot_M, rows.place_TK, experts_);
+  // Parcels without a gradient send none back, and nothing would ask for what was held.
+  const bool overlaps = deferred_ && deferred_->overlaps_exchanges() && ep->size() > 1 && packed_MC.requires_grad();
+  std::function<void(const SideStream&)> meanwhile;
+  if (overlaps) meanwhile = [this](const SideStream& side) { make_held_gradients(side); };
+  WeightGradients* const deferred = overlaps ? held_.get() : deferred_;
+  const Tensor arrived_MC = exchange_rows(packed_MC, there, ep, meanwhile);
+  // Every rank of etp has some columns of the experts: all of them open the parcels of all, made equal in number by
+  // empty ones, which no expert wants.
+  const int64_t own = arrived_MC.size(0),
+                most = *std::max_element(counts.parcels_of_etp.begin(), counts.parcels_of_etp.end());
+  const Tensor even_MC = most > own ? at::constant_pad_nd(arrived_MC, {0, 0, 0, most - own}) : arrived_MC;
+  const Tensor all_MC = gather_and_reduce_scatter(even_MC, etp);
+  Tensor made_MD = reduce_scatter_and_gather(open_parcels(all_MC, x_TD.size(1), counts.choices, deferred), etp);
+  if (most > own) made_MD = made_MD.narrow(0, 0, own);
+  return sum_rows(exchange_rows(made_MD, back, ep), slot_M, rows.place_TK);
+}
+
+Tensor MoeMlp::alone(const Tensor& x_TD, const ExpertChoice& choice, const Tensor& row_T) const {
+  const RowOrder order = order_by_expert(choice.index_TK, row_T, experts_);
+  const Tensor made_ND = apply_experts(gather_rows(x_TD, order.slot_N, order.place_TK), order.ends_E, deferred_);
+  return combine_rows(made_ND, choice.weight_TK, order.slot_N, order.place_TK);
 }
 
 Tensor MoeMlp::forward(const Tensor& x_TD, const std::shared_ptr<Routing>& routing) const {
   const OwnRows own = own_rows(x_TD, *groups_);
   const Tensor row_T = packed_rows(routing.get(), own);
   const ExpertChoice choice = choose(own.x_TD, row_T, routing);
-  RowOrder order = order_by_expert(choice.index_TK, row_T, experts_);
-  const Tensor made_ND = groups_->ep->size() * groups_->etp->size() == 1
-                             ? apply_experts(gather_rows(own.x_TD, order.slot_N, order.place_TK), order.ends_E)
-                             : through_ep(own.x_TD, order);
-  return all_rows(combine_rows(made_ND, choice.weight_TK, order.slot_N, order.place_TK), own, *groups_);
+  const Tensor y_TD = ends_in_exchange() ? through_ranks(own.x_TD, choice, row_T) : alone(own.x_TD, choice, row_T);
+  return all_rows(y_TD, own, *groups_);
 }
 
 }  // namespace hanok

@@ -129,13 +129,18 @@ INSTANTIATE_TEST_SUITE_P(Cases,
                                          Case{"bfloat16", 0, true, true, "**", at::kBFloat16}),
                          [](const auto& info) { return info.param.name; });
 
-TEST(KeptBytes, OfExpertsEqualWhatAutogradHolds) {
-  cpu();
+ModelConfig expert_config() {
   ModelConfig config = small_config(false);
   config.decoder.type = "qwen3_moe";
   config.decoder.experts = 8;
   config.decoder.experts_per_token = 3;
   config.decoder.expert_ffn = 80;
+  return config;
+}
+
+TEST(KeptBytes, OfExpertsEqualWhatAutogradHolds) {
+  cpu();
+  const ModelConfig config = expert_config();
   Vlm model(config, make_single_groups(), at::kFloat, at::kCPU);
   randomise(model, 1);
   train_only(model, "**");
@@ -213,6 +218,17 @@ TEST(KeptBytes, OverTwoRanksOfCpEqualWhatAutogradHolds) {
     double said = 0;
     const double held = held_by_two_ranks(config, row, {.cp = 2}, false, said, way);
     EXPECT_NEAR(said / held, 1, 0.02) << "way " << static_cast<int>(way) << ": said " << said << ", held " << held;
+  }
+}
+
+TEST(KeptBytes, OfExpertsOverTwoRanksEqualWhatAutogradHolds) {
+  cpu();
+  const ModelConfig config = expert_config();
+  const TinyRow row = row_of(config, false);
+  for (const MeshShape& shape : {MeshShape{.dp = 2, .ep = 2}, {.dp = 2, .etp = 2}}) {
+    double said = 0;
+    const double held = held_by_two_ranks(config, row, shape, false, said);
+    EXPECT_NEAR(said / held, 1, 0.02) << "ep " << shape.ep << ": said " << said << ", held " << held;
   }
 }
 

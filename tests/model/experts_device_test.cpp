@@ -7,6 +7,7 @@
 #include "model/kernels/choose_experts.h"
 #include "model/kernels/grouped_linear.h"
 #include "model/kernels/order_rows.h"
+#include "model/kernels/parcels.h"
 #include "model/kernels/route_rows.h"
 #include "parallel/grad_buffer.h"
 #include "tests/model/model_on_device.h"
@@ -31,8 +32,10 @@ TEST(ExpertsOnDevice, ChooseExperts) {
   for (const auto& [tokens, experts, choices] : std::vector<std::array<int64_t, 3>>{
            {1, 2, 1}, {37, 5, 2}, {300, 128, 8}, {65, 33, 33}, {9, 1000, 40}, {0, 8, 2}}) {
     std::vector<Tensor> rows;
-    // Spaced so that no dtype takes two of them for each other without making them equal.
-    for (int64_t t = 0; t < tokens; ++t) rows.push_back(at::randperm(experts, at::kDouble) * (8.0 / experts) - 2);
+    // Spaced so that no dtype takes two of them for each other without making them equal, and near enough that no
+    // share is almost 1: what is left of its gradient would be rounding.
+    for (int64_t t = 0; t < tokens; ++t)
+      rows.push_back(at::randperm(experts, at::kDouble) * std::min(1.0, 8.0 / experts) - 2);
     const Tensor logits = tokens > 0 ? at::stack(rows) : at::empty({0, experts}, at::kDouble);
     const Tensor row = some_rows(tokens, 3), added = random_f64({3, experts});
     for (const bool normalise : {true, false})
@@ -89,14 +92,47 @@ TEST(ExpertsOnDevice, OrdersAreThoseOfTheCpu) {
     expect_same_order(order_by_expert(index.to(at::kCUDA), row.to(at::kCUDA), experts),
                       order_by_expert(index, row, experts));
   }
-  for (const auto& [ranks, experts] : std::vector<std::array<int64_t, 2>>{{1, 1}, {2, 3}, {8, 16}, {4, 32}, {64, 2}}) {
-    Tensor counts = at::randint(0, 300, {ranks, experts}, at::kLong);
-    counts.masked_fill_(at::rand({ranks, experts}).lt(0.4), 0);
-    const int64_t rows = counts.sum().item<int64_t>();
-    expect_same_order(order_arrived(counts.to(at::kCUDA), rows), order_arrived(counts, rows));
+  Tensor index = at::randint(-1, 6, {400, 5}, at::kLong);  // choices of nobody
+  expect_same_order(order_by_expert(index.to(at::kCUDA), Tensor(), 6), order_by_expert(index, Tensor(), 6));
+  for (const auto& [tokens, choices, experts, ranks] : std::vector<std::array<int64_t, 4>>{
+           {0, 2, 4, 2}, {1, 1, 1, 1}, {33, 2, 8, 8}, {5000, 8, 128, 4}, {4096, 8, 128, 64}, {700, 3, 2500, 5}}) {
+    SCOPED_TRACE(concat(tokens, "x", choices, " of ", experts, " to ", ranks));
+    index = at::randint(0, experts, {tokens, choices}, at::kLong);
+    const Tensor row = some_rows(tokens, 2);
+    const ParcelOrder want = order_parcels(index, row, experts, ranks),
+                      got = order_parcels(index.to(at::kCUDA), row.to(at::kCUDA), experts, ranks);
+    expect_same_order(got.rows, want.rows);
+    EXPECT_TRUE(at::equal(got.counts_R2.cpu(), want.counts_R2));
   }
-  const Tensor none = at::zeros({2, 3}, at::kLong);
-  expect_same_order(order_arrived(none.to(at::kCUDA), 0), order_arrived(none, 0));
+}
+
+// Parcels for all ranks, opened as if one rank of so many experts had got them: what is packed must come out.
+TEST(ExpertsOnDevice, Parcels) {
+  at::manual_seed(50);
+  std::vector<OpCase> cases;
+  for (const auto& [width, choices, experts, ranks] : std::vector<std::array<int64_t, 4>>{
+           {5, 2, 6, 3}, {64, 8, 128, 4}, {2048, 8, 128, 4}, {24, 3, 2000, 2}, {8, 1, 4, 4}}) {
+    std::vector<Tensor> chosen;
+    for (int64_t t = 0; t < 90; ++t) chosen.push_back(at::randperm(experts, at::kLong).narrow(0, 0, choices));
+    const Tensor index = at::stack(chosen), row = some_rows(90, 2);
+    const ParcelOrder order = order_parcels(index, row, experts, ranks);
+    const Tensor sums = order.counts_R2.sum(0);
+    const int64_t own = experts / ranks, copies = sums[1].item<int64_t>();
+    const Tensor slot = order.rows.slot_N.narrow(0, 0, sums[0].item<int64_t>());
+    cases.push_back({concat("parcels of ", width, ", ", choices, " of ", experts, " to ", ranks),
+                     {random_f64({90, width}), random_f64({90, choices})},
+                     std::max(ranks, choices),
+                     [=](const Tensors& in) {
+                       const Tensor parcels = pack_parcels(
+                           in[0], in[1], on(index, in[0]), on(slot, in[0]), on(order.rows.place_TK, in[0]), experts);
+                       const RowOrder opened =
+                           order_by_expert(experts_of_parcels(parcels, in[0].size(1), choices), Tensor(), own);
+                       const Tensor slots = opened.slot_N.narrow(0, 0, copies);
+                       const UnpackedParcels out = unpack_parcels(parcels, in[0].size(1), slots, opened.place_TK);
+                       return Tensors{out.x_ND, out.weight_MK};
+                     }});
+  }
+  check_all(cases);
 }
 
 TEST(ExpertsOnDevice, RouteRows) {
@@ -113,6 +149,9 @@ TEST(ExpertsOnDevice, RouteRows) {
                      width,
                      [=](const Tensors& in) {
                        return Tensors{combine_rows(in[0], in[1], on(order.slot_N, in[0]), on(order.place_TK, in[0]))};
+                     }});
+    cases.push_back({concat("sum_rows ", width), {random_f64({270, width})}, 3, [=](const Tensors& in) {
+                       return Tensors{sum_rows(in[0], on(order.slot_N, in[0]), on(order.place_TK, in[0]))};
                      }});
   }
   check_all(cases);

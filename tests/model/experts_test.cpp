@@ -8,6 +8,7 @@
 #include "model/kernels/choose_experts.h"
 #include "model/kernels/grouped_linear.h"
 #include "model/kernels/order_rows.h"
+#include "model/kernels/parcels.h"
 #include "model/kernels/route_rows.h"
 #include "parallel/grad_buffer.h"
 #include "tests/model/gradients.h"
@@ -117,12 +118,105 @@ TEST(OrderRows, OfNoTokensNothingIsPlaced) {
   EXPECT_TRUE(padding.place_TK.eq(-1).all().item<bool>());
 }
 
-TEST(OrderRows, PutsWhatArrivedByExpertAndThenSender) {
-  const Tensor counts = at::tensor({2, 0, 1, /**/ 0, 3, 1, /**/ 1, 1, 0}, at::kLong).view({3, 3});
-  const RowOrder got = order_arrived(counts, 9);
-  EXPECT_TRUE(at::equal(got.slot_N, at::tensor({0, 1, 7, 3, 4, 5, 8, 2, 6}, at::kLong)));
-  EXPECT_TRUE(at::equal(got.ends_E, at::tensor({3, 7, 9}, at::kInt)));
-  EXPECT_TRUE(at::equal(got.slot_N.index_select(0, got.place_TK.view({-1})), at::arange(9, at::kLong)));
+TEST(OrderRows, WithoutRowsAllAreTokensAndChoicesOfNobodyStandNowhere) {
+  const Tensor index = at::tensor({1, -1, -1, 0, 0, -1}, at::kLong).view({3, 2});
+  const RowOrder got = order_by_expert(index, Tensor(), 2);
+  EXPECT_TRUE(at::equal(got.slot_N, at::tensor({3, 4, 0, 1, 2, 5}, at::kLong)));
+  EXPECT_TRUE(at::equal(got.place_TK, at::tensor({2, -1, -1, 0, 1, -1}, at::kLong).view({3, 2})));
+  EXPECT_TRUE(at::equal(got.ends_E, at::tensor({2, 3}, at::kInt)));
+}
+
+/// K different experts for each token.
+Tensor some_choices(int64_t tokens, int64_t choices, int64_t experts) {
+  std::vector<Tensor> rows;
+  for (int64_t t = 0; t < tokens; ++t) rows.push_back(at::randperm(experts, at::kLong).narrow(0, 0, choices));
+  return at::stack(rows);
+}
+
+TEST(Parcels, AreOneForEachTokenAndRankOfItsExperts) {
+  at::manual_seed(38);
+  for (const int64_t ranks : {1, 2, 6, 12}) {
+    const Tensor index = some_choices(30, 4, 12), row = some_rows(30, 2);
+    const ParcelOrder got = order_parcels(index, row, 12, ranks);
+    int64_t next = 0;
+    for (int64_t r = 0; r < ranks; ++r) {
+      int64_t copies = 0;
+      const int64_t begin = next;
+      for (int64_t t = 0; t < 30; ++t) {
+        const int64_t here =
+            row[t].item<int64_t>() < 0 ? 0 : index[t].div(12 / ranks, "floor").eq(r).sum().item<int64_t>();
+        copies += here;
+        EXPECT_EQ(got.rows.place_TK[t][r].item<int64_t>(), here > 0 ? next : -1);
+        if (here == 0) continue;
+        EXPECT_EQ(got.rows.slot_N[next++].item<int64_t>(), t * ranks + r);
+      }
+      EXPECT_TRUE(at::equal(got.counts_R2[r], at::tensor({next - begin, copies}, at::kLong)));
+    }
+  }
+}
+
+/// What `ranks` ranks make of parcels and send back, one after the other: expert e turns x into (e + 1) x.
+Tensor by_parcels(
+    const Tensor& x, const Tensor& weight, const Tensor& index, const Tensor& row, int64_t experts, int64_t ranks) {
+  const ParcelOrder order = order_parcels(index, row, experts, ranks);
+  const int64_t own = experts / ranks, width = x.size(1), choices = index.size(1);
+  const Tensor slot = order.rows.slot_N.narrow(0, 0, order.counts_R2.select(1, 0).sum().item<int64_t>());
+  const Tensor parcels = pack_parcels(x, weight, index, slot, order.rows.place_TK, experts);
+  std::vector<Tensor> made;
+  for (int64_t r = 0, begin = 0; r < ranks; ++r) {
+    const int64_t count = order.counts_R2[r][0].item<int64_t>();
+    const Tensor here = parcels.narrow(0, begin, count);
+    begin += count;
+    const RowOrder opened = order_by_expert(experts_of_parcels(here, width, choices), Tensor(), own);
+    const Tensor slots = opened.slot_N.narrow(0, 0, order.counts_R2[r][1].item<int64_t>());
+    EXPECT_EQ(slots.size(0), opened.ends_E[own - 1].item<int64_t>());
+    const UnpackedParcels in = unpack_parcels(here, width, slots, opened.place_TK);
+    std::vector<Tensor> outputs;
+    for (int64_t e = 0, from = 0; e < own; ++e) {
+      const int64_t end = opened.ends_E[e].item<int64_t>();
+      outputs.push_back(in.x_ND.narrow(0, from, end - from) * static_cast<double>(r * own + e + 1));
+      from = end;
+    }
+    made.push_back(combine_rows(at::cat(outputs), in.weight_MK, slots, opened.place_TK));
+  }
+  return sum_rows(at::cat(made), slot, order.rows.place_TK);
+}
+
+TEST(Parcels, CarryRowsWeightsAndTheirGradients) {
+  at::manual_seed(39);
+  const Tensor index = some_choices(9, 3, 6), row = some_rows(9, 2);
+  const std::vector<Tensor> inputs = {random_f64({9, 5}), random_f64({9, 3})};
+  const Tensor factor = (inputs[1] * (index + 1)).sum(1, true).masked_fill(row.lt(0).unsqueeze(1), 0);
+  for (const int64_t ranks : {1, 2, 3, 6}) {
+    const auto f = [&](const std::vector<Tensor>& in) { return by_parcels(in[0], in[1], index, row, 6, ranks); };
+    EXPECT_CLOSE(f(inputs), inputs[0] * factor, 3);
+    expect_gradients(f, inputs);
+  }
+}
+
+TEST(Parcels, TellManyExpertsApartInSixteenBits) {
+  at::manual_seed(40);
+  const Tensor index = some_choices(200, 4, 1400), row = at::zeros({200}, at::kLong);
+  for (const int64_t ranks : {1, 2}) {
+    const ParcelOrder order = order_parcels(index, row, 1400, ranks);
+    const Tensor slot = order.rows.slot_N.narrow(0, 0, order.counts_R2.select(1, 0).sum().item<int64_t>());
+    const Tensor parcels = pack_parcels(
+        at::ones({200, 8}, at::kBFloat16), at::ones({200, 4}, at::kBFloat16), index, slot, order.rows.place_TK, 1400);
+    const Tensor token = slot.div(ranks, "floor"), rank = slot.remainder(ranks).unsqueeze(1);
+    const Tensor own = index.index_select(0, token) - rank * (1400 / ranks);
+    EXPECT_TRUE(
+        at::equal(experts_of_parcels(parcels, 8, 4), own.masked_fill(own.lt(0).logical_or(own.ge(1400 / ranks)), -1)));
+  }
+}
+
+TEST(Parcels, OfNoTokensAreNone) {
+  const ParcelOrder order = order_parcels(at::empty({0, 2}, at::kLong), at::empty({0}, at::kLong), 4, 2);
+  EXPECT_EQ(order.counts_R2.sum().item<int64_t>(), 0);
+  const Tensor none = pack_parcels(
+      at::empty({0, 3}), at::empty({0, 2}), at::empty({0, 2}, at::kLong), order.rows.slot_N, order.rows.place_TK, 4);
+  EXPECT_EQ(none.size(0), 0);
+  EXPECT_EQ(experts_of_parcels(none, 3, 2).numel(), 0);
+  EXPECT_THROW(order_parcels(at::zeros({2, 2}, at::kLong), at::zeros({2}, at::kLong), 5, 2), Error);
 }
 
 TEST(RouteRows, GradientsFollowFiniteDifferences) {
