@@ -274,7 +274,8 @@ def judge(runs, options):
         right[name] = {s["id"]: s["choice"] == s["answer"] for s in samples}
         for kind in ("digit", "page", "photograph"):
             answers = [value for key, value in right[name].items() if key.startswith(kind)]
-            kinds[kind][name] = (sum(answers), len(answers))
+            if answers:
+                kinds[kind][name] = (sum(answers), len(answers))
         with open(f"{options.work}/{name}_accuracy.json", encoding="utf-8") as file:
             summary[name] = json.load(file)
     return kinds, right, summary
@@ -306,7 +307,8 @@ def settings_of(options):
 def depth_of(settings):
     """What `compare` derives the rounding of one forward from."""
     layers = int(settings.get("model.decoder.layers", 8)) + int(settings.get("model.tower.depth", 4))
-    return {"vocab": 151936, "u": DTYPES[settings["model.dtype"]], "n": 12 * layers}  # about a dozen roundings in a row in a layer
+    vocab = int(settings.get("model.decoder.vocab", 151936))
+    return {"vocab": vocab, "u": DTYPES[settings["model.dtype"]], "n": 12 * layers}  # about a dozen roundings in a row in a layer
 
 
 def summary(options, settings, story, wrong, figures, curve, judged, seconds):
