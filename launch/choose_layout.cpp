@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "configs/schema/check.h"
 #include "launch/estimate_time.h"
+#include "model/balance.h"
 #include "trainer/optimizer.h"
 #include "trainer/progress.h"
 
@@ -119,7 +120,7 @@ class Chooser {
     return model;
   }
 
-  void add(const StageConfig& stage) {
+  void add(StageConfig stage) {
     const ParallelConfig& p = stage.parallel;
     const PlannedModel& model = model_on(stage, p);
     const ParamTable& params = model.model->params();
@@ -143,6 +144,7 @@ class Chooser {
     if (!held_.contains(held_key)) held_[held_key] = held_elements(params, groups);
     auto& products = products_[{recompute.every, recompute.selective}];
     if (products.empty()) products = products_of(config_.model, params, load.work, recompute);
+    stage.parallel.pp_layers = balanced_layers(config_.model, p, products);
     const TimedStage timed{.config = config_,
                            .stage = stage,
                            .groups = groups,

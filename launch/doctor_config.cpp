@@ -174,11 +174,12 @@ std::vector<Problem> config_problems(const Arguments& arguments, int world_size,
   const double gib = gpus.empty() ? 0 : static_cast<double>(gpus.front().memory_bytes) / (1 << 30);
   const GpuConfig* gpu = gpus.empty() ? nullptr : match_gpu(kinds, gpus.front().name, gib);
   std::vector<Estimate> estimates;
-  for (const StageConfig& stage : config.stages) {
+  for (const StageConfig& given : config.stages) {
     note(problems, [&] {
+      const Supposed supposed = supposed_by_default(config);
+      const StageConfig stage = with_balanced_pipeline(config, given, supposed);
       ParallelConfig layout = stage.parallel;
       layout.dp = data_parallel_size(layout, world_size);
-      const Supposed supposed = supposed_by_default(config);
       estimates.push_back(estimate(config, stage, plan_model(config, stage, layout, gpu), supposed, gpu));
       if (gpus.empty()) require_host_memory(estimates.back(), stage, local_ranks);
       if (gpu == nullptr || fits(estimates.back(), *gpu)) return;

@@ -5,6 +5,7 @@
 
 #include "configs/schema/check.h"
 #include "launch/estimate_time.h"
+#include "model/balance.h"
 #include "parallel/grad_sync.h"
 #include "trainer/data.h"
 #include "trainer/optimizer.h"
@@ -122,11 +123,9 @@ Supposed supposed_by_default(const RunConfig& config) {
 Supposed supposed_of(const RunConfig& config, const StageConfig& stage, const Work& step) {
   Supposed out;
   if (step.tokens <= 0) return out;
-  const double merge = static_cast<double>(config.model.connector.merge * config.model.connector.merge);
-  const double vision = config.model.tower.type == "none" ? 0 : step.patches / merge;
-  out.picture_share = std::min(1.0, vision / step.tokens);
+  out.picture_share = picture_share(config.model, step);
   if (step.patches > 0) out.patches_per_picture = static_cast<int64_t>(step.patch_pairs / step.patches);
-  if (vision < step.tokens) out.label_share = step.labels / (step.tokens - vision);
+  if (out.picture_share < 1) out.label_share = step.labels / (step.tokens * (1 - out.picture_share));
   out.sample_tokens = step.token_pairs / step.tokens;
   out.fill = step.tokens / static_cast<double>(stage.seq_len * stage.rows_per_step);
   return out;
@@ -187,6 +186,16 @@ double optimizer_bytes(const ParamTable& params, const Groups& groups) {
 
 bool fits(const Estimate& estimate, const GpuConfig& gpu) {
   return estimate.peak_bytes <= gpu.memory_gib * 1024 * kMiB;
+}
+
+StageConfig with_balanced_pipeline(const RunConfig& config, const StageConfig& stage, const Supposed& supposed) {
+  StageConfig out = stage;
+  if (stage.parallel.pp == 1 || !stage.parallel.pp_layers.empty()) return out;
+  const PlannedModel whole = plan_model(config, stage, {.dp = 1}, nullptr);
+  const Work work = load_of(config, stage, whole.groups, supposed).work;
+  out.parallel.pp_layers = balanced_layers(
+      config.model, stage.parallel, products_of(config.model, whole.model->params(), work, recompute_of(stage)));
+  return out;
 }
 
 PlannedModel plan_model(const RunConfig& config,

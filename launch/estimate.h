@@ -70,12 +70,16 @@ struct Estimate {
   std::vector<Stage> stages;  // of a pipeline, by rank of pp; the bytes above are those of the largest
 };
 
+/// The stage with the layers of its pipeline as training would deal them, were its rows so. errors: kConfig as the
+/// registry and freeze() say
+StageConfig with_balanced_pipeline(const RunConfig& config, const StageConfig& stage, const Supposed& supposed);
+
 /// The model of a layout on the meta device, with the stage's frozen weights marked: what shapes and cuts are asked of.
 struct PlannedModel {
   Groups groups;
   std::unique_ptr<Vlm> model;
 };
-/// `layout`: dp of 0 stands for 1. `pp_stage`: whose part of a pipeline. `gpu` null: a CPU. errors: kConfig as the
+/// `layout`: dp of 0 stands for 1; a pipeline without pp_layers is cut evenly. `pp_stage`: whose part of a pipeline. `gpu` null: a CPU. errors: kConfig as the
 /// registry, the plan and freeze() say
 PlannedModel plan_model(const RunConfig& config,
                         const StageConfig& stage,

@@ -69,7 +69,7 @@ std::string out_of_memory_text(const RefusedAllocation& refused,
 }
 
 std::vector<std::string> settings_that_fit(const RunConfig& config,
-                                           const StageConfig& stage,
+                                           const StageConfig& given,
                                            const RefusedAllocation& refused,
                                            const std::string& gpu_name,
                                            int world_size) {
@@ -78,9 +78,10 @@ std::vector<std::string> settings_that_fit(const RunConfig& config,
     RunConfig read = config;
     if (!read.model.path.empty()) read_model_folder(read.model);
     GpuConfig gpu = gpu_like(refused, gpu_name);
+    const Supposed supposed = supposed_by_default(read);
+    const StageConfig stage = with_balanced_pipeline(read, given, supposed);
     ParallelConfig layout = stage.parallel;
     layout.dp = std::max<int64_t>(1, world_size / (layout.tp * layout.pp * layout.cp));
-    const Supposed supposed = supposed_by_default(read);
     const Estimate now = estimate(read, stage, plan_model(read, stage, layout, &gpu), supposed, &gpu);
     constexpr double kClearlyLess = 0.9;
     gpu.memory_gib = std::min(gpu.memory_gib, kClearlyLess * now.peak_bytes / kGiB);

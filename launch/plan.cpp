@@ -77,11 +77,13 @@ std::vector<const GpuConfig*> wanted_gpus(const std::string& name, const std::ve
 }
 
 StagePlan plan_stage(const RunConfig& config,
-                     const StageConfig& stage,
+                     const StageConfig& given,
                      const Supposed& supposed,
                      const std::vector<const GpuConfig*>& wanted) {
   const GpuConfig* first = wanted.empty() ? nullptr : wanted.front();
-  StagePlan plan{.stage = &stage, .planned = plan_model(config, stage, stage.parallel, first), .supposed = supposed};
+  StagePlan plan{.stage = with_balanced_pipeline(config, given, supposed), .supposed = supposed};
+  const StageConfig& stage = plan.stage;
+  plan.planned = plan_model(config, stage, stage.parallel, first);
   plan.estimate = estimate(config, stage, plan.planned, supposed, first);
   for (const GpuConfig* gpu : wanted) {
     GpuVerdict verdict{.gpu = gpu, .estimate = plan.estimate};

@@ -274,7 +274,7 @@ std::string human_bytes(double bytes) {
 
 void print_text(const StagePlan& plan) {
   const Estimate& e = plan.estimate;
-  std::cout << "\nstage " << plan.stage->name << " on " << describe(e.mesh)
+  std::cout << "\nstage " << plan.stage.name << " on " << describe(e.mesh)
             << (e.mesh.world() > 1 ? concat(" (", e.mesh.world(), " ranks)") : "") << "\n";
   print_table(plan.planned.model->params());
   if (e.active < e.parameters) std::printf("  a token meets %.0f of the %.0f parameters\n", e.active, e.parameters);
@@ -320,7 +320,7 @@ std::string to_json(const RunConfig& config, const std::vector<StagePlan>& plans
     Json verdicts = Json::array();
     for (const GpuVerdict& verdict : plan.verdicts) verdicts.push_back(json_of(verdict));
     stages.push_back(
-        {{"stage", plan.stage->name},
+        {{"stage", plan.stage.name},
          {"mesh", {{"tp", m.tp}, {"dp", m.dp}, {"pp", m.pp}, {"cp", m.cp}, {"ep", m.ep}}},
          {"world", m.world()},
          {"supposed",

@@ -15,7 +15,7 @@ struct GpuVerdict {
 };
 
 struct StagePlan {
-  const StageConfig* stage = nullptr;
+  StageConfig stage;
   PlannedModel planned;
   Supposed supposed;
   Estimate estimate;

@@ -67,6 +67,12 @@ struct Counter {
 
 }  // namespace
 
+double picture_share(const ModelConfig& config, const Work& work) {
+  if (config.tower.type == "none" || work.tokens <= 0) return 0;
+  const auto merge = static_cast<double>(config.connector.merge * config.connector.merge);
+  return std::min(1.0, work.patches / merge / work.tokens);
+}
+
 Work& Work::operator+=(const Work& other) {
   tokens += other.tokens;
   labels += other.labels;

@@ -20,6 +20,9 @@ struct Work {
   Work operator/(double parts) const;
 };
 
+/// Of the tokens, those that stand for patches of pictures.
+double picture_share(const ModelConfig& config, const Work& work);
+
 struct Flops {
   double forward = 0, backward = 0;
   double again = 0;  // forward that the backward runs once more: recomputed layers, and the logits of the fused loss

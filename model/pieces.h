@@ -19,13 +19,9 @@ struct PieceRange {
 /// Schedule and chunks of a layout; one piece where pp is 1. errors: kConfig for chunks that the schedule does not have
 PipelineShape pipeline_shape(const ParallelConfig& layout);
 
-/// All pieces in order. `layers`: of each piece, as parallel.pp_layers says; empty: so that the slowest piece is as
-/// fast as can be by the FLOPs of model/cost.h, tower, connector, head and loss counted. The first and the last piece
-/// may have no layer. errors: kConfig if there are more pieces than that, or `layers` does not add up
+/// All pieces in order. `layers`: of each piece, as parallel.pp_layers says; empty: as many in each, as far as it goes
+/// (who knows the work fills it in by model/balance.h). The first and the last piece may have no layer.
+/// errors: kConfig if there are more pieces than that, or `layers` does not add up
 std::vector<PieceRange> cut_pieces(const ModelConfig& config, int pieces, const std::vector<int64_t>& layers);
-
-/// Sizes whose largest sum of costs is least, then the sum of squares: `items` equal items of cost `each` in `parts`
-/// consecutive parts, the first of which costs `before` more and the last `after`.
-std::vector<int64_t> balanced_parts(int64_t items, double each, int parts, double before, double after);
 
 }  // namespace hanok

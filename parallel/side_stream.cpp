@@ -35,4 +35,8 @@ void SideStream::Mark::wait() const {
   if (event_) event_->block(current_stream(device_));
 }
 
+void SideStream::Mark::wait_on_host() const {
+  if (event_) event_->synchronize();
+}
+
 }  // namespace hanok

@@ -33,10 +33,11 @@ class SideStream {
     work();
   }
 
-  /// A place in the side stream that the current stream can wait for; nothing waits on the host.
+  /// A place in the side stream that the current stream can wait for; then nothing waits on the host.
   class Mark {
    public:
     void wait() const;
+    void wait_on_host() const;  // from any thread
 
    private:
     friend class SideStream;

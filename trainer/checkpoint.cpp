@@ -15,6 +15,7 @@
 #include "trainer/checkpoint_pieces.h"
 #include "trainer/checkpoint_state.h"
 #include "trainer/progress.h"
+#include "trainer/step.h"
 
 namespace hanok {
 namespace {
@@ -47,8 +48,8 @@ struct Checkpointer::State {
   Phase phase = Phase::kIdle;
   // Shared with the writer, which may outlive this object (see ~Background).
   std::shared_ptr<InFlight> in_flight;
-  std::shared_ptr<Snapshot> snapshot = std::make_shared<Snapshot>();
-  Background background;
+  std::shared_ptr<Snapshot> snapshot;
+  Background reserving, background;
   bool is_first = true, failed = false;
   double last_stall_s = 0;
   int64_t best_step = -1, committed_step = -1;
@@ -143,6 +144,16 @@ Checkpointer::Checkpointer(const RunConfig& config, const RunFolder& folder, con
 
 Checkpointer::~Checkpointer() = default;
 
+void Checkpointer::reserve(const Vlm& model, AdamW& optimizer) {
+  State& s = *state_;
+  if (s.config.save.every == 0 || !device_of(model).is_cuda()) return;
+  s.snapshot = std::make_shared<Snapshot>(device_of(model));
+  s.reserving.start(
+      [snapshot = s.snapshot, allocate = s.snapshot->reserve(model.params(), shard_buffers(optimizer), s.groups)] {
+        allocate();
+      });
+}
+
 void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimizer) {
   State& s = *state_;
   const double start = now_s();
@@ -158,6 +169,8 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
   } catch (const Error& error) {
     return s.fail(error);
   }
+  s.reserving.take();  // what failed there fails again below, where it is told
+  if (!s.snapshot) s.snapshot = std::make_shared<Snapshot>(device_of(model));
   s.in_flight->tensors = stored_tensors(model.whole());
   s.in_flight->state = to_json(CheckpointState{.train = train,
                                                .stage_name = stage_name,
@@ -167,8 +180,10 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
                                                .threads = at::get_num_threads()});
   const ShardBuffers buffers = shard_buffers(optimizer);
   const std::vector<StoredPiece>& pieces = s.snapshot->take(model.params(), buffers, s.groups);
+  optimizer.update_after(s.snapshot->copied());
   s.phase = State::Phase::kWriting;
-  s.background.start([job = s.in_flight, keep_alive = s.snapshot, &pieces, rank = s.groups.rank] {
+  s.background.start([job = s.in_flight, snapshot = s.snapshot, &pieces, rank = s.groups.rank] {
+    snapshot->copied().wait_on_host();
     write_store_shard(job->directory, rank, pieces);
   });
   if (!s.config.save.background) finish();

@@ -23,7 +23,11 @@ class Checkpointer {
   Checkpointer(const RunConfig& config, const RunFolder& folder, const Groups& groups);
   /// Waits for files in the making, but commits nothing: call finish() first.
   ~Checkpointer();
-  /// Copies to the host and returns; a thread writes shards, and the commit (manifest, rename, retention, by world rank
+  /// Where saves are to come and a GPU is copied from: allocates their pinned memory in the background, which takes
+  /// seconds.
+  void reserve(const Vlm& model, AdamW& optimizer);
+  /// Begins to copy to the host and returns; on a GPU the copies run beside the next step, whose update waits for them.
+  /// A thread writes shards, and the commit (manifest, rename, retention, by world rank
   /// 0) follows in the background once poll() or finish() has seen all ranks done. An earlier save still in flight is
   /// finished first. Collective. Failures (kIo: full disk, read-only) are logged as ERROR by world rank 0 and kept in
   /// failed(); earlier checkpoints stay as they are and training goes on.

@@ -1,6 +1,9 @@
 #include "trainer/checkpoint_pieces.h"
 
+#include <c10/core/DeviceGuard.h>
+
 #include <algorithm>
+#include <bit>
 #include <cassert>
 
 #include "base/error.h"
@@ -105,67 +108,91 @@ std::vector<StoredTensor> stored_tensors(const ParamTable& params) {
   return out;
 }
 
-Tensor Snapshot::copy(const Tensor& flat, const std::vector<FlatRun>& runs, int64_t source_begin, int64_t source_at) {
-  int64_t& used = used_[flat.scalar_type()];
-  const Tensor out = memory_.at(flat.scalar_type()).narrow(0, used, count(runs));
-  int64_t at = 0;
-  for (size_t i = 0; i < runs.size();) {
-    // Neighbours in the local tensor are one copy, however far apart they lie in the global one.
-    int64_t size = runs[i].size;
-    size_t next = i + 1;
-    while (next < runs.size() && runs[next].local_begin == runs[i].local_begin + size) size += runs[next++].size;
-    out.narrow(0, at, size).copy_(flat.narrow(0, source_at + runs[i].local_begin - source_begin, size));
-    at += size;
-    i = next;
+std::vector<Snapshot::Source> Snapshot::sources(const ParamTable& params,
+                                                const ShardBuffers& buffers,
+                                                const Groups& groups) {
+  std::vector<Source> out;
+  for (const Param& param : params) {
+    const Comm& same = is_of_experts(param.spec) ? *groups.expert_grad : *groups.grad;  // ranks with the same values
+    const int64_t index = same.rank(), parts = same.size();
+    const int64_t n = param.value.numel(), begin = n * index / parts, end = n * (index + 1) / parts;
+    out.push_back({model_key(param.spec.name),
+                   param.value.detach().reshape({-1}),
+                   clipped(spoken_runs(param.spec, groups), begin, end - begin),
+                   0,
+                   0});
   }
-  used += at;
+  for (const ShardPiece& piece : buffers.pieces) {
+    const ParamSpec& spec = params[piece.param].spec;
+    const auto runs = clipped(spoken_runs(spec, groups), piece.local_begin, piece.size);
+    for (const auto& named : ShardBuffers::named())
+      out.push_back({named.prefix + spec.name, buffers.*named.tensor, runs, piece.local_begin, piece.shard_begin});
+  }
+  std::erase_if(out, [](const Source& source) { return source.runs.empty(); });
   return out;
+}
+
+/// In chunks, because libtorch rounds pinned memory up to a power of two.
+Tensor Snapshot::room(at::ScalarType dtype, int64_t size, int64_t of_all) {
+  constexpr int64_t kChunk = int64_t{1} << 28;
+  std::vector<Chunk>& chunks = chunks_[dtype];
+  auto chunk =
+      std::find_if(chunks.begin(), chunks.end(), [size](const Chunk& c) { return c.memory.numel() - c.used >= size; });
+  if (chunk == chunks.end()) {
+    const auto wanted = static_cast<uint64_t>(std::max(size, std::min(kChunk, of_all)));
+    const auto options = at::TensorOptions(dtype).pinned_memory(device_.is_cuda());
+    chunk = chunks.insert(chunks.end(), {at::empty({static_cast<int64_t>(std::bit_ceil(wanted))}, options)});
+  }
+  chunk->used += size;
+  return chunk->memory.narrow(0, chunk->used - size, size);
+}
+
+/// One for each source.
+std::vector<Tensor> Snapshot::rooms(const std::vector<Source>& sources) {
+  std::map<at::ScalarType, int64_t> all;
+  for (const Source& source : sources) all[source.flat.scalar_type()] += count(source.runs);
+  for (auto& [dtype, chunks] : chunks_)
+    for (Chunk& chunk : chunks) chunk.used = 0;
+  std::vector<Tensor> out;
+  for (const Source& source : sources) {
+    const at::ScalarType dtype = source.flat.scalar_type();
+    out.push_back(room(dtype, count(source.runs), all.at(dtype)));
+  }
+  return out;
+}
+
+std::function<void()> Snapshot::reserve(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups) {
+  return [this, wanted = sources(params, buffers, groups)] {
+    const c10::OptionalDeviceGuard guard(device_);
+    rooms(wanted);
+  };
 }
 
 const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,
                                                const ShardBuffers& buffers,
                                                const Groups& groups) {
   const at::NoGradGuard no_grad;
-  struct Job {
-    std::string key;
-    Tensor flat;
-    std::vector<FlatRun> runs;
-    int64_t source_begin, source_at;  // local index and place in `flat` of one and the same value
-  };
-  std::vector<Job> jobs;
-  for (const Param& param : params) {
-    const Comm& same = is_of_experts(param.spec) ? *groups.expert_grad : *groups.grad;  // ranks with the same values
-    const int64_t index = same.rank(), parts = same.size();
-    const int64_t n = param.value.numel(), begin = n * index / parts, end = n * (index + 1) / parts;
-    jobs.push_back({model_key(param.spec.name),
-                    param.value.detach().reshape({-1}),
-                    clipped(spoken_runs(param.spec, groups), begin, end - begin),
-                    0,
-                    0});
-  }
-  for (const ShardPiece& piece : buffers.pieces) {
-    const ParamSpec& spec = params[piece.param].spec;
-    const auto runs = clipped(spoken_runs(spec, groups), piece.local_begin, piece.size);
-    for (const auto& named : ShardBuffers::named())
-      jobs.push_back({named.prefix + spec.name, buffers.*named.tensor, runs, piece.local_begin, piece.shard_begin});
-  }
-  std::erase_if(jobs, [](const Job& job) { return job.runs.empty(); });
-
+  sources_ = sources(params, buffers, groups);
+  const std::vector<Tensor> to = rooms(sources_);
   pieces_.clear();
-  std::map<at::ScalarType, int64_t> needed;
-  bool on_device = false;
-  for (const Job& job : jobs) {
-    needed[job.flat.scalar_type()] += count(job.runs);
-    on_device = on_device || !job.flat.is_cpu();
-  }
-  for (const auto& [dtype, size] : needed) {
-    Tensor& memory = memory_[dtype];
-    if (!memory.defined() || memory.numel() < size)
-      memory = at::empty({size}, at::TensorOptions(dtype).pinned_memory(on_device));
-    used_[dtype] = 0;
-  }
-  for (const Job& job : jobs)
-    pieces_.push_back({job.key, stored(job.runs), copy(job.flat, job.runs, job.source_begin, job.source_at)});
+  side_.run([&] {
+    for (size_t s = 0; s < sources_.size(); ++s) {
+      const auto& [key, flat, runs, begin, source_at] = sources_[s];
+      int64_t at = 0;
+      for (size_t i = 0; i < runs.size();) {
+        // Neighbours in the local tensor are one copy, however far apart they lie in the global one.
+        int64_t size = runs[i].size;
+        size_t next = i + 1;
+        while (next < runs.size() && runs[next].local_begin == runs[i].local_begin + size) size += runs[next++].size;
+        const Tensor from = flat.narrow(0, source_at + runs[i].local_begin - begin, size);
+        to[s].narrow(0, at, size).copy_(from, /*non_blocking=*/true);
+        at += size;
+        i = next;
+      }
+      pieces_.push_back({key, stored(runs), to[s]});
+    }
+  });
+  copied_ = side_.mark();
   return pieces_;
 }
 

@@ -1,6 +1,7 @@
 // Which values of a rank go into a checkpoint, and where they lie in the global tensors. Private to trainer/.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "dataio/tensor_store.h"
 #include "parallel/grad_sync.h"
 #include "parallel/param.h"
+#include "parallel/side_stream.h"
 #include "trainer/optimizer.h"
 
 namespace hanok {
@@ -39,17 +41,37 @@ std::vector<FlatRun> clipped(const std::vector<FlatRun>& runs, int64_t begin, in
 /// What the pieces of all ranks make up.
 std::vector<StoredTensor> stored_tensors(const ParamTable& params);
 
-/// Host copies of this rank's part of a checkpoint. The memory is kept for the next one.
+/// Host copies of this rank's part of a checkpoint. The memory is kept for the next one; on a GPU it is pinned.
 class Snapshot {
  public:
-  /// Copies model values (each local tensor cut evenly over the ranks that hold the same) and optimizer shards. The
-  /// pieces stay valid until the next take().
+  explicit Snapshot(at::Device device) : device_(device), side_(device, /*urgent=*/false) {}
+  /// Begins to copy model values (each local tensor cut evenly over the ranks that hold the same) and optimizer shards,
+  /// on a GPU beside the current stream: nothing may change them before copied(). The pieces stay valid until the next
+  /// take().
   const std::vector<StoredPiece>& take(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
+  const SideStream::Mark& copied() const { return copied_; }
+  /// What the first take() would spend on memory, to be spent elsewhere: the call may be made on any thread, before it.
+  std::function<void()> reserve(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
 
  private:
-  Tensor copy(const Tensor& flat, const std::vector<FlatRun>& runs, int64_t source_begin, int64_t source_at);
-  std::map<at::ScalarType, Tensor> memory_;
-  std::map<at::ScalarType, int64_t> used_;
+  struct Source {
+    std::string key;
+    Tensor flat;
+    std::vector<FlatRun> runs;
+    int64_t begin, at;  // local index and place in `flat` of one and the same value
+  };
+  struct Chunk {
+    Tensor memory;
+    int64_t used = 0;
+  };
+  static std::vector<Source> sources(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
+  Tensor room(at::ScalarType dtype, int64_t size, int64_t of_all);
+  std::vector<Tensor> rooms(const std::vector<Source>& sources);
+  at::Device device_;
+  SideStream side_;
+  SideStream::Mark copied_;
+  std::vector<Source> sources_;  // until they are copied
+  std::map<at::ScalarType, std::vector<Chunk>> chunks_;
   std::vector<StoredPiece> pieces_;
 };
 

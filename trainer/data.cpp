@@ -81,6 +81,17 @@ int64_t steps_of(const StageConfig& stage,
   return std::max<int64_t>(1, static_cast<int64_t>(std::ceil(stage.tokens / mean_tokens(sampler, datasets))));
 }
 
+Work work_of(const Sample& sample) {
+  const auto tokens = static_cast<double>(sample.tokens.size());
+  Work work{.tokens = tokens, .labels = static_cast<double>(sample.num_label_tokens()), .token_pairs = tokens * tokens};
+  for (const VisionItem& item : sample.vision) {
+    const auto frame = static_cast<double>(item.h * item.w), frames = static_cast<double>(item.t);
+    work.patches += frames * frame;
+    work.patch_pairs += frames * frame * frame;
+  }
+  return work;
+}
+
 std::string tokenizer_folder(const ModelConfig& model) {
   const std::string& folder = model.tokenizer.empty() ? model.path : model.tokenizer;
   HANOK_REQUIRE(!folder.empty(), kConfig) << "model.tokenizer: got none and no model.path, expected a folder with "
@@ -152,6 +163,18 @@ std::map<std::string, std::shared_ptr<const Dataset>> open_datasets(const RunCon
     run_together(control, [&] { out[name] = std::make_shared<const Dataset>(file); });
   }
   return out;
+}
+
+Work work_of_first_rows(const StageData& data) {
+  constexpr size_t kSamples = 48;
+  Work work;
+  Cursor cursor;
+  size_t seen = 0;
+  for (const Row& row : data.sampler->next(cursor)) {
+    for (const SampleRef& ref : row) work += work_of(data.datasets[ref.dataset]->read(ref.index));
+    if ((seen += row.size()) >= kSamples) break;
+  }
+  return work;
 }
 
 int64_t pad_multiple_of(const Groups& groups) {

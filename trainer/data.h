@@ -9,6 +9,7 @@
 #include "configs/schema/config.h"
 #include "dataio/loader.h"
 #include "dataio/pack.h"
+#include "model/cost.h"
 #include "parallel/groups.h"
 
 namespace hanok {
@@ -34,6 +35,8 @@ struct StageData {
   Loader::Options options;
   int64_t num_steps = 0;  // from steps, tokens (as the first steps hold them) or epochs
 };
+/// Of the first rows of the stage, as many as hold a few dozen samples. errors: kData as Dataset::read()
+Work work_of_first_rows(const StageData& data);
 /// What the layout cuts the tokens of a micro-batch by.
 int64_t pad_multiple_of(const Groups& groups);
 /// Names of the datasets that a stage learns from: its mixture, or else every dataset but eval.set.

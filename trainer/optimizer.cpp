@@ -68,6 +68,7 @@ AdamW::AdamW(const OptimizerConfig& config, ParamTable& params, GradSync& grads)
 
 void AdamW::step(const Tensor& grad_scale, const Tensor& apply, double lr) {
   const at::NoGradGuard no_grad;
+  std::exchange(read_, {}).wait();
   num_steps_.add_(apply.to(at::kLong));
   const AdamWNumbers numbers{.lr = lr, .beta1 = config_.beta1, .beta2 = config_.beta2, .eps = config_.eps};
   const std::vector<WeightBlock> blocks = grads_->own_weights();

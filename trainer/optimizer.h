@@ -6,6 +6,7 @@
 
 #include "configs/schema/config.h"
 #include "parallel/grad_sync.h"
+#include "parallel/side_stream.h"
 #include "trainer/adamw_update.h"
 
 namespace hanok {
@@ -32,6 +33,8 @@ class AdamW {
   /// values are then handed to every rank (GradSync::await_values). Collective over the grad group. source:
   /// torch.optim.AdamW
   void step(const Tensor& grad_scale, const Tensor& apply, double lr);
+  /// The next step changes nothing before this mark: somebody reads the values.
+  void update_after(const SideStream::Mark& mark) { read_ = mark; }
   int64_t num_steps() const;  // applied ones: the exponent of the bias correction. Waits for the device
   void set_num_steps(int64_t steps);
   /// Shard buffers, f32; laid out as pieces() says.
@@ -48,6 +51,7 @@ class AdamW {
   std::vector<RateRun> runs_;
   AdamWState state_;
   Tensor num_steps_;  // int64 scalar on the device
+  SideStream::Mark read_;
 };
 
 }  // namespace hanok

@@ -11,6 +11,7 @@
 #include "configs/schema/check.h"
 #include "configs/schema/read.h"
 #include "dataio/file_io.h"
+#include "model/balance.h"
 #include "trainer/agree.h"
 #include "trainer/data.h"
 #include "trainer/progress.h"
@@ -287,14 +288,30 @@ void export_handed_on(Run& run, const CheckpointPath& from, Vlm& model) {
   });
 }
 
+/// Deals the layers to the pieces of a pipeline by what the first rows cost. The same on every rank, and after every
+/// start: it reads the stage's first step.
+void balance_pipeline(const RunConfig& config, const StageData& data, StageConfig& stage) {
+  ParallelConfig& layout = stage.parallel;
+  if (layout.pp == 1 || !layout.pp_layers.empty()) return;
+  Vlm whole(config.model, make_single_groups(), at::kFloat, at::kMeta);
+  freeze(whole.params(), stage);
+  const Work work = work_of_first_rows(data);
+  layout.pp_layers =
+      balanced_layers(config.model, layout, products_of(config.model, whole.params(), work, recompute_of(stage)));
+  HANOK_LOG_RANK0(INFO) << "pipeline: decoder layers of its pieces " << c10::IntArrayRef(layout.pp_layers)
+                        << ", balanced for rows of which " << short_number(100 * picture_share(config.model, work))
+                        << " % of the tokens are of pictures (parallel.pp_layers)";
+}
+
 /// -> where the next stage begins
 CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   const RunConfig& config = run.config;
-  const StageConfig& stage = config.stages[index];
+  StageConfig stage = config.stages[index];
   const double began = now_s();
   enter_layout(run, stage.parallel);
   const StageData data = make_stage_data(config, stage, run.datasets, run.encoder.vision, run.groups);
   require_labels(data, stage);
+  balance_pipeline(config, data, stage);
 
   require_room_for_weights(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
   Vlm model(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
@@ -316,6 +333,7 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   Loader loader(
       data.datasets, data.sampler, data.options, {run.groups.dp->rank(), run.groups.dp->size()}, state.cursor);
   Checkpointer checkpoint(config, run.folder, run.groups);
+  checkpoint.reserve(model, optimizer);
   if (!run.metrics)
     run.metrics = std::make_unique<Metrics>(
         config.out, ResumePoint{stage.name, state.step, state.evaluated_step}, run.is_first_rank(), config.log.every);

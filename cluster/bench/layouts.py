@@ -24,32 +24,28 @@ class Layout:
     rows: int = 16  # of a step
 
 
-# Layers of the 8B's pieces for rows of text: the head and its loss take as long as four layers. (The balance that is found by itself
-# supposes half of the tokens from pictures.)
-PIECES = {"pp2": "20,16", "pp4": "10,10,10,6", "pp8": "5,5,5,5,5,5,5,1"}
-
 LAYOUTS = [
     Layout("dp4", "parallel.dp=4"),
     Layout("tp2_dp2", "parallel.tp=2"),
     Layout("tp4", "parallel.tp=4"),
-    Layout("pp4_1f1b", "parallel.pp=4 {pp4}"),
-    Layout("pp4_zb-v", "parallel.pp=4 parallel.schedule=zb-v {pp8}"),
-    Layout("pp2_dp2_1f1b", "parallel.pp=2 {pp2}"),
+    Layout("pp4_1f1b", "parallel.pp=4"),
+    Layout("pp4_zb-v", "parallel.pp=4 parallel.schedule=zb-v"),
+    Layout("pp2_dp2_1f1b", "parallel.pp=2"),
     Layout("cp4_32k_heads", "parallel.cp=4 parallel.context=heads", 32768, 2),
     Layout("dp4_selective", "parallel.dp=4 s.recompute=selective"),
     Layout("dp4_full", "parallel.dp=4 s.recompute=full"),
     Layout("dp4_full_offload", "parallel.dp=4 s.recompute=full s.offload=true"),
-    Layout("pp4_interleaved", "parallel.pp=4 parallel.schedule=interleaved {pp8}"),
-    Layout("pp4_zb-h1", "parallel.pp=4 parallel.schedule=zb-h1 {pp4}"),
-    Layout("pp2_dp2_interleaved", "parallel.pp=2 parallel.schedule=interleaved {pp4}"),
-    Layout("pp2_dp2_zb-h1", "parallel.pp=2 parallel.schedule=zb-h1 {pp2}"),
-    Layout("pp2_dp2_zb-v", "parallel.pp=2 parallel.schedule=zb-v {pp4}"),
+    Layout("pp4_interleaved", "parallel.pp=4 parallel.schedule=interleaved"),
+    Layout("pp4_zb-h1", "parallel.pp=4 parallel.schedule=zb-h1"),
+    Layout("pp2_dp2_interleaved", "parallel.pp=2 parallel.schedule=interleaved"),
+    Layout("pp2_dp2_zb-h1", "parallel.pp=2 parallel.schedule=zb-h1"),
+    Layout("pp2_dp2_zb-v", "parallel.pp=2 parallel.schedule=zb-v"),
     Layout("cp4_32k_ring", "parallel.cp=4 parallel.context=ring", 32768, 2),
     Layout("cp4_32k_gather", "parallel.cp=4 parallel.context=gather", 32768, 2),
     Layout("dp4_2rows_selective", "parallel.dp=4 s.rows_per_micro_batch=2 s.recompute=selective"),
     Layout("dp4_4rows_full", "parallel.dp=4 s.rows_per_micro_batch=4 s.recompute=full"),
     Layout("dp4_selective_offload", "parallel.dp=4 s.recompute=selective s.offload=true"),
-    Layout("tp2_pp2_zb-v", "parallel.tp=2 parallel.pp=2 parallel.schedule=zb-v {pp4}"),
+    Layout("tp2_pp2_zb-v", "parallel.tp=2 parallel.pp=2 parallel.schedule=zb-v"),
     Layout("tp2_cp2_32k_heads", "parallel.tp=2 parallel.cp=2 parallel.context=heads", 32768, 2),
 ]
 
@@ -73,8 +69,7 @@ def measure(layout, options):
     rows = measured_run.rows_file(options.work, layout.rows * (options.steps + 2), f"--text --tokens {layout.seq_len}")
     settings = [f"model.path={options.model}", f"data.sets.rows.path={rows}", f"data.cache={options.work}/packs",
                 f"stages.0.seq_len={layout.seq_len}", f"stages.0.rows_per_step={layout.rows}", f"stages.0.steps={options.steps}"]
-    own = layout.settings.format(**{name: f"parallel.pp_layers=[{layers}]" for name, layers in PIECES.items()}).split()
-    settings += [s.replace("s.", "stages.0.", 1) if s.startswith("s.") else s for s in own] + options.set
+    settings += [s.replace("s.", "stages.0.", 1) if s.startswith("s.") else s for s in layout.settings.split()] + options.set
     bubble = formula(layout, options.gpus)
     if bubble is not None:
         settings.append(f"log.profile_step={options.steps}")
