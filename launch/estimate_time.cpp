@@ -106,8 +106,7 @@ class Timer {
     double rows = product.rows / (static_cast<double>(mesh_.dp * mesh_.cp) * micro_batches_);
     double out = static_cast<double>(spec.shape[expert ? 1 : 0]), in = static_cast<double>(spec.shape.back());
     if (expert)  // those of all ranks that send here
-      rows = product.rows / static_cast<double>(spec.shape[0]) /
-             (static_cast<double>(stage_ranks_) / (mesh_.ep * mesh_.etp) * micro_batches_);
+      rows = product.rows / (static_cast<double>(stage_ranks_) / (mesh_.ep * mesh_.etp) * micro_batches_);
     else if (spec.cut_dim >= 0)
       (spec.cut_dim == 0 ? out : in) /= mesh_.tp;
     constexpr double kMeasured = 8192;

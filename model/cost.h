@@ -42,7 +42,7 @@ struct Product {
   Part part = Part::kDecoder;
   const ParamSpec* weight = nullptr;  // null: the core of attention
   int64_t layer = -1;                 // of tower or decoder
-  double rows = 0;                    // all that an expert, or the one weight, is multiplied with, over all ranks
+  double rows = 0;                    // that one expert, or the one weight, is multiplied with, over all ranks
   bool trains = false;                // half of the backward is for the weight
   Flops flops;
 };

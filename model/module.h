@@ -23,7 +23,6 @@ struct ParamDeclaration {
 };
 
 class WeightGradients;
-class TensorOverlap;
 
 /// Shared by all layers of one model while it is built.
 struct BuildState {
@@ -36,7 +35,6 @@ struct BuildState {
   std::vector<PieceRange> pieces = {};    // of the decoder that this rank holds, by chunk
   int twin = -1;                          // stage of the other end of the pipeline, on the rank of one end
   WeightGradients* deferred = nullptr;    // where layers put weight gradients off to, if asked; null: never
-  TensorOverlap* overlap = nullptr;       // what products do while rows travel over tp; null: they wait
   std::vector<std::string> modules = {};  // names that asked for a rule, for Plan::check_all_used
 };
 
@@ -53,7 +51,6 @@ class BuildContext {
   const std::vector<PieceRange>& pieces() const { return state_->pieces; }
   int twin() const { return state_->twin; }
   WeightGradients* deferred() const { return state_->deferred; }
-  TensorOverlap* overlap() const { return state_->overlap; }
   Init random() const { return normal(state_->init_std); }
   /// The plan's rule for this module; noted as used.
   const PlanRule& rule() const;

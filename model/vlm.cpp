@@ -7,7 +7,6 @@
 #include "model/layers/token_rows.h"
 #include "model/plans.h"
 #include "model/registry.h"
-#include "model/tensor_overlap.h"
 #include "parallel/collectives.h"
 #include "parallel/init.h"
 #include "parallel/redistribute.h"
@@ -22,7 +21,6 @@ struct Vlm::State {
   PipelineShape pipeline;
   std::vector<PieceRange> pieces;  // of the whole model
   WeightGradients deferred;
-  std::optional<TensorOverlap> overlap;
   ParamTable params;
   std::vector<Tensor> entry_weights;  // of tower, connector and embedding
   std::optional<ParamTable> whole;    // where this rank holds a part
@@ -68,7 +66,6 @@ void Vlm::State::build_own(const Plan& plan) {
     build.pieces.push_back(pieces.at(piece_of(pipeline, {own, chunk})));
   if (last != 0) build.twin = own == 0 ? last : own == last ? 0 : -1;
   if (pipeline.splits_weight_gradients() || deferred.overlaps_exchanges()) build.deferred = &deferred;
-  if (overlap) build.overlap = &*overlap;
   build_parts(build);
   for (const Param& param : params)
     if (!param.spec.name.starts_with("decoder.") || param.spec.name.starts_with("decoder.embed."))
@@ -92,8 +89,6 @@ Vlm::Vlm(const ModelConfig& config,
   s.pipeline = pipeline_shape(on_pipeline);
   s.pieces = cut_pieces(config, s.pipeline.pieces(), layout.pp_layers);
   const Plan plan = plan_of(config);
-  if (layout.tp_overlap != "none" && groups.tp->size() > 1 && groups.sequence_parallel)
-    s.overlap.emplace(layout, device);
   s.deferred.overlap_exchanges(layout.overlap && groups.ep->size() > 1);
   if (s.pipeline.ranks > 1) s.declare_whole(plan);
   s.build_own(plan);

@@ -3,10 +3,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <map>
+#include <numeric>
 
 #include "base/error.h"
 #include "parallel/kept.h"
-#include "parallel/underway.h"
+#include "parallel/side_stream.h"
 
 namespace hanok {
 
@@ -19,13 +20,13 @@ using torch::autograd::variable_list;
 struct Saved : torch::CustomClassHolder {
   std::shared_ptr<Comm> group;
   Splits splits;
-  std::function<void(const SideStream&)> meanwhile;
+  std::function<void()> meanwhile;
 };
 
 void save(AutogradContext* ctx,
           const std::shared_ptr<Comm>& group,
           Splits splits = {},
-          std::function<void(const SideStream&)> meanwhile = {}) {
+          std::function<void()> meanwhile = {}) {
   auto saved = c10::make_intrusive<Saved>();
   saved->group = group;
   saved->splits = std::move(splits);
@@ -121,22 +122,36 @@ struct Pair : torch::autograd::Function<Pair<kForward, kBackward>> {
   }
 };
 
+/// The same, on a GPU beside what `meanwhile` gives the current stream.
+Tensor exchanged_beside(const Tensor& x, const Splits& splits, Comm& group, const std::function<void()>& meanwhile) {
+  const at::NoGradGuard no_grad;
+  SideStream& side = side_stream(x.device());
+  const Tensor in = x.contiguous();  // memory of the current stream, held until that has waited for the side
+  Tensor out = with_rows(in, std::accumulate(splits.receive.begin(), splits.receive.end(), int64_t{0}));
+  side.run([] {});
+  const SideStream::Mark begun = side.mark();
+  side.run_ahead([&] { group.all_to_all(out, in, splits); });
+  const SideStream::Mark done = side.mark();
+  begun.wait();  // a product that came first would take every multiprocessor until its end
+  meanwhile();
+  done.wait();
+  return out;
+}
+
 struct ExchangeRows : torch::autograd::Function<ExchangeRows> {
   static Tensor forward(AutogradContext* ctx,
                         const Tensor& x,
                         const Splits& splits,
                         const std::shared_ptr<Comm>& group,
-                        const std::function<void(const SideStream&)>& meanwhile) {
+                        const std::function<void()>& meanwhile) {
     save(ctx, group, {.send = splits.receive, .receive = splits.send}, meanwhile);
     return kept([&] { return exchanged(x, splits, *group); });
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const Saved& how = saved(ctx);
-    if (!how.meanwhile) return {exchanged(grads[0], how.splits, *how.group), Tensor(), Tensor(), Tensor()};
-    SideStream& side = side_stream(grads[0].device());
-    Underway rows = Underway::exchange(grads[0], how.splits, *how.group, side);
-    how.meanwhile(side);
-    return {rows.arrived(), Tensor(), Tensor(), Tensor()};
+    const Tensor rows = how.meanwhile ? exchanged_beside(grads[0], how.splits, *how.group, how.meanwhile)
+                                      : exchanged(grads[0], how.splits, *how.group);
+    return {rows, Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -174,7 +189,7 @@ Tensor reduce_scatter_and_gather(const Tensor& x, const std::shared_ptr<Comm>& g
 Tensor exchange_rows(const Tensor& x,
                      const Splits& splits,
                      const std::shared_ptr<Comm>& group,
-                     const std::function<void(const SideStream&)>& meanwhile) {
+                     const std::function<void()>& meanwhile) {
   return group->size() == 1 ? x : ExchangeRows::apply(x, splits, group, meanwhile);
 }
 

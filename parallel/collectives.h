@@ -23,12 +23,12 @@ Tensor gather_and_reduce_scatter(const Tensor& x, const std::shared_ptr<Comm>& g
 /// forward: reduce-scatter of dim 0           backward: all-gather
 Tensor reduce_scatter_and_gather(const Tensor& x, const std::shared_ptr<Comm>& group);
 /// forward: all-to-all of rows                backward: the reverse all-to-all
-/// `meanwhile`: called in the backward when the reverse has begun on the stream that it is told; on a GPU what it gives
-/// the current stream runs beside that.
+/// `meanwhile`: called in the backward when the reverse has begun; on a GPU what it gives the current stream runs
+/// beside that.
 Tensor exchange_rows(const Tensor& x,
                      const Splits& splits,
                      const std::shared_ptr<Comm>& group,
-                     const std::function<void(const SideStream&)>& meanwhile = {});
+                     const std::function<void()>& meanwhile = {});
 
 /// What a layer makes of its rows and of blocks of rows that the other ranks hold: attention of queries to keys and
 /// values.

@@ -49,7 +49,7 @@ struct Checkpointer::State {
   // Shared with the writer, which may outlive this object (see ~Background).
   std::shared_ptr<InFlight> in_flight;
   std::shared_ptr<Snapshot> snapshot;
-  Background reserving, background;
+  Background background;
   bool is_first = true, failed = false;
   double last_stall_s = 0;
   int64_t best_step = -1, committed_step = -1;
@@ -144,16 +144,6 @@ Checkpointer::Checkpointer(const RunConfig& config, const RunFolder& folder, con
 
 Checkpointer::~Checkpointer() = default;
 
-void Checkpointer::reserve(const Vlm& model, AdamW& optimizer) {
-  State& s = *state_;
-  if (s.config.save.every == 0 || !device_of(model).is_cuda()) return;
-  s.snapshot = std::make_shared<Snapshot>(device_of(model));
-  s.reserving.start(
-      [snapshot = s.snapshot, allocate = s.snapshot->reserve(model.params(), shard_buffers(optimizer), s.groups)] {
-        allocate();
-      });
-}
-
 void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimizer) {
   State& s = *state_;
   const double start = now_s();
@@ -169,7 +159,6 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
   } catch (const Error& error) {
     return s.fail(error);
   }
-  s.reserving.take();  // what failed there fails again below, where it is told
   if (!s.snapshot) s.snapshot = std::make_shared<Snapshot>(device_of(model));
   s.in_flight->tensors = stored_tensors(model.whole());
   s.in_flight->state = to_json(CheckpointState{.train = train,

@@ -23,14 +23,12 @@ class Checkpointer {
   Checkpointer(const RunConfig& config, const RunFolder& folder, const Groups& groups);
   /// Waits for files in the making, but commits nothing: call finish() first.
   ~Checkpointer();
-  /// Where saves are to come and a GPU is copied from: allocates their pinned memory in the background, which takes
-  /// seconds.
-  void reserve(const Vlm& model, AdamW& optimizer);
   /// Begins to copy to the host and returns; on a GPU the copies run beside the next step, whose update waits for them.
-  /// A thread writes shards, and the commit (manifest, rename, retention, by world rank
-  /// 0) follows in the background once poll() or finish() has seen all ranks done. An earlier save still in flight is
-  /// finished first. Collective. Failures (kIo: full disk, read-only) are logged as ERROR by world rank 0 and kept in
-  /// failed(); earlier checkpoints stay as they are and training goes on.
+  /// The first save also makes the pinned memory for that, which takes seconds. A thread writes shards, and the commit
+  /// (manifest, rename, retention, by world rank 0) follows in the background once poll() or finish() has seen all
+  /// ranks done. An earlier save still in flight is finished first. Collective. Failures (kIo: full disk, read-only)
+  /// are logged as ERROR by world rank 0 and kept in failed(); earlier checkpoints stay as they are and training goes
+  /// on.
   void save(const TrainState& state, const Vlm& model, AdamW& optimizer);
   /// Moves a save in flight on if all ranks have done their part. Collective, cheap: called once a step.
   void poll();

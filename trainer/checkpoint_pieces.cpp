@@ -1,7 +1,5 @@
 #include "trainer/checkpoint_pieces.h"
 
-#include <c10/core/DeviceGuard.h>
-
 #include <algorithm>
 #include <bit>
 #include <cassert>
@@ -159,13 +157,6 @@ std::vector<Tensor> Snapshot::rooms(const std::vector<Source>& sources) {
     out.push_back(room(dtype, count(source.runs), all.at(dtype)));
   }
   return out;
-}
-
-std::function<void()> Snapshot::reserve(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups) {
-  return [this, wanted = sources(params, buffers, groups)] {
-    const c10::OptionalDeviceGuard guard(device_);
-    rooms(wanted);
-  };
 }
 
 const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,

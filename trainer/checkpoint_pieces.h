@@ -1,7 +1,6 @@
 // Which values of a rank go into a checkpoint, and where they lie in the global tensors. Private to trainer/.
 #pragma once
 
-#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -50,8 +49,6 @@ class Snapshot {
   /// take().
   const std::vector<StoredPiece>& take(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
   const SideStream::Mark& copied() const { return copied_; }
-  /// What the first take() would spend on memory, to be spent elsewhere: the call may be made on any thread, before it.
-  std::function<void()> reserve(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
 
  private:
   struct Source {

@@ -333,7 +333,6 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   Loader loader(
       data.datasets, data.sampler, data.options, {run.groups.dp->rank(), run.groups.dp->size()}, state.cursor);
   Checkpointer checkpoint(config, run.folder, run.groups);
-  checkpoint.reserve(model, optimizer);
   if (!run.metrics)
     run.metrics = std::make_unique<Metrics>(
         config.out, ResumePoint{stage.name, state.step, state.evaluated_step}, run.is_first_rank(), config.log.every);

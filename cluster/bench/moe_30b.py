@@ -1,6 +1,6 @@
 """Qwen3-VL-30B-A3B's shape (128 experts, 8 for each token) in bf16 on a few GPUs: rate, FLOPs and where a step's time goes.
 usage: moe_30b.py [--gpus 4] [--layers 24] [--seq-len 4096] [--rows 1] [--micro-batches 4] [--steps 8] [--set KEY=VALUE] [--work bench] [--json FILE]
-Experts lie over all GPUs (ep), data too (dp); weights are random, so routing is free and nearly even. The optimizer's state of all 48 layers
+Experts lie over all GPUs (ep), data too (dp); weights are random and routing is free. The optimizer's state of all 48 layers
 needs eight GPUs: with fewer, fewer layers are trained, and the output says so. FLOPs: model/cost.h (active parameters, causal attention halved)."""
 import argparse
 import json

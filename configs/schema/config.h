@@ -229,8 +229,7 @@ struct ParallelConfig {
   std::string schedule = "1f1b";
   std::vector<int64_t> pp_layers;
   bool sequence = true, overlap = true;
-  std::string context = "auto", tp_overlap = "none";
-  int64_t tp_pieces = 2;
+  std::string context = "auto";
 
   template <class Self, class Visitor>
   static void fields(Self& self, Visitor&& v) {
@@ -252,19 +251,14 @@ struct ParallelConfig {
     v("sequence", self.sequence, "cut activations along the sequence between tensor parallel layers");
     v("overlap",
       self.overlap,
-      "data parallel ranks sum gradients during the backward and hand out new weights under the next forward; false: "
-      "one after the other, with the same result");
+      "data parallel ranks sum gradients during the backward and hand out new weights under the next forward, and "
+      "weight "
+      "gradients of experts are made while rows travel between ranks; false: one after the other, with the same "
+      "result");
     v("context",
       self.context,
       "how attention meets the rows of other cp ranks: gather all keys, pass them around a ring, or exchange heads",
       one_of({"auto", "gather", "ring", "heads"}));
-    v("tp_overlap",
-      self.tp_overlap,
-      "what tensor parallel layers do on a GPU while rows cut along the sequence travel: none: they wait; backward: "
-      "weight gradients; all: products of the forward too, of own rows before the others' are there, and tp_pieces at a "
-      "time with sums that travel piece by piece",
-      one_of({"none", "backward", "all"}));
-    v("tp_pieces", self.tp_pieces, "see tp_overlap; 1: the product whole, then its sum", between(1, 64));
   }
 };
 

@@ -30,7 +30,7 @@ inline NormRows forward_rows(int64_t packs, const NormLayout& layout) {
 /// A backward keeps the sums of its columns in registers and walks over rows, the next of which is loaded before this
 /// one is worked on. One pack a thread where a few warps are then enough.
 inline NormRows backward_rows(int64_t packs, const NormLayout& layout) {
-  const int64_t warps = layout.warps ? layout.warps : std::max<int64_t>(1, divide_up(packs, packs > 192 ? 64 : 32)),
+  const int64_t warps = layout.warps ? layout.warps : std::max<int64_t>(1, divide_up(packs, packs > 128 ? 64 : 32)),
                 each = divide_up(packs, 32 * warps);
   if (warps > kMostRowWarps || each > 2) return {};
   return {static_cast<int>(warps), static_cast<int>(each), warps == 1 ? 8 : 1};

@@ -7,27 +7,16 @@ namespace {
 
 constexpr int kThreads = 256, kPacksAtOnce = 4;
 
-// exp(z - shift) of what is <= shift up to rounding. Logits of 16 bits carry errors far above those of the fast way.
+// exp of what is <= 0 up to rounding. Logits of 16 bits carry errors far above the two units of this.
 template <class T>
-struct ExpBelow {
-  Wide<T> shift;
-  __device__ explicit ExpBelow(Wide<T> shift) : shift(sizeof(T) == 2 ? shift * Wide<T>(1.4426950408889634) : shift) {}
-  __device__ Wide<T> operator()(Wide<T> z) const {
-    if constexpr (sizeof(T) == 2) {
-      float y;
-      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(fmaf(z, 1.4426950408889634f, -shift)));
-      return y;
-    } else {
-      return exp_of(z - shift);
-    }
+__device__ inline Wide<T> exp_below(Wide<T> x) {
+  if constexpr (sizeof(T) == 2) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+    return y;
+  } else {
+    return exp_of(x);
   }
-};
-
-__device__ inline float larger(float a, float b) {
-  return fmaxf(a, b);
-}
-__device__ inline double larger(double a, double b) {
-  return fmax(a, b);
 }
 
 // Maximum and sum of exp(z - max) of the values seen so far.
@@ -48,20 +37,15 @@ __device__ inline Running<A> joined(const Running<A>& a, const Running<A>& b) {
 template <class T, int N, int kPacks>
 __device__ inline void take(Running<Wide<T>>& running, const Pack<T, N> (&z)[kPacks]) {
   using A = Wide<T>;
-  A largest[kPacks], sums[kPacks] = {}, max = running.max;
-#pragma unroll
-  for (int p = 0; p < kPacks; ++p) {
-    largest[p] = widen(z[p].v[0]);
-#pragma unroll
-    for (int i = 1; i < N; ++i) largest[p] = larger(largest[p], widen(z[p].v[i]));
-  }
-#pragma unroll
-  for (int p = 0; p < kPacks; ++p) max = larger(max, largest[p]);
-  const ExpBelow<T> exp_below(max);
+  A max = running.max, sums[kPacks] = {};
 #pragma unroll
   for (int p = 0; p < kPacks; ++p)
 #pragma unroll
-    for (int i = 0; i < N; ++i) sums[p] += exp_below(widen(z[p].v[i]));
+    for (int i = 0; i < N; ++i) max = widen(z[p].v[i]) > max ? widen(z[p].v[i]) : max;
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p)
+#pragma unroll
+    for (int i = 0; i < N; ++i) sums[p] += exp_below<T>(widen(z[p].v[i]) - max);
   A sum = running.max == max ? running.sum : running.sum * exp_of(running.max - max);
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) sum += sums[p];
@@ -82,119 +66,75 @@ __device__ inline int64_t head_of(const T* row, int64_t columns) {
   return head < columns ? head : columns;
 }
 
-/// A row from its first value that lies on 16 bytes on, in packs. Columns before and behind are taken one by one.
+// A block a row. Rows need not be aligned: columns before and behind the whole packs are taken one by one.
 template <class T>
-struct Row {
-  const T* logits;
-  int64_t head, packs, tail;
-  __device__ Row(const T* row, int64_t columns) : logits(row), head(head_of(row, columns)) {
-    packs = (columns - head) / kPackOf<T>;
-    tail = head + packs * kPackOf<T>;
-  }
-  // The thread's packs of one turn; with `filler` behind the end.
-  __device__ void load_turn(Pack<T, kPackOf<T>> (&v)[kPacksAtOnce], int64_t base, T filler) const {
-#pragma unroll
-    for (int p = 0; p < kPacksAtOnce; ++p) {
-      const int64_t pack = base + p * kThreads;
-      if (pack < packs) {
-        v[p] = load<kPackOf<T>>(logits + head + pack * kPackOf<T>);
-      } else {
-        for (int i = 0; i < kPackOf<T>; ++i) v[p].v[i] = filler;
-      }
-    }
-  }
-};
-
-// What the threads of a block have seen, together in thread 0.
-template <class A>
-__device__ inline Running<A> block_joined(Running<A> running, Running<A> (&warps)[kThreads / 32]) {
-  A max = running.max;
-  for (int step = 16; step > 0; step /= 2) max = larger(max, __shfl_xor_sync(~0u, max, step));
-  const A sum = lane_sum(running.max == max ? running.sum : running.sum * exp_of(running.max - max));
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = {max, sum};
-  __syncthreads();
-  if (threadIdx.x >= 32) return {};
-  running = warps[threadIdx.x % (kThreads / 32)];
-  for (int step = kThreads / 64; step > 0; step /= 2)
-    running = joined(running, {__shfl_xor_sync(~0u, running.max, step), __shfl_xor_sync(~0u, running.sum, step)});
-  return running;
-}
-
-// A block a row. The next turn's packs are loaded before this one's are worked on, and what thread 0 needs in the end
-// comes first: the block would wait for it alone.
-template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? 4 : 2) update_stats(const T* z,
-                                                                                const int64_t* target,
-                                                                                Wide<T>* max,
-                                                                                Wide<T>* sum,
-                                                                                Wide<T>* target_logit,
-                                                                                int64_t columns,
-                                                                                int64_t first) {
+__global__ void __launch_bounds__(kThreads) update_stats(const T* z,
+                                                         const int64_t* target,
+                                                         Wide<T>* max,
+                                                         Wide<T>* sum,
+                                                         Wide<T>* target_logit,
+                                                         int64_t columns,
+                                                         int64_t first) {
   using A = Wide<T>;
+  constexpr int N = kPackOf<T>;
   __shared__ Running<A> warps[kThreads / 32];
-  const int64_t index = blockIdx.x;
-  const Row<T> row(z + index * columns, columns);
-  constexpr int kTurn = kPacksAtOnce * kThreads;
-  const T none = narrow<T>(-INFINITY);
-  Pack<T, kPackOf<T>> v[kPacksAtOnce], next[kPacksAtOnce];
-  row.load_turn(next, threadIdx.x, none);
-  Running<A> before, running;
-  int64_t here = -1;
-  A logit = 0;
-  if (threadIdx.x == 0) {
-    before = {max[index], sum[index]};
-    here = target[index] - first;
-    if (here >= 0 && here < columns) logit = widen(row.logits[here]);
-  }
-  for (int64_t base = threadIdx.x; base < row.packs; base += kTurn) {
+  const int64_t row = blockIdx.x;
+  const T* logits = z + row * columns;
+  const int64_t head = head_of(logits, columns), packs = (columns - head) / N, tail = head + packs * N;
+  Running<A> running;
+  int64_t pack = threadIdx.x;
+  for (; pack + (kPacksAtOnce - 1) * kThreads < packs; pack += kPacksAtOnce * kThreads) {
+    Pack<T, N> v[kPacksAtOnce];
 #pragma unroll
-    for (int p = 0; p < kPacksAtOnce; ++p) v[p] = next[p];
-    if (base + kTurn < row.packs) row.load_turn(next, base + kTurn, none);
+    for (int p = 0; p < kPacksAtOnce; ++p) v[p] = load<N>(logits + head + (pack + p * kThreads) * N);
     take(running, v);
   }
-  for (int64_t i = threadIdx.x; i < row.head; i += kThreads) take_one(running, row.logits[i]);
-  for (int64_t i = row.tail + threadIdx.x; i < columns; i += kThreads) take_one(running, row.logits[i]);
-  running = block_joined(running, warps);
+  for (; pack < packs; pack += kThreads) {
+    const Pack<T, N> v[1] = {load<N>(logits + head + pack * N)};
+    take(running, v);
+  }
+  for (int64_t i = threadIdx.x; i < head; i += kThreads) take_one(running, logits[i]);
+  for (int64_t i = tail + threadIdx.x; i < columns; i += kThreads) take_one(running, logits[i]);
+  for (int step = 16; step > 0; step /= 2)
+    running = joined(running, {__shfl_xor_sync(~0u, running.max, step), __shfl_xor_sync(~0u, running.sum, step)});
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = running;
+  __syncthreads();
   if (threadIdx.x > 0) return;
-  running = joined(before, running);
-  max[index] = running.max;
-  sum[index] = running.sum;
-  if (here >= 0 && here < columns) target_logit[index] = logit;
+  running = {max[row], sum[row]};
+  for (const Running<A>& other : warps) running = joined(running, other);
+  max[row] = running.max;
+  sum[row] = running.sum;
+  const int64_t here = target[row] - first;
+  if (here >= 0 && here < columns) target_logit[row] = widen(logits[here]);
 }
 
-// Several packs are loaded before the first is stored: behind a store to the same row the compiler loads nothing early.
 template <class T>
 __global__ void __launch_bounds__(kThreads) turn_into_gradient(
     T* z, const int64_t* target, const Wide<T>* log_sum, const Wide<T>* g, int64_t columns, int64_t first) {
   using A = Wide<T>;
   constexpr int N = kPackOf<T>;
-  T* logits = z + blockIdx.x * columns;
-  const Row<T> row(logits, columns);
-  const int64_t here = target[blockIdx.x] - first;
-  const A scale = g[blockIdx.x];
-  const ExpBelow<T> exp_below(log_sum[blockIdx.x]);
-  for (int64_t base = threadIdx.x; base < row.packs; base += kPacksAtOnce * kThreads) {
-    Pack<T, N> v[kPacksAtOnce];
-    row.load_turn(v, base, narrow<T>(0));
-#pragma unroll
-    for (int p = 0; p < kPacksAtOnce; ++p) {
-      const int64_t pack = base + p * kThreads, column = row.head + pack * N;
-      if (pack >= row.packs) continue;
-      const int at = here >= column && here < column + N ? static_cast<int>(here - column) : -1;
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        A value = scale * exp_below(widen(v[p].v[i]));
-        if (i == at) value -= scale;
-        v[p].v[i] = narrow<T>(value);
-      }
-      store<N>(logits + column, v[p]);
-    }
-  }
-  const auto turn_one = [&](int64_t i) {
-    logits[i] = narrow<T>(scale * (exp_below(widen(logits[i])) - (i == here ? A(1) : A(0))));
+  const int64_t row = blockIdx.x, here = target[row] - first;
+  T* logits = z + row * columns;
+  const int64_t head = head_of(logits, columns), packs = (columns - head) / N, tail = head + packs * N;
+  const A shift = log_sum[row], scale = g[row];
+  const auto gradient = [&](T logit, int64_t column) {
+    return narrow<T>(scale * (exp_below<T>(widen(logit) - shift) - (column == here ? A(1) : A(0))));
   };
-  for (int64_t i = threadIdx.x; i < row.head; i += kThreads) turn_one(i);
-  for (int64_t i = row.tail + threadIdx.x; i < columns; i += kThreads) turn_one(i);
+#pragma unroll 2
+  for (int64_t pack = threadIdx.x; pack < packs; pack += kThreads) {
+    const int64_t column = head + pack * N;
+    Pack<T, N> v = load<N>(logits + column);
+    const int at = here >= column && here < column + N ? static_cast<int>(here - column) : -1;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      A value = scale * exp_below<T>(widen(v.v[i]) - shift);
+      if (i == at) value -= scale;
+      v.v[i] = narrow<T>(value);
+    }
+    store<N>(logits + column, v);
+  }
+  for (int64_t i = threadIdx.x; i < head; i += kThreads) logits[i] = gradient(logits[i], i);
+  for (int64_t i = tail + threadIdx.x; i < columns; i += kThreads) logits[i] = gradient(logits[i], i);
 }
 
 }  // namespace

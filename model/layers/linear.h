@@ -26,7 +26,6 @@ class Linear {
   PlanRule rule_;
   const Groups* groups_;
   WeightGradients* deferred_;
-  TensorOverlap* overlap_;
   Tensor weight_, bias_;
 };
 

@@ -12,7 +12,6 @@
 #include "model/kernels/parcels.h"
 #include "model/kernels/route_rows.h"
 #include "model/kernels/swiglu.h"
-#include "model/tensor_overlap.h"
 #include "parallel/collectives.h"
 #include "parallel/redistribute.h"
 
@@ -142,8 +141,7 @@ Tensor MoeMlp::open_parcels(const Tensor& parcels_MC, int64_t width, int64_t cho
 }
 
 /// What the backward of this layer has left so far; in a zero-bubble pipeline that leaves it once more.
-void MoeMlp::make_held_gradients(const SideStream& beside) const {
-  const LeaveRoom room(beside);
+void MoeMlp::make_held_gradients() const {
   const at::NoGradGuard no_grad;
   for (WeightGradients::Work& work : held_->take()) deferred_->deferring() ? deferred_->add(std::move(work)) : work();
 }
@@ -157,8 +155,8 @@ Tensor MoeMlp::through_ranks(const Tensor& x_TD, const ExpertChoice& choice, con
   const Tensor packed_MC = pack_parcels(x_TD, choice.weight_TK, choice.index_TK, slot_M, rows.place_TK, experts_);
   // Parcels without a gradient send none back, and nothing would ask for what was held.
   const bool overlaps = deferred_ && deferred_->overlaps_exchanges() && ep->size() > 1 && packed_MC.requires_grad();
-  std::function<void(const SideStream&)> meanwhile;
-  if (overlaps) meanwhile = [this](const SideStream& side) { make_held_gradients(side); };
+  std::function<void()> meanwhile;
+  if (overlaps) meanwhile = [this] { make_held_gradients(); };
   WeightGradients* const deferred = overlaps ? held_.get() : deferred_;
   const Tensor arrived_MC = exchange_rows(packed_MC, there, ep, meanwhile);
   // Every rank of etp has some columns of the experts: all of them open the parcels of all, made equal in number by

@@ -34,7 +34,7 @@ class MoeMlp {
   ExpertChoice choose(const Tensor& x_TD, const Tensor& row_T, const std::shared_ptr<Routing>& routing) const;
   Tensor apply_experts(const Tensor& x_ND, const Tensor& ends_E, WeightGradients* deferred) const;
   Tensor open_parcels(const Tensor& parcels_MC, int64_t width, int64_t choices, WeightGradients* deferred) const;
-  void make_held_gradients(const SideStream& beside) const;
+  void make_held_gradients() const;
   Tensor through_ranks(const Tensor& x_TD, const ExpertChoice& choice, const Tensor& row_T) const;
   Tensor alone(const Tensor& x_TD, const ExpertChoice& choice, const Tensor& row_T) const;
 

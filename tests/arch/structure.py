@@ -19,7 +19,7 @@ FLOORS = {
 DOORS = {
     "base": {"error.h", "log.h", "dims.h", "tensor.h", "upload.h", "cuda/launch.h", "cuda/call.h", "cuda/device.cuh"},
     "configs": {"schema/config.h", "schema/read.h", "schema/check.h", "schema/gpu.h"},
-    "parallel": {"mesh.h", "comm.h", "groups.h", "collectives.h", "plan.h", "redistribute.h", "param.h", "init.h", "grad_buffer.h", "kept.h", "grad_sync.h", "side_stream.h", "underway.h", "pipeline_schedule.h", "pipeline_run.h"},
+    "parallel": {"mesh.h", "comm.h", "groups.h", "collectives.h", "plan.h", "redistribute.h", "param.h", "init.h", "grad_buffer.h", "kept.h", "grad_sync.h", "side_stream.h", "pipeline_schedule.h", "pipeline_run.h"},
     "dataio": {"tokenizer.h", "chat.h", "image.h", "vision_prep.h", "safetensors.h", "tensor_store.h", "sample.h", "batch.h",
                "pack.h", "dataset.h", "sampler.h", "loader.h", "file_io.h"},
     "model": {"module.h", "vlm.h", "registry.h", "activations.h", "balance.h", "cost.h", "hf/name_map.h", "loss/cross_entropy.h"},
@@ -27,7 +27,7 @@ DOORS = {
                 "optimizer.h", "prediction.h", "state.h", "version.h"},
     "launch": {"command.h"},
 }
-MODEL_MAY_USE = {"grad_buffer.h", "kept.h", "side_stream.h", "underway.h", "pipeline_schedule.h", "param.h", "plan.h", "redistribute.h", "collectives.h", "groups.h", "init.h"}
+MODEL_MAY_USE = {"grad_buffer.h", "kept.h", "side_stream.h", "pipeline_schedule.h", "param.h", "plan.h", "redistribute.h", "collectives.h", "groups.h", "init.h"}
 ROOMS = {  # library header -> the only places that may include it
     r"mpi\.h": ("parallel/", "launch/"),
     r"nccl\.h": ("parallel/", "launch/"),

@@ -34,8 +34,7 @@ struct Layout : ParallelConfig {
            (tp == 1    ? ""
             : sequence ? " sequence"
                        : " no sequence") +
-           (cp == 1 ? "" : " " + context) + (pp == 1 ? "" : " " + schedule) +
-           (tp_overlap == "none" ? "" : " overlap " + tp_overlap);
+           (cp == 1 ? "" : " " + context) + (pp == 1 ? "" : " " + schedule);
   }
 };
 const Layout kLayouts[] = {
@@ -81,10 +80,6 @@ const Layout kLayouts[] = {
     {{.pp = 2, .cp = 2, .schedule = "zb-v", .context = "ring"}},
     {{.tp = 2, .pp = 2, .cp = 2, .schedule = "interleaved", .context = "gather"}},
     {{.tp = 2, .pp = 2, .cp = 2, .schedule = "interleaved", .context = "ring"}},
-    {{.tp = 2, .tp_overlap = "backward"}},
-    {{.tp = 4, .tp_overlap = "all"}},
-    {{.tp = 2, .dp = 2, .tp_overlap = "all", .tp_pieces = 3}},
-    {{.tp = 2, .pp = 2, .schedule = "zb-h1", .tp_overlap = "all", .tp_pieces = 1}},
 };
 
 /// Of the model with experts.
@@ -252,15 +247,11 @@ TEST(Equivalence, OverlapChangesNoBit) {
                          {{.tp = 2, .dp = 2}},
                          {{.pp = 2, .dp = 2, .schedule = "zb-v"}},
                          {{.pp = 2, .dp = 2, .schedule = "1f1b"}},
-                         {{.cp = 2, .dp = 2, .context = "ring"}},
-                         {{.tp = 2, .tp_overlap = "backward"}},
-                         {{.tp = 2, .dp = 2, .tp_overlap = "backward"}},
-                         {{.tp = 2, .pp = 2, .schedule = "1f1b", .tp_overlap = "backward"}}};
+                         {{.cp = 2, .dp = 2, .context = "ring"}}};
   const Layout with_experts[] = {{{.ep = 2, .dp = 2}}, {{.ep = 2, .dp = 4}}};
   const auto expect_same_bits = [](const TrainingCase& what, const Layout& layout) {
     ParallelConfig after = layout;
     after.overlap = false;
-    after.tp_overlap = "none";
     run_ranks(layout.size(), [&](World& world) {
       const Groups groups = groups_of(world, layout);
       const Trajectory a = train(what, groups, device, layout), b = train(what, groups, device, after);

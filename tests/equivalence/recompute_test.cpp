@@ -48,7 +48,6 @@ TEST(Recomputation, ChangesNoBitOnOneRank) {
 TEST(Recomputation, ChangesNoBitOfTensorParallelism) {
   expect_same_bits({}, {.tp = 2}, training_cases()[0]);
   expect_same_bits({.sequence = false}, {.tp = 2}, training_cases()[1]);
-  expect_same_bits({.tp_overlap = "all"}, {.dp = 2, .tp = 2}, training_cases()[0]);
 }
 
 TEST(Recomputation, ChangesNoBitOfPipelines) {

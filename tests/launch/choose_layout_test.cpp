@@ -44,6 +44,23 @@ TEST(Plan, ATokenMeetsAFewOfTheExperts) {
   EXPECT_NEAR(e.active, 3.9e9, 0.2e9);  // the vision parts counted
 }
 
+// 1,024 rows to an expert where four ranks send to it, 256 where each keeps all experts: products of such sizes run at
+// half of the largest rate and more, and the larger ones are faster.
+TEST(Plan, ExpertsAreMultipliedWithTheRowsOfAllRanksThatSend) {
+  const RunConfig config = run_of("qwen3_vl_30b_a3b");
+  StageConfig stage = config.stages[0];
+  stage.rows_per_step = 16;
+  const auto matrices = [&](int64_t ep) {
+    stage.parallel = {.ep = ep, .dp = 4};
+    return estimate_of(config, stage).seconds->matrices;
+  };
+  const Estimate all = estimate_of(config, stage);
+  const double least = (all.flops.decoder.total() + all.flops.head.total() + all.flops.head.again) / 4 / 790e12;
+  EXPECT_GT(matrices(4), least);
+  EXPECT_LT(matrices(4), 2 * least);
+  EXPECT_LT(matrices(4), matrices(1));
+}
+
 TEST(Plan, APipelineTakesItsFormula) {
   const PieceSeconds even{.forward = 1, .backward_input = 1, .backward_weight = 1};
   EXPECT_EQ(pipeline_span({}, 7, {even}, 0), 7 * 3);

@@ -27,7 +27,6 @@ struct Layout {
   int tp;
   bool sequence;
   Recompute recompute = {};
-  ParallelConfig how = {};  // tp_overlap and tp_pieces
 };
 
 struct Reference {
@@ -80,16 +79,12 @@ Tensor global_gradient(const Param& param, const Groups& groups) {
 }
 
 void expect_same_on(const ModelConfig& config, const Reference& reference, const Layout& layout) {
-  const std::string where = concat("tp ",
-                                   layout.tp,
-                                   layout.sequence ? " sequence" : "",
-                                   layout.recompute.every ? " recompute" : "",
-                                   " overlap ",
-                                   layout.how.tp_overlap);
+  const std::string where =
+      concat("tp ", layout.tp, layout.sequence ? " sequence" : "", layout.recompute.every ? " recompute" : "");
   run_on_threads(layout.tp, [&](World& world) {
     at::set_num_threads(1);
     const Groups groups = make_groups(world, Mesh({.tp = layout.tp}), layout.sequence);
-    Vlm model(config, groups, at::kDouble, at::kCPU, layout.how);
+    Vlm model(config, groups, at::kDouble, at::kCPU);
     model.set_execution({.recompute = layout.recompute});
     {
       at::NoGradGuard no_grad;
@@ -110,8 +105,6 @@ void expect_same_on(const ModelConfig& config, const Reference& reference, const
   });
 }
 
-const ParallelConfig kOverlaps[] = {{.tp_overlap = "backward"}, {.tp_overlap = "all", .tp_pieces = 3}};
-
 void expect_same_everywhere(const ModelConfig& config, bool pictures) {
   const int threads = at::get_num_threads();
   const Reference reference = run_alone(config, pictures);
@@ -122,10 +115,6 @@ void expect_same_everywhere(const ModelConfig& config, bool pictures) {
     expect_same_on(config, reference, {2, sequence, {.every = 1, .selective = true}});
     expect_same_on(config, reference, {4, sequence, {.every = 2, .selective = true, .offload = true}});
   }
-  for (const ParallelConfig& how : kOverlaps)
-    for (const int tp : {2, 4}) expect_same_on(config, reference, {tp, true, {}, how});
-  expect_same_on(config, reference, {2, true, {.every = 1}, kOverlaps[0]});
-  expect_same_on(config, reference, {2, true, {.every = 2, .selective = true}, kOverlaps[1]});
   at::set_num_threads(threads);
 }
 
