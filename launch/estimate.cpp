@@ -5,7 +5,6 @@
 
 #include "configs/schema/check.h"
 #include "launch/estimate_time.h"
-#include "model/balance.h"
 #include "parallel/grad_sync.h"
 #include "trainer/data.h"
 #include "trainer/optimizer.h"
@@ -190,11 +189,8 @@ bool fits(const Estimate& estimate, const GpuConfig& gpu) {
 
 StageConfig with_balanced_pipeline(const RunConfig& config, const StageConfig& stage, const Supposed& supposed) {
   StageConfig out = stage;
-  if (stage.parallel.pp == 1 || !stage.parallel.pp_layers.empty()) return out;
-  const PlannedModel whole = plan_model(config, stage, {.dp = 1}, nullptr);
-  const Work work = load_of(config, stage, whole.groups, supposed).work;
-  out.parallel.pp_layers = balanced_layers(
-      config.model, stage.parallel, products_of(config.model, whole.model->params(), work, recompute_of(stage)));
+  const Work work = load_of(config, stage, make_single_groups(), supposed).work;
+  out.parallel.pp_layers = balanced_layers(config.model, stage, work);
   return out;
 }
 

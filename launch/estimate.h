@@ -79,8 +79,8 @@ struct PlannedModel {
   Groups groups;
   std::unique_ptr<Vlm> model;
 };
-/// `layout`: dp of 0 stands for 1; a pipeline without pp_layers is cut evenly. `pp_stage`: whose part of a pipeline. `gpu` null: a CPU. errors: kConfig as the
-/// registry, the plan and freeze() say
+/// `layout`: dp of 0 stands for 1; a pipeline without pp_layers is cut evenly. `pp_stage`: whose part of a pipeline.
+/// `gpu` null: a CPU. errors: kConfig as the registry, the plan and freeze() say
 PlannedModel plan_model(const RunConfig& config,
                         const StageConfig& stage,
                         const ParallelConfig& layout,

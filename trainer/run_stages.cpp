@@ -293,11 +293,8 @@ void export_handed_on(Run& run, const CheckpointPath& from, Vlm& model) {
 void balance_pipeline(const RunConfig& config, const StageData& data, StageConfig& stage) {
   ParallelConfig& layout = stage.parallel;
   if (layout.pp == 1 || !layout.pp_layers.empty()) return;
-  Vlm whole(config.model, make_single_groups(), at::kFloat, at::kMeta);
-  freeze(whole.params(), stage);
   const Work work = work_of_first_rows(data);
-  layout.pp_layers =
-      balanced_layers(config.model, layout, products_of(config.model, whole.params(), work, recompute_of(stage)));
+  layout.pp_layers = balanced_layers(config.model, stage, work);
   HANOK_LOG_RANK0(INFO) << "pipeline: decoder layers of its pieces " << c10::IntArrayRef(layout.pp_layers)
                         << ", balanced for rows of which " << short_number(100 * picture_share(config.model, work))
                         << " % of the tokens are of pictures (parallel.pp_layers)";
@@ -410,6 +407,13 @@ RunResult run_stages(const RunConfig& given, World& world, at::Device device, co
   run.report->set_status(is_stopped ? "stopped on request; the same command goes on" : "finished");
   run.report->write(run.metrics->history());
   return run.result;
+}
+
+std::vector<int64_t> balanced_layers(const ModelConfig& model, const StageConfig& stage, const Work& work) {
+  if (stage.parallel.pp == 1 || !stage.parallel.pp_layers.empty()) return stage.parallel.pp_layers;
+  Vlm whole(model, make_single_groups(), at::kFloat, at::kMeta);
+  freeze(whole.params(), stage);
+  return balanced_layers(model, stage.parallel, products_of(model, whole.params(), work, recompute_of(stage)));
 }
 
 Groups make_stage_groups(const ParallelConfig& layout, World& world) {

@@ -46,5 +46,8 @@ EvalOptions evaluation_options(const RunConfig& config,
 void freeze(ParamTable& params, const StageConfig& stage);
 /// The same for the table of the whole model and this rank's part of it.
 void freeze(Vlm& model, const StageConfig& stage);
+/// parallel.pp_layers by what the stage's products cost for `work`; what the stage says itself, and nothing where it
+/// has no pipeline. errors: kConfig as the registry and freeze() say
+std::vector<int64_t> balanced_layers(const ModelConfig& model, const StageConfig& stage, const Work& work);
 
 }  // namespace hanok
