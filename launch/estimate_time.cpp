@@ -282,12 +282,14 @@ class Timer {
     return worst;
   }
 
-  /// Master and moments read and written, the gradient read for the norm and for the update, the weight written; before
-  /// the step the sums of all gradients are zeroed.
+  /// Master and moments read and written, the gradient read for the norm and for the update, the weight written; sums
+  /// of gradients of the weights' own dtype are zeroed before the step, others begin with the first backward.
   void optimizer(Estimate::Seconds& s) const {
-    const auto accumulate = static_cast<double>(c10::elementSize(gradient_options(t_.stage).accumulate));
-    s.optimizer = ((held_.shard + held_.expert_shard) * (24 + 2 * accumulate + size_) + held_.trained * accumulate) /
-                  (gpu_.copy_gb_s * 1e9);
+    const at::ScalarType type = gradient_options(t_.stage).accumulate;
+    const auto accumulate = static_cast<double>(c10::elementSize(type));
+    const double zeroed = type == t_.dtype ? held_.trained * accumulate : 0;
+    s.optimizer =
+        ((held_.shard + held_.expert_shard) * (24 + 2 * accumulate + size_) + zeroed) / (gpu_.copy_gb_s * 1e9);
   }
 
   /// Sums of gradients run under the backward of the last micro-batch, weights come under the forward of the first; the

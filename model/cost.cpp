@@ -73,6 +73,12 @@ double picture_share(const ModelConfig& config, const Work& work) {
   return std::min(1.0, work.patches / merge / work.tokens);
 }
 
+void Work::add_frames(int64_t frames, int64_t height, int64_t width) {
+  const auto count = static_cast<double>(frames), frame = static_cast<double>(height * width);
+  patches += count * frame;
+  patch_pairs += count * frame * frame;
+}
+
 Work& Work::operator+=(const Work& other) {
   tokens += other.tokens;
   labels += other.labels;

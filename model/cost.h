@@ -16,6 +16,8 @@ struct Work {
   double token_pairs = 0;  // sum over samples of length^2
   double patches = 0;      // through the tower
   double patch_pairs = 0;  // sum over frames of (patches of the frame)^2
+  /// A picture or video of `frames` temporal patches, each of height x width patches.
+  void add_frames(int64_t frames, int64_t height, int64_t width);
   Work& operator+=(const Work& other);
   Work operator/(double parts) const;
 };

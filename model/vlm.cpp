@@ -30,8 +30,13 @@ struct Vlm::State {
   Execution execution;
 
   BuildState build_state(const Plan& plan, const Groups& on, ParamTable& table) {
-    return {
-        .plan = &plan, .groups = &on, .params = &table, .dtype = dtype, .device = device, .init_std = config.init_std};
+    return {.plan = &plan,
+            .groups = &on,
+            .params = &table,
+            .dtype = dtype,
+            .device = device,
+            .init_std = config.init_std,
+            .embed_init_std = config.embed_init_std > 0 ? config.embed_init_std : config.init_std};
   }
   void build_parts(BuildState& build) {
     const BuildContext root(build);

@@ -1,13 +1,11 @@
 // Rows of this rank meet the blocks of all ranks: gathered, or passed around the group.
-#include <c10/core/Event.h>
-#include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
 
 #include "parallel/collectives.h"
 #include "parallel/kept.h"
+#include "parallel/side_stream.h"
 
 namespace hanok {
 namespace {
@@ -25,39 +23,20 @@ class Passage {
     Splits splits{std::vector<int64_t>(n), std::vector<int64_t>(n)};
     splits.send[(rank + 1) % n] = rows;
     splits.receive[(rank + n - 1) % n] = rows;
-    if (block.is_cpu()) {
-      group.all_to_all(arrived_, sent_, splits);
-      return;
-    }
-    const c10::impl::VirtualGuardImpl device(block.device().type());
-    const c10::Stream main = device.getStream(block.device());
-    const c10::Stream side = side_stream(device, block.device());
-    c10::Event ready(block.device().type());
-    ready.record(main);
-    ready.block(side);
-    {
-      const c10::StreamGuard guard(side);
-      group.all_to_all(arrived_, sent_, splits);
-    }
-    done_.emplace(block.device().type());
-    done_->record(side);
+    SideStream& side = travel_stream(block.device());
+    side.run([&] { group.all_to_all(arrived_, sent_, splits); });
+    done_ = side.mark();
   }
 
   /// Work after this call sees the block.
   Tensor arrived() {
-    if (done_) done_->block(c10::impl::VirtualGuardImpl(sent_.device().type()).getStream(sent_.device()));
+    done_.wait();
     return arrived_;
   }
 
  private:
-  static c10::Stream side_stream(const c10::impl::VirtualGuardImpl& device, at::Device where) {
-    static thread_local std::optional<c10::Stream> stream;
-    if (!stream || stream->device() != where) stream = device.getStreamFromGlobalPool(where, /*isHighPriority=*/true);
-    return *stream;
-  }
-
   Tensor sent_, arrived_;  // both outlive the journey
-  std::optional<c10::Event> done_;
+  SideStream::Mark done_;
 };
 
 int source_at(const Comm& group, int hop) {

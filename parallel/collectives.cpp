@@ -2,7 +2,6 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <map>
 #include <numeric>
 
 #include "base/error.h"
@@ -91,12 +90,6 @@ Tensor exchanged(const Tensor& x, const Splits& splits, Comm& group) {
   return out;
 }
 
-/// Of the thread that runs backwards on the device.
-SideStream& side_stream(at::Device device) {
-  static thread_local std::map<int, SideStream> streams;
-  return streams.try_emplace(device.index(), device, /*urgent=*/true).first->second;
-}
-
 Tensor unchanged(const Tensor& x, Comm&) {
   return x.view_as(x);
 }
@@ -125,7 +118,7 @@ struct Pair : torch::autograd::Function<Pair<kForward, kBackward>> {
 /// The same, on a GPU beside what `meanwhile` gives the current stream.
 Tensor exchanged_beside(const Tensor& x, const Splits& splits, Comm& group, const std::function<void()>& meanwhile) {
   const at::NoGradGuard no_grad;
-  SideStream& side = side_stream(x.device());
+  SideStream& side = travel_stream(x.device());
   const Tensor in = x.contiguous();  // memory of the current stream, held until that has waited for the side
   Tensor out = with_rows(in, std::accumulate(splits.receive.begin(), splits.receive.end(), int64_t{0}));
   side.run([] {});

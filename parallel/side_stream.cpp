@@ -2,6 +2,8 @@
 
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <map>
+
 namespace hanok {
 namespace {
 
@@ -37,6 +39,11 @@ void SideStream::Mark::wait() const {
 
 void SideStream::Mark::wait_on_host() const {
   if (event_) event_->synchronize();
+}
+
+SideStream& travel_stream(at::Device device) {
+  static thread_local std::map<int, SideStream> streams;
+  return streams.try_emplace(device.index(), device, /*urgent=*/true).first->second;
 }
 
 }  // namespace hanok

@@ -4,6 +4,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 
+#include <memory>
 #include <optional>
 
 #include "base/tensor.h"
@@ -54,5 +55,8 @@ class SideStream {
   std::optional<c10::Stream> stream_;
   std::optional<c10::Event> given_;
 };
+
+/// This thread's stream for what travels between ranks beside its work.
+SideStream& travel_stream(at::Device device);
 
 }  // namespace hanok

@@ -57,6 +57,8 @@ struct Checkpointer::State {
 
   bool is_root() const { return groups.rank == 0; }
   void prepare(int stage);
+  void begin_memory(const Vlm& model, AdamW& optimizer);
+  void await_memory();
   void start_commit();
   /// Whether all ranks have done their part of the phase; then the next phase begins.
   bool advance(std::chrono::milliseconds patience);
@@ -78,6 +80,22 @@ void Checkpointer::State::prepare(int stage) {
     if (is_first) folder.set_aside_from(stage_names(config), stage, in_flight->step + 1);
   });
   is_first = false;
+}
+
+void Checkpointer::State::begin_memory(const Vlm& model, AdamW& optimizer) {
+  if (snapshot) return;
+  snapshot = std::make_shared<Snapshot>(device_of(model));
+  snapshot->prepare(model.params(), shard_buffers(optimizer), groups);
+}
+
+void Checkpointer::State::await_memory() {
+  Background& making = snapshot->preparation();
+  while (!all_ended(making, kHeartbeat, *groups.control)) {
+  }
+  const auto failure = first_failure(making.take(), *groups.control);
+  if (!failure) return;
+  snapshot.reset();  // the next save tries again; until then no rank holds memory for nothing
+  throw *failure;
 }
 
 void Checkpointer::State::start_commit() {
@@ -154,12 +172,13 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
   s.in_flight->directory = s.folder.checkpoint(stage_name, train.step);
   s.in_flight->step = train.step;
   s.in_flight->began = start;
+  s.begin_memory(model, optimizer);
   try {
     s.prepare(train.stage);
+    s.await_memory();
   } catch (const Error& error) {
     return s.fail(error);
   }
-  if (!s.snapshot) s.snapshot = std::make_shared<Snapshot>(device_of(model));
   s.in_flight->tensors = stored_tensors(model.whole());
   s.in_flight->state = to_json(CheckpointState{.train = train,
                                                .stage_name = stage_name,
@@ -177,6 +196,10 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
   });
   if (!s.config.save.background) finish();
   s.last_stall_s = now_s() - start;
+}
+
+void Checkpointer::expect_save(const Vlm& model, AdamW& optimizer) {
+  state_->begin_memory(model, optimizer);
 }
 
 void Checkpointer::poll() {
@@ -198,6 +221,12 @@ double Checkpointer::last_stall_s() const {
 
 bool Checkpointer::failed() const {
   return state_->failed;
+}
+
+bool save_follows(const SaveConfig& save, bool is_judged, int64_t step, int64_t num_steps) {
+  if (step >= num_steps) return false;
+  const bool is_due = save.every > 0 && num_steps / save.every > step / save.every;
+  return save.at_end || is_due || (is_judged && save.best);
 }
 
 }  // namespace hanok

@@ -24,12 +24,14 @@ class Checkpointer {
   /// Waits for files in the making, but commits nothing: call finish() first.
   ~Checkpointer();
   /// Begins to copy to the host and returns; on a GPU the copies run beside the next step, whose update waits for them.
-  /// The first save also makes the pinned memory for that, which takes seconds. A thread writes shards, and the commit
-  /// (manifest, rename, retention, by world rank 0) follows in the background once poll() or finish() has seen all
-  /// ranks done. An earlier save still in flight is finished first. Collective. Failures (kIo: full disk, read-only)
-  /// are logged as ERROR by world rank 0 and kept in failed(); earlier checkpoints stay as they are and training goes
-  /// on.
+  /// The first save also waits for the memory of that copy. A thread writes shards, and the commit (manifest, rename,
+  /// retention, by world rank 0) follows in the background once poll() or finish() has seen all ranks done. An earlier
+  /// save still in flight is finished first. Collective. Failures (kIo: full disk, read-only; kDevice: no memory for
+  /// the copy) are logged as ERROR by world rank 0 and kept in failed(); earlier checkpoints stay as they are and
+  /// training goes on.
   void save(const TrainState& state, const Vlm& model, AdamW& optimizer);
+  /// A save will follow: a thread begins to make the memory for its copy, beside training. Later calls do nothing.
+  void expect_save(const Vlm& model, AdamW& optimizer);
   /// Moves a save in flight on if all ranks have done their part. Collective, cheap: called once a step.
   void poll();
   /// Waits until the save in flight is committed, or has failed. Collective.
@@ -43,6 +45,10 @@ class Checkpointer {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+/// Whether a stage that has come to `step` will be saved later, if nothing ends it early. `is_judged`: its states are
+/// evaluated.
+bool save_follows(const SaveConfig& save, bool is_judged, int64_t step, int64_t num_steps);
 
 /// `resume` auto: the newest complete checkpoint of this run folder that passes verification; damaged ones are reported
 /// as WARNING and the one before is taken. `resume` never: none. Else: the checkpoint, or the run folder, at this path.

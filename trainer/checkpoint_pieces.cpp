@@ -1,10 +1,10 @@
 #include "trainer/checkpoint_pieces.h"
 
 #include <algorithm>
-#include <bit>
 #include <cassert>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace hanok {
 namespace {
@@ -130,33 +130,26 @@ std::vector<Snapshot::Source> Snapshot::sources(const ParamTable& params,
   return out;
 }
 
-/// In chunks, because libtorch rounds pinned memory up to a power of two.
-Tensor Snapshot::room(at::ScalarType dtype, int64_t size, int64_t of_all) {
-  constexpr int64_t kChunk = int64_t{1} << 28;
-  std::vector<Chunk>& chunks = chunks_[dtype];
-  auto chunk =
-      std::find_if(chunks.begin(), chunks.end(), [size](const Chunk& c) { return c.memory.numel() - c.used >= size; });
-  if (chunk == chunks.end()) {
-    const auto wanted = static_cast<uint64_t>(std::max(size, std::min(kChunk, of_all)));
-    const auto options = at::TensorOptions(dtype).pinned_memory(device_.is_cuda());
-    chunk = chunks.insert(chunks.end(), {at::empty({static_cast<int64_t>(std::bit_ceil(wanted))}, options)});
+Snapshot::~Snapshot() {
+  try {
+    copied_.wait_on_host();  // the device may still write to the memory
+  } catch (const c10::Error& error) {
+    HANOK_LOG(WARNING) << "copies to the host did not end: " << error.what_without_backtrace();
   }
-  chunk->used += size;
-  return chunk->memory.narrow(0, chunk->used - size, size);
 }
 
-/// One for each source.
-std::vector<Tensor> Snapshot::rooms(const std::vector<Source>& sources) {
-  std::map<at::ScalarType, int64_t> all;
-  for (const Source& source : sources) all[source.flat.scalar_type()] += count(source.runs);
-  for (auto& [dtype, chunks] : chunks_)
-    for (Chunk& chunk : chunks) chunk.used = 0;
-  std::vector<Tensor> out;
-  for (const Source& source : sources) {
-    const at::ScalarType dtype = source.flat.scalar_type();
-    out.push_back(room(dtype, count(source.runs), all.at(dtype)));
-  }
-  return out;
+void Snapshot::reserve(const std::vector<Source>& sources) {
+  int64_t bytes = 0;
+  for (const Source& source : sources)
+    bytes += HostBuffer::room_bytes(count(source.runs) * static_cast<int64_t>(source.flat.element_size()));
+  if (memory_ && memory_->bytes() >= bytes) return;
+  copied_.wait_on_host();
+  memory_.reset();  // before the new one is there: the host may have no room for both
+  memory_ = std::make_unique<HostBuffer>(bytes, device_, "this rank's part of a checkpoint");
+}
+
+void Snapshot::prepare(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups) {
+  if (!memory_) reserve(sources(params, buffers, groups));
 }
 
 const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,
@@ -164,11 +157,13 @@ const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,
                                                const Groups& groups) {
   const at::NoGradGuard no_grad;
   sources_ = sources(params, buffers, groups);
-  const std::vector<Tensor> to = rooms(sources_);
+  reserve(sources_);
+  if (const auto failure = preparation().take()) throw *failure;
+  memory_->clear();
   pieces_.clear();
   side_.run([&] {
-    for (size_t s = 0; s < sources_.size(); ++s) {
-      const auto& [key, flat, runs, begin, source_at] = sources_[s];
+    for (const auto& [key, flat, runs, begin, source_at] : sources_) {
+      const Tensor to = memory_->carve(flat.scalar_type(), count(runs));
       int64_t at = 0;
       for (size_t i = 0; i < runs.size();) {
         // Neighbours in the local tensor are one copy, however far apart they lie in the global one.
@@ -176,11 +171,11 @@ const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,
         size_t next = i + 1;
         while (next < runs.size() && runs[next].local_begin == runs[i].local_begin + size) size += runs[next++].size;
         const Tensor from = flat.narrow(0, source_at + runs[i].local_begin - begin, size);
-        to[s].narrow(0, at, size).copy_(from, /*non_blocking=*/true);
+        memory_->copy(to.narrow(0, at, size), from);
         at += size;
         i = next;
       }
-      pieces_.push_back({key, stored(runs), to[s]});
+      pieces_.push_back({key, stored(runs), to});
     }
   });
   copied_ = side_.mark();

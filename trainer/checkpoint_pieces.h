@@ -1,7 +1,7 @@
 // Which values of a rank go into a checkpoint, and where they lie in the global tensors. Private to trainer/.
 #pragma once
 
-#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,6 +9,7 @@
 #include "parallel/grad_sync.h"
 #include "parallel/param.h"
 #include "parallel/side_stream.h"
+#include "trainer/host_buffer.h"
 #include "trainer/optimizer.h"
 
 namespace hanok {
@@ -40,13 +41,20 @@ std::vector<FlatRun> clipped(const std::vector<FlatRun>& runs, int64_t begin, in
 /// What the pieces of all ranks make up.
 std::vector<StoredTensor> stored_tensors(const ParamTable& params);
 
-/// Host copies of this rank's part of a checkpoint. The memory is kept for the next one; on a GPU it is pinned.
+/// Host copies of this rank's part of a checkpoint. The memory is kept for the next one; for a GPU it is pinned.
 class Snapshot {
  public:
   explicit Snapshot(at::Device device) : device_(device), side_(device, /*urgent=*/false) {}
+  ~Snapshot();
+  Snapshot(const Snapshot&) = delete;
+  Snapshot& operator=(const Snapshot&) = delete;
+  /// Begins to make the memory that take() needs, beside everything else, unless it has begun before.
+  void prepare(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
+  /// Of prepare(); take() waits for it, and its failure is an error there unless it was taken before.
+  Background& preparation() { return memory_->making(); }
   /// Begins to copy model values (each local tensor cut evenly over the ranks that hold the same) and optimizer shards,
   /// on a GPU beside the current stream: nothing may change them before copied(). The pieces stay valid until the next
-  /// take().
+  /// take(). errors: kDevice if the host has no room for them
   const std::vector<StoredPiece>& take(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
   const SideStream::Mark& copied() const { return copied_; }
 
@@ -57,18 +65,13 @@ class Snapshot {
     std::vector<FlatRun> runs;
     int64_t begin, at;  // local index and place in `flat` of one and the same value
   };
-  struct Chunk {
-    Tensor memory;
-    int64_t used = 0;
-  };
   static std::vector<Source> sources(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
-  Tensor room(at::ScalarType dtype, int64_t size, int64_t of_all);
-  std::vector<Tensor> rooms(const std::vector<Source>& sources);
+  void reserve(const std::vector<Source>& sources);
   at::Device device_;
   SideStream side_;
   SideStream::Mark copied_;
   std::vector<Source> sources_;  // until they are copied
-  std::map<at::ScalarType, std::vector<Chunk>> chunks_;
+  std::unique_ptr<HostBuffer> memory_;
   std::vector<StoredPiece> pieces_;
 };
 

@@ -84,11 +84,7 @@ int64_t steps_of(const StageConfig& stage,
 Work work_of(const Sample& sample) {
   const auto tokens = static_cast<double>(sample.tokens.size());
   Work work{.tokens = tokens, .labels = static_cast<double>(sample.num_label_tokens()), .token_pairs = tokens * tokens};
-  for (const VisionItem& item : sample.vision) {
-    const auto frame = static_cast<double>(item.h * item.w), frames = static_cast<double>(item.t);
-    work.patches += frames * frame;
-    work.patch_pairs += frames * frame * frame;
-  }
+  for (const VisionItem& item : sample.vision) work.add_frames(item.t, item.h, item.w);
   return work;
 }
 

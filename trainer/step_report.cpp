@@ -49,11 +49,7 @@ Work work_of(const std::vector<Batch>& batches) {
       work.token_pairs += length * length;
     }
     const auto grid = batch.grid_I3.accessor<int64_t, 2>();
-    for (int64_t i = 0; i < grid.size(0); ++i) {
-      const auto frame = static_cast<double>(grid[i][1] * grid[i][2]);
-      work.patches += static_cast<double>(grid[i][0]) * frame;
-      work.patch_pairs += static_cast<double>(grid[i][0]) * frame * frame;
-    }
+    for (int64_t i = 0; i < grid.size(0); ++i) work.add_frames(grid[i][0], grid[i][1], grid[i][2]);
   }
   return work;
 }

@@ -167,6 +167,8 @@ void settle(Trainer& t) {
                     .experts = scalars.experts,
                     .applied = scalars.applied});
   t.save_stall_s = 0;
+  if (save_follows(t.config.save, t.held_out != nullptr, t.state.step, t.state.num_steps))
+    t.checkpoint.expect_save(learner.model, learner.optimizer);
   t.stop = t.stop || report.stop_requested;
   refuse_bad_steps(t, step.number, scalars);
 }

@@ -1,4 +1,5 @@
 #include "base/cuda/call.h"
+#include "base/cuda/pin.h"
 #include "base/error.h"
 
 namespace hanok {
@@ -23,6 +24,14 @@ const void* data_of(const Tensor&) {
 
 void* mutable_data_of(const Tensor&) {
   return nullptr;
+}
+
+std::string pin_host_memory(void*, size_t, at::Device) {
+  return "this build has no CUDA";
+}
+
+std::string unpin_host_memory(void*, at::Device) {
+  return "";
 }
 
 }  // namespace hanok

@@ -69,6 +69,8 @@ def write(path, curve, story, accuracy):
     parts.append(line(xs, map(y, curve["calm"]), "#bbb", 4.5))
     row = 0
     for (layout, steps), colour in zip(curve["parts"], COLOURS):
+        if not steps:
+            continue
         points = sorted((place[p], loss) for p, loss in steps.items())
         parts.append(line([x(i) for i, _ in points], [y(loss) for _, loss in points], colour))
         parts.append(text(WIDTH - RIGHT - 8, UPPER[0] + 80 + 15 * row, f"{layout}, steps {points[0][0]} to {points[-1][0]}", colour, "end"))

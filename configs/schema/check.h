@@ -20,6 +20,9 @@ std::vector<std::string> rule_names();
 /// errors: kConfig, one line for each violated rule.
 void check_config(const RunConfig& config, int world_size);
 void check_model(const ModelConfig& model, const ParallelConfig& parallel);
+/// Whether attention can deal a rank's heads over `ranks` of cp (parallel.context: heads): query heads evenly, and
+/// key/value heads evenly or each to several ranks.
+bool heads_fit_over_cp(int64_t heads, int64_t kv_heads, int64_t ranks);
 /// The data parallel size: parallel.dp, or what `world_size` leaves. errors: kConfig if it does not divide.
 int64_t data_parallel_size(const ParallelConfig& parallel, int world_size);
 

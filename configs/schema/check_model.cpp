@@ -114,8 +114,7 @@ const Rule<M> kModelRules[] = {
        const ParallelConfig& p = m.parallel;
        const auto& d = m.model.decoder;
        if (p.context != "heads" || p.cp == 1 || d.heads % p.tp != 0) return true;
-       const int64_t heads = d.heads / p.tp, kv = std::max<int64_t>(1, d.kv_heads / p.tp);
-       return heads % p.cp == 0 && (kv % p.cp == 0 || p.cp % kv == 0);
+       return heads_fit_over_cp(d.heads / p.tp, std::max<int64_t>(1, d.kv_heads / p.tp), p.cp);
      },
      [](const M& m) {
        return concat("parallel.context: got heads with ",
@@ -292,6 +291,10 @@ void check_ranges(const T& group, const std::string& prefix, std::vector<Violati
 }
 
 }  // namespace
+
+bool heads_fit_over_cp(int64_t heads, int64_t kv_heads, int64_t ranks) {
+  return heads % ranks == 0 && (kv_heads % ranks == 0 || ranks % kv_heads == 0);
+}
 
 std::vector<std::string> model_rule_names() {
   std::vector<std::string> out;

@@ -126,7 +126,7 @@ struct ModelConfig {
   ConnectorConfig connector;
   DecoderConfig decoder;
   std::vector<int64_t> taps;
-  double init_std = 0.02;
+  double init_std = 0.02, embed_init_std = 0;
   int64_t image_token = 151655, video_token = 151656, vision_start_token = 151652, vision_end_token = 151653;
 
   /// What `auto` stands for.
@@ -160,6 +160,11 @@ struct ModelConfig {
     v("decoder", self.decoder, "language model");
     v("taps", self.taps, "DeepStack: tower blocks whose output feeds decoder layers 0, 1, ...");
     v("init_std", self.init_std, "standard deviation of random weights", at_least(0));
+    v("embed_init_std",
+      self.embed_init_std,
+      "the same of token embeddings alone; 0: init_std. With random weights of 0.02 every token looks alike to the "
+      "routers of deep experts; 1 keeps them apart",
+      at_least(0));
     v("image_token", self.image_token, "token id that images are written over", at_least(0));
     v("video_token", self.video_token, "token id that video frames are written over", at_least(0));
     v("vision_start_token", self.vision_start_token, "token id before a picture", at_least(0));
@@ -252,8 +257,7 @@ struct ParallelConfig {
     v("overlap",
       self.overlap,
       "data parallel ranks sum gradients during the backward and hand out new weights under the next forward, and "
-      "weight "
-      "gradients of experts are made while rows travel between ranks; false: one after the other, with the same "
+      "weight gradients of experts are made while rows travel between ranks; false: one after the other, with the same "
       "result");
     v("context",
       self.context,

@@ -237,7 +237,7 @@ void forward_held_on(const LayerNormForward& a, const NormRows& shape) {
 template <class T>
 void forward(const LayerNormForward& a) {
   constexpr int N = kPackOf<T>;
-  const NormRows shape = forward_rows(a.dim / N, a.layout);
+  const NormRows shape = forward_rows(a.dim / N);
   if constexpr (sizeof(T) < 8) {  // f64 is for tests
     if (shape.warps && fits_packs<N, T>(a.dim, a.x, a.weight, a.bias, a.y)) return forward_held_on<T>(a, shape);
   }
@@ -284,8 +284,8 @@ void backward_any_on(const LayerNormBackward& a, int64_t partials) {
 template <class T>
 void backward(const LayerNormBackward& a) {
   constexpr int N = kPackOf<T>;
-  const NormRows shape = backward_rows(a.dim / N, a.layout);
-  const int64_t partials = norm_partials<T>(a.rows, a.dim, a.layout);
+  const NormRows shape = backward_rows(a.dim / N);
+  const int64_t partials = norm_partials<T>(a.rows, a.dim);
   const bool held = sizeof(T) < 8 && shape.warps && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dx);
   if (!held && a.rows > 0) backward_any_on<T>(a, partials);
   if constexpr (sizeof(T) < 8) {

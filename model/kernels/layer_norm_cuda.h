@@ -2,7 +2,6 @@
 #pragma once
 
 #include "base/cuda/launch.h"
-#include "model/kernels/rms_norm_cuda.h"
 
 namespace hanok {
 
@@ -13,7 +12,6 @@ struct LayerNormForward {
   void *mean, *rstd;  // wide [rows]
   int64_t rows, dim;
   double eps;
-  NormLayout layout = {};
 };
 void launch(const LayerNormForward& args);
 
@@ -25,7 +23,6 @@ struct LayerNormBackward {
   void* dparams;  // [2, dim]: of weight and bias
   void* partial;  // wide [norm_partials(type, rows, dim), 2, dim]
   int64_t rows, dim;
-  NormLayout layout = {};
 };
 void launch(const LayerNormBackward& args);
 

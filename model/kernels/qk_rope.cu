@@ -262,11 +262,14 @@ Layout layout_of(const QkRopeSizes& sizes, int pack, bool norm, int heads_at_onc
 }
 
 // Heads of a row that a thread takes: as many as keep 64 bytes of it under way.
-template <int N, class T>
-constexpr int kHeadsAtOnce = N * sizeof(T) == 16 ? 2 : 4;
+template <class T, int N, int kItems>
+constexpr int kHeadsAtOnce = kItems != 1           ? 1
+                             : N * sizeof(T) == 16 ? 2
+                                                   : 4;
 
-template <class T, class C, int N, int kItems, int kHeads, bool kNorm>
-void forward_by(const QkRopeForward& a) {
+template <class T, class C, int N, int kItems, bool kNorm>
+void forward_on(const QkRopeForward& a) {
+  constexpr int kHeads = kHeadsAtOnce<T, N, kItems>;
   const Layout layout = layout_of(a.sizes, N, kNorm, kHeads);
   turn_heads<T, C, N, kItems, kHeads, kNorm, false>
       <<<static_cast<unsigned>(divide_up(layout.slots(), 256)), 256, 0, a.call.stream>>>(
@@ -282,20 +285,9 @@ void forward_by(const QkRopeForward& a) {
           static_cast<Wide<T>>(a.eps));
 }
 
-template <class T, class C, int N, int kItems, bool kNorm>
-void forward_on(const QkRopeForward& a) {
-  if constexpr (kItems == 1 && sizeof(T) < 8) {
-    const int heads = a.heads_at_once ? a.heads_at_once : kHeadsAtOnce<N, T>;
-    if (heads == 4) return forward_by<T, C, N, kItems, 4, kNorm>(a);
-    if (heads == 3) return forward_by<T, C, N, kItems, 3, kNorm>(a);
-    if (heads == 2) return forward_by<T, C, N, kItems, 2, kNorm>(a);
-  }
-  forward_by<T, C, N, kItems, 1, kNorm>(a);
-}
-
 template <class T, class C, int N, int kItems>
 void backward_turned(const QkRopeBackward& a) {
-  constexpr int kHeads = kItems == 1 ? kHeadsAtOnce<N, T> : 1;
+  constexpr int kHeads = kHeadsAtOnce<T, N, kItems>;
   const Layout layout = layout_of(a.sizes, N, false, kHeads);
   turn_heads<T, C, N, kItems, kHeads, false, true>
       <<<static_cast<unsigned>(divide_up(layout.slots(), 256)), 256, 0, a.call.stream>>>(static_cast<const T*>(a.dy),

@@ -18,7 +18,6 @@ struct QkRopeForward {
   void* rstd;  // wide [rows, N + K]; unused without weights
   QkRopeSizes sizes;
   double eps;
-  int heads_at_once = 0;  // of a row, that a thread takes: 1 to 4; 0: chosen; others are for measurements
 };
 void launch(const QkRopeForward& args);
 

@@ -212,7 +212,7 @@ void forward_held_on(const RmsNormForward& a, const NormRows& shape) {
 template <class T>
 void forward(const RmsNormForward& a) {
   constexpr int N = kPackOf<T>;
-  const NormRows shape = forward_rows(a.dim / N, a.layout);
+  const NormRows shape = forward_rows(a.dim / N);
   if constexpr (sizeof(T) < 8) {  // f64 is for tests
     if (shape.warps && fits_packs<N, T>(a.dim, a.x, a.added, a.weight, a.sum, a.y)) {
       return a.added ? forward_held_on<T, true>(a, shape) : forward_held_on<T, false>(a, shape);
@@ -266,8 +266,8 @@ void backward_any_on(const RmsNormBackward& a, int64_t partials) {
 template <class T>
 void backward(const RmsNormBackward& a) {
   constexpr int N = kPackOf<T>;
-  const NormRows shape = backward_rows(a.dim / N, a.layout);
-  const int64_t partials = norm_partials<T>(a.rows, a.dim, a.layout);
+  const NormRows shape = backward_rows(a.dim / N);
+  const int64_t partials = norm_partials<T>(a.rows, a.dim);
   const bool held = sizeof(T) < 8 && shape.warps && fits_packs<N, T>(a.dim, a.dy, a.x, a.weight, a.dsum, a.dx);
   if (!held && a.rows > 0) backward_any_on<T>(a, partials);
   if constexpr (sizeof(T) < 8) {
@@ -295,7 +295,7 @@ void launch(const RmsNormBackward& args) {
 
 int64_t norm_partials(CudaType type, int64_t rows, int64_t dim) {
   int64_t partials = 0;
-  cuda::dispatch(type, [&](auto tag) { partials = cuda::norm_partials<decltype(tag)>(rows, dim, {}); });
+  cuda::dispatch(type, [&](auto tag) { partials = cuda::norm_partials<decltype(tag)>(rows, dim); });
   return partials;
 }
 

@@ -5,12 +5,6 @@
 
 namespace hanok {
 
-/// How threads lie over rows. Zeros: what norm_rows.cuh chooses for the width; others are for measurements.
-struct NormLayout {
-  int warps = 0;    // of a row
-  int threads = 0;  // backward: on a multiprocessor at once
-};
-
 /// With `added`: sum = x + added is written, and normalised.
 struct RmsNormForward {
   CudaCall call;
@@ -19,7 +13,6 @@ struct RmsNormForward {
   void* rstd;  // wide [rows]
   int64_t rows, dim;
   double eps;
-  NormLayout layout = {};
 };
 void launch(const RmsNormForward& args);
 
@@ -31,7 +24,6 @@ struct RmsNormBackward {
   void *dx, *dweight;
   void* partial;  // wide [norm_partials(type, rows, dim), dim]
   int64_t rows, dim;
-  NormLayout layout = {};
 };
 void launch(const RmsNormBackward& args);
 /// Rows of the scratch for a weight's gradient: one for every block that loops over rows, or for every group of rows.

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/upload.h"
+#include "configs/schema/check.h"
 #include "parallel/collectives.h"
 
 namespace hanok {
@@ -184,13 +185,9 @@ Tensor repeated(const Tensor& x_RKH, int64_t times) {
   return x_RKH.unsqueeze(2).expand({-1, -1, times, -1}).reshape({x_RKH.size(0), -1, x_RKH.size(2)});
 }
 
-bool heads_fit(const AttentionSizes& sizes, int64_t ranks) {
-  return sizes.heads % ranks == 0 && (sizes.kv_heads % ranks == 0 || ranks % sizes.kv_heads == 0);
-}
-
 Tensor attention_by_heads(const Tensor& qkv, const AttentionSizes& sizes, const ContextRows& context) {
   const int64_t n = context.group->size(), kv = sizes.kv_heads;
-  HANOK_REQUIRE(heads_fit(sizes, n), kConfig)
+  HANOK_REQUIRE(heads_fit_over_cp(sizes.heads, kv, n), kConfig)
       << "parallel.context: got heads with " << sizes.heads << " query and " << kv
       << " key/value heads on a rank of tp, expected numbers that cp = " << n
       << " divides (key/value heads: or that divide it); set parallel.context: gather or ring";
@@ -238,8 +235,9 @@ Segments make_row_segments(const Tensor& row_starts,
 Tensor context_attention(const Tensor& qkv, int64_t num_heads, int64_t num_kv_heads, const ContextRows& context) {
   const int64_t width = qkv.size(1) / (num_heads + 2 * num_kv_heads);
   const AttentionSizes sizes{num_heads, num_kv_heads, width, /*causal=*/true};
-  const bool by_heads = context.way == ContextWay::kHeads ||
-                        (context.way == ContextWay::kAuto && qkv.is_cuda() && heads_fit(sizes, context.group->size()));
+  const bool by_heads =
+      context.way == ContextWay::kHeads || (context.way == ContextWay::kAuto && qkv.is_cuda() &&
+                                            heads_fit_over_cp(num_heads, num_kv_heads, context.group->size()));
   if (by_heads) return attention_by_heads(qkv, sizes, context);
   const Tensor q = qkv.narrow(1, 0, num_heads * width);
   const Tensor kv = qkv.narrow(1, num_heads * width, 2 * num_kv_heads * width);

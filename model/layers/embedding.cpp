@@ -8,7 +8,7 @@ namespace hanok {
 
 Embedding::Embedding(const BuildContext& ctx, int64_t vocab, int64_t width, int twin)
     : rule_(ctx.rule()), groups_(&ctx.groups()), vocab_(vocab) {
-  weight_ = ctx.param("weight", {.shape = {vocab, width}, .init = ctx.random(), .twin = twin});
+  weight_ = ctx.param("weight", {.shape = {vocab, width}, .init = ctx.random_embedding(), .twin = twin});
   first_row_ = ctx.first_of_last_param();
 }
 

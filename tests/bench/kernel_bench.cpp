@@ -1,8 +1,6 @@
-// Bandwidth of every memory-bound kernel beside that of a device copy: kernel_bench [--sweep]
-// With --sweep the kernels whose threads can lie over the data in several ways, in each of them.
+// Bandwidth of every memory-bound kernel beside that of a device copy.
 // Bytes are the fewest that the operation can move: each input read once, each output written once.
 #include <algorithm>
-#include <cstring>
 
 #include "base/cuda/call.h"
 #include "base/error.h"
@@ -23,116 +21,48 @@
 namespace hanok {
 namespace {
 
-/// Ways to lay threads over rows of that many packs of 16 bytes; the first is the one that the kernels choose.
-std::vector<NormLayout> layouts_of(int64_t packs, bool backward) {
-  std::vector<NormLayout> layouts = {{}};
-  for (const int warps : {1, 2, 3, 4, 5, 8, 10, 16}) {
-    const int64_t each = (packs + 32 * warps - 1) / (32 * warps), most = backward ? 2 : 8;
-    if (each > most || each * 32 * warps > packs * 3 / 2) continue;
-    if (!backward) layouts.push_back({warps, 0});
-    if (backward)
-      for (const int threads : {512, 768, 1024}) layouts.push_back({warps, threads});
-  }
-  return layouts;
+/// A kernel with its arguments.
+template <class Args>
+void kernel(const Bench& bench, const std::string& name, double bytes, const Args& args) {
+  bench(name, bytes, [&] { launch(args); });
 }
 
-std::string text(const NormLayout& layout) {
-  return layout.warps ? concat(" warps ", layout.warps, " threads ", layout.threads) : std::string();
-}
-
-void norms(const Bench& bench, int64_t rows, int64_t dim, at::ScalarType dtype, bool sweep = false) {
+void norms(const Bench& bench, int64_t rows, int64_t dim, at::ScalarType dtype) {
   const Tensor x = randn({rows, dim}, dtype), dy = randn({rows, dim}, dtype), other = randn({rows, dim}, dtype);
   const Tensor weight = randn({dim}, dtype), dparams = at::empty({2, dim}, on(dtype));
   const Tensor y = at::empty_like(x), sum = at::empty_like(x);
   const Tensor mean = at::zeros({rows}, on(at::kFloat)), rstd = at::ones({rows}, on(at::kFloat));
   const CudaCall call = cuda_call(x, "bench");
-  const int64_t partials = sweep ? 8192 : norm_partials(call.type, rows, dim), packs = x.nbytes() / 16 / rows;
-  const Tensor partial = at::empty({partials, 2, dim}, on(at::kFloat));
-  const std::string shape = concat(" ", at::toString(dtype), " ", rows, "x", dim);
-  for (const NormLayout& layout : sweep ? layouts_of(packs, false) : std::vector<NormLayout>{{}}) {
-    const std::string name = shape + text(layout);
-    RmsNormForward forward{call,
-                           data_of(x),
-                           nullptr,
-                           data_of(weight),
-                           nullptr,
-                           mutable_data_of(y),
-                           mutable_data_of(rstd),
-                           rows,
-                           dim,
-                           1e-6};
-    forward.layout = layout;
-    RmsNormForward added = forward;
-    added.added = data_of(other);
-    added.sum = mutable_data_of(sum);
-    bench("rms_norm" + name, 2 * bytes_of(x), [&] { launch(forward); });
-    bench("add_rms_norm" + name, 4 * bytes_of(x), [&] { launch(added); });
-    LayerNormForward layer{call,
-                           data_of(x),
-                           data_of(weight),
-                           data_of(weight),
-                           mutable_data_of(y),
-                           mutable_data_of(mean),
-                           mutable_data_of(rstd),
-                           rows,
-                           dim,
-                           1e-6};
-    layer.layout = layout;
-    bench("layer_norm" + name, 2 * bytes_of(x), [&] { launch(layer); });
-  }
-  for (const NormLayout& layout : sweep ? layouts_of(packs, true) : std::vector<NormLayout>{{}}) {
-    const std::string name = " backward" + shape + text(layout);
-    RmsNormBackward backward{call,
-                             data_of(dy),
-                             data_of(x),
-                             data_of(weight),
-                             nullptr,
-                             data_of(rstd),
-                             mutable_data_of(y),
-                             mutable_data_of(dparams),
-                             mutable_data_of(partial),
-                             rows,
-                             dim};
-    backward.layout = layout;
-    RmsNormBackward added = backward;
-    added.dsum = data_of(other);
-    bench("rms_norm" + name, 3 * bytes_of(x), [&] { launch(backward); });
-    bench("add_rms_norm" + name, 4 * bytes_of(x), [&] { launch(added); });
-    LayerNormBackward layer{call,
-                            data_of(dy),
-                            data_of(x),
-                            data_of(weight),
-                            data_of(mean),
-                            data_of(rstd),
-                            mutable_data_of(y),
-                            mutable_data_of(dparams),
-                            mutable_data_of(partial),
-                            rows,
-                            dim};
-    layer.layout = layout;
-    bench("layer_norm" + name, 3 * bytes_of(x), [&] { launch(layer); });
-  }
+  const Tensor partial = at::empty({norm_partials(call.type, rows, dim), 2, dim}, on(at::kFloat));
+  const void *in = data_of(x), *grad = data_of(dy), *added = data_of(other), *w = data_of(weight);
+  void *out = mutable_data_of(y), *total = mutable_data_of(sum), *m = mutable_data_of(mean), *r = mutable_data_of(rstd);
+  void *dw = mutable_data_of(dparams), *scratch = mutable_data_of(partial);
+  const auto passes = [&](const std::string& name, int count, const auto& args) {
+    kernel(bench, concat(name, " ", at::toString(dtype), " ", rows, "x", dim), count * bytes_of(x), args);
+  };
+  passes("rms_norm", 2, RmsNormForward{call, in, nullptr, w, nullptr, out, r, rows, dim, 1e-6});
+  passes("add_rms_norm", 4, RmsNormForward{call, in, added, w, total, out, r, rows, dim, 1e-6});
+  passes("layer_norm", 2, LayerNormForward{call, in, w, w, out, m, r, rows, dim, 1e-6});
+  passes("rms_norm backward", 3, RmsNormBackward{call, grad, in, w, nullptr, r, out, dw, scratch, rows, dim});
+  passes("add_rms_norm backward", 4, RmsNormBackward{call, grad, in, w, added, r, out, dw, scratch, rows, dim});
+  passes("layer_norm backward", 3, LayerNormBackward{call, grad, in, w, m, r, out, dw, scratch, rows, dim});
 }
 
 void units(const Bench& bench, int64_t rows, int64_t width) {
   const Tensor h = randn({rows, 2 * width}), dh = at::empty_like(h), y = randn({rows, width}), dx = at::empty_like(y);
   const CudaCall call = cuda_call(h, "bench");
-  const std::string shape = concat(" BFloat16 ", rows, "x", width);
-  bench("swiglu" + shape, 3 * bytes_of(y), [&] {
-    launch(SwiGluForward{call, data_of(h), mutable_data_of(dx), rows, width});
-  });
-  bench("swiglu backward" + shape, 5 * bytes_of(y), [&] {
-    launch(SwiGluBackward{call, data_of(y), data_of(h), mutable_data_of(dh), rows, width});
-  });
-  bench("gelu_tanh" + shape, 2 * bytes_of(y), [&] {
-    launch(GeluTanhForward{call, data_of(y), mutable_data_of(dx), y.numel()});
-  });
-  bench("gelu_tanh backward" + shape, 3 * bytes_of(y), [&] {
-    launch(GeluTanhBackward{call, data_of(y), data_of(h), mutable_data_of(dx), y.numel()});
-  });
+  const void *in = data_of(h), *grad = data_of(y);
+  void* out = mutable_data_of(dx);
+  const auto passes = [&](const std::string& name, int count, const auto& args) {
+    kernel(bench, concat(name, " BFloat16 ", rows, "x", width), count * bytes_of(y), args);
+  };
+  passes("swiglu", 3, SwiGluForward{call, in, out, rows, width});
+  passes("swiglu backward", 5, SwiGluBackward{call, grad, in, mutable_data_of(dh), rows, width});
+  passes("gelu_tanh", 2, GeluTanhForward{call, grad, out, y.numel()});
+  passes("gelu_tanh backward", 3, GeluTanhBackward{call, grad, in, out, y.numel()});
 }
 
-void rope(const Bench& bench, const QkRopeSizes& sizes, bool norm, bool wide_tables, bool sweep = false) {
+void rope(const Bench& bench, const QkRopeSizes& sizes, bool norm, bool wide_tables) {
   const int64_t all = sizes.heads + 2 * sizes.kv_heads, half = sizes.width / 2;
   const auto table = wide_tables ? at::kFloat : at::kBFloat16;
   const Tensor x = randn({sizes.rows, all * sizes.width}), dy = randn({sizes.rows, all * sizes.width});
@@ -142,41 +72,18 @@ void rope(const Bench& bench, const QkRopeSizes& sizes, bool norm, bool wide_tab
   const Tensor partial = at::empty({qk_rope_partials(sizes.rows), 2, sizes.width}, on(at::kFloat));
   const Tensor dweight = norm ? at::empty({2, sizes.width}, on(at::kBFloat16)) : Tensor();
   const CudaCall call = cuda_call(x, "bench");
-  const std::string shape = concat(norm ? " norm" : "", " BFloat16 ", sizes.rows, "x", all, "x", sizes.width);
-  const double tables = 2 * bytes_of(cos);
-  for (int heads = 0; heads <= (sweep ? 4 : 0); ++heads) {
-    QkRopeForward forward{call,
-                          wide_tables,
-                          data_of(x),
-                          data_of(weight),
-                          data_of(weight),
-                          data_of(cos),
-                          data_of(sin),
-                          mutable_data_of(y),
-                          mutable_data_of(rstd),
-                          sizes,
-                          1e-6};
-    forward.heads_at_once = heads;
-    bench("qk_rope" + shape + (heads ? concat(" heads ", heads) : std::string()), 2 * bytes_of(x) + tables, [&] {
-      launch(forward);
-    });
-  }
+  const void *in = data_of(x), *grad = data_of(dy), *w = data_of(weight), *c = data_of(cos), *s = data_of(sin);
+  void *out = mutable_data_of(y), *r = mutable_data_of(rstd);
+  void *dw = mutable_data_of(dweight), *scratch = mutable_data_of(partial);
+  const auto passes = [&](const std::string& name, double count, const auto& args) {
+    const double bytes = count * bytes_of(x) + 2 * bytes_of(cos);
+    kernel(bench, concat(name, norm ? " norm" : "", " BFloat16 ", sizes.rows, "x", all, "x", sizes.width), bytes, args);
+  };
   const double turned = static_cast<double>(sizes.heads + sizes.kv_heads) / all;  // what a norm reads of x again
-  bench("qk_rope backward" + shape, (2 + (norm ? turned : 0)) * bytes_of(x) + tables, [&] {
-    launch(QkRopeBackward{call,
-                          wide_tables,
-                          data_of(dy),
-                          data_of(x),
-                          data_of(weight),
-                          data_of(weight),
-                          data_of(cos),
-                          data_of(sin),
-                          data_of(rstd),
-                          mutable_data_of(y),
-                          mutable_data_of(dweight),
-                          mutable_data_of(partial),
-                          sizes});
-  });
+  passes("qk_rope", 2, QkRopeForward{call, wide_tables, in, w, w, c, s, out, r, sizes, 1e-6});
+  passes("qk_rope backward",
+         2 + (norm ? turned : 0),
+         QkRopeBackward{call, wide_tables, grad, in, w, w, c, s, r, out, dw, scratch, sizes});
 }
 
 void rows(const Bench& bench, int64_t count, int64_t width) {
@@ -191,10 +98,11 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
   const auto bytes = [&](const Tensor& of) {
     return bytes_of(y) * (1 + static_cast<double>(std::get<0>(at::_unique(of)).size(0)) / static_cast<double>(count));
   };
-  bench("lookup_rows" + shape, bytes(index), [&] {
-    launch(LookupRowsForward{
-        call, data_of(table), index.const_data_ptr<int64_t>(), mutable_data_of(out), count, vocab, width, 0});
-  });
+  kernel(bench,
+         "lookup_rows" + shape,
+         bytes(index),
+         LookupRowsForward{
+             call, data_of(table), index.const_data_ptr<int64_t>(), mutable_data_of(out), count, vocab, width, 0});
   const SumByRow sums{call,
                       key.const_data_ptr<int64_t>(),
                       use.const_data_ptr<int64_t>(),
@@ -207,28 +115,29 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
                       vocab,
                       width,
                       0};
-  bench("sum_by_row" + shape, bytes(index), [&] { launch(sums); });
+  kernel(bench, "sum_by_row" + shape, bytes(index), sums);
   const Tensor picture = index.clone();
   picture.narrow(0, 0, tokens).fill_(151655);
   const auto [picture_key, picture_use] = at::sort(picture, true, 0, false);
   SumByRow repeated = sums;
   repeated.key = picture_key.const_data_ptr<int64_t>();
   repeated.use = picture_use.const_data_ptr<int64_t>();
-  bench("sum_by_row, one row 2/5 of" + shape, bytes(picture), [&] { launch(repeated); });
+  kernel(bench, "sum_by_row, one row 2/5 of" + shape, bytes(picture), repeated);
   const Tensor places = at::randperm(count, on(at::kLong)).narrow(0, 0, tokens).contiguous();
   const Tensor source = at::empty({count}, on(at::kInt)), vision = randn({tokens, width});
   launch(InvertIndex{call, places.const_data_ptr<int64_t>(), source.mutable_data_ptr<int32_t>(), tokens, count, 0});
   for (const bool add : {false, true})
-    bench((add ? "add_at_rows" : "replace_rows") + shape, (add ? 2.4 : 2) * bytes_of(y), [&] {
-      launch(ScatterRows{call,
-                         add,
-                         data_of(y),
-                         data_of(vision),
-                         source.const_data_ptr<int32_t>(),
-                         mutable_data_of(out),
-                         count,
-                         width});
-    });
+    kernel(bench,
+           (add ? "add_at_rows" : "replace_rows") + shape,
+           (add ? 2.4 : 2) * bytes_of(y),
+           ScatterRows{call,
+                       add,
+                       data_of(y),
+                       data_of(vision),
+                       source.const_data_ptr<int32_t>(),
+                       mutable_data_of(out),
+                       count,
+                       width});
 }
 
 /// Taps of images of 64 x 64 patches in a table of 48 x 48 positions.
@@ -251,25 +160,27 @@ void positions(const Bench& bench, int64_t images) {
   const Tensor partial = at::empty({sum_by_row_partials(taps.numel()), width}, on(at::kFloat));
   const CudaCall call = cuda_call(y, "bench");
   const double bytes = bytes_of(y) + bytes_of(taps) + bytes_of(share) + bytes_of(table);
-  bench(concat("interpolate_rows, ", images, " images"), bytes, [&] {
-    launch(InterpolateRowsForward{
-        call, data_of(table), taps.const_data_ptr<int64_t>(), data_of(share), mutable_data_of(y), patches, 4, width});
-  });
-  bench(
-      concat("interpolate_rows backward, ", images, " images"), bytes + bytes_of(taps), [&] {  // a key and a use a tap
-        launch(SumByRow{call,
-                        key.const_data_ptr<int64_t>(),
-                        use.const_data_ptr<int64_t>(),
-                        data_of(share),
-                        data_of(y),
-                        mutable_data_of(table),
-                        mutable_data_of(partial),
-                        taps.numel(),
-                        4,
-                        table_side * table_side,
-                        width,
-                        0});
-      });
+  kernel(
+      bench,
+      concat("interpolate_rows, ", images, " images"),
+      bytes,
+      InterpolateRowsForward{
+          call, data_of(table), taps.const_data_ptr<int64_t>(), data_of(share), mutable_data_of(y), patches, 4, width});
+  kernel(bench,
+         concat("interpolate_rows backward, ", images, " images"),
+         bytes + bytes_of(taps),  // a key and a use a tap
+         SumByRow{call,
+                  key.const_data_ptr<int64_t>(),
+                  use.const_data_ptr<int64_t>(),
+                  data_of(share),
+                  data_of(y),
+                  mutable_data_of(table),
+                  mutable_data_of(partial),
+                  taps.numel(),
+                  4,
+                  table_side * table_side,
+                  width,
+                  0});
 }
 
 void vocabulary(const Bench& bench, int64_t count, int64_t columns) {
@@ -279,20 +190,22 @@ void vocabulary(const Bench& bench, int64_t count, int64_t columns) {
   const CudaCall call = cuda_call(z, "bench");
   const int64_t* targets = target.const_data_ptr<int64_t>();
   const std::string shape = concat(" BFloat16 ", count, "x", columns);
-  bench("vocab_softmax statistics" + shape, bytes_of(z), [&] {
-    launch(VocabStatsUpdate{call,
-                            data_of(z),
-                            targets,
-                            mutable_data_of(max),
-                            mutable_data_of(sum),
-                            mutable_data_of(logit),
-                            count,
-                            columns,
-                            0});
-  });
-  bench("vocab_softmax gradient" + shape, 2 * bytes_of(z), [&] {
-    launch(VocabGradient{call, mutable_data_of(z), targets, data_of(far), data_of(sum), count, columns, 0});
-  });
+  kernel(bench,
+         "vocab_softmax statistics" + shape,
+         bytes_of(z),
+         VocabStatsUpdate{call,
+                          data_of(z),
+                          targets,
+                          mutable_data_of(max),
+                          mutable_data_of(sum),
+                          mutable_data_of(logit),
+                          count,
+                          columns,
+                          0});
+  kernel(bench,
+         "vocab_softmax gradient" + shape,
+         2 * bytes_of(z),
+         VocabGradient{call, mutable_data_of(z), targets, data_of(far), data_of(sum), count, columns, 0});
 }
 
 void optimizer(const Bench& bench, int64_t count) {
@@ -307,37 +220,39 @@ void optimizer(const Bench& bench, int64_t count) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const Tensor grad = randn({count}, dtype);
     const double bytes = static_cast<double>(count) * (24 + 2) + bytes_of(grad);
-    bench(dtype == at::kFloat ? "adamw, f32 gradient" : "adamw, bf16 gradient", bytes, [&] {
-      launch(AdamWKernel{cuda_call(grad, "bench"),
-                         CudaType::kBf16,
-                         p.mutable_data_ptr<float>(),
-                         m.mutable_data_ptr<float>(),
-                         v.mutable_data_ptr<float>(),
-                         data_of(grad),
-                         mutable_data_of(rounded),
-                         scale.const_data_ptr<float>(),
-                         apply.const_data_ptr<bool>(),
-                         steps.const_data_ptr<int64_t>(),
-                         runs.data(),
-                         static_cast<int64_t>(runs.size()),
-                         0.9,
-                         0.999,
-                         1e-8});
-    });
+    kernel(bench,
+           dtype == at::kFloat ? "adamw, f32 gradient" : "adamw, bf16 gradient",
+           bytes,
+           AdamWKernel{cuda_call(grad, "bench"),
+                       CudaType::kBf16,
+                       p.mutable_data_ptr<float>(),
+                       m.mutable_data_ptr<float>(),
+                       v.mutable_data_ptr<float>(),
+                       data_of(grad),
+                       mutable_data_of(rounded),
+                       scale.const_data_ptr<float>(),
+                       apply.const_data_ptr<bool>(),
+                       steps.const_data_ptr<int64_t>(),
+                       runs.data(),
+                       static_cast<int64_t>(runs.size()),
+                       0.9,
+                       0.999,
+                       1e-8});
     const int64_t begin = 0;
-    bench(dtype == at::kFloat ? "squared_norm f32" : "squared_norm bf16", bytes_of(grad), [&] {
-      launch(SquaredNorm{cuda_call(grad, "bench"),
-                         data_of(grad),
-                         &begin,
-                         &count,
-                         1,
-                         partial.mutable_data_ptr<double>(),
-                         sum.mutable_data_ptr<double>()});
-    });
+    kernel(bench,
+           dtype == at::kFloat ? "squared_norm f32" : "squared_norm bf16",
+           bytes_of(grad),
+           SquaredNorm{cuda_call(grad, "bench"),
+                       data_of(grad),
+                       &begin,
+                       &count,
+                       1,
+                       partial.mutable_data_ptr<double>(),
+                       sum.mutable_data_ptr<double>()});
   }
 }
 
-void run(bool sweep) {
+void run() {
   const Tensor factor = randn({8192, 8192});
   for (int i = 0; i < 400; ++i) at::mm(factor, factor);  // half a second: an idle GPU has slow clocks
   Bench bench;
@@ -346,14 +261,6 @@ void run(bool sweep) {
   std::printf("device copy of 1 GiB: %.0f GB/s, read and written\n", bench.copy_rate / 1e9);
   const Tensor small_from = randn({8192, 4096}), small_to = at::empty_like(small_from);
   bench("device copy of 64 MiB", 2 * bytes_of(small_from), [&] { small_to.copy_(small_from); });
-  if (sweep) {
-    for (const auto& [count, dim] :
-         std::vector<std::pair<int64_t, int64_t>>{{8192, 4096}, {32768, 2560}, {65536, 1152}})
-      norms(bench, count, dim, at::kBFloat16, true);
-    norms(bench, 16384, 4096, at::kFloat, true);
-    for (const int64_t count : {32768, 8192}) rope(bench, {count, 32, 8, 128}, true, false, true);
-    return rope(bench, {32768, 16, 16, 72}, false, true, true);
-  }
   norms(bench, 8192, 4096, at::kBFloat16);
   norms(bench, 32768, 4096, at::kBFloat16);
   norms(bench, 32768, 2560, at::kBFloat16);
@@ -374,13 +281,13 @@ void run(bool sweep) {
 }  // namespace
 }  // namespace hanok
 
-int main(int argc, char** argv) {
+int main() {
   if (!at::hasCUDA()) {
     std::fprintf(stderr, "kernel_bench: got no GPU, expected one\n");
     return 1;
   }
   try {
-    hanok::run(argc > 1 && std::strcmp(argv[1], "--sweep") == 0);
+    hanok::run();
   } catch (const hanok::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "configs/schema/check.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -157,13 +158,8 @@ TEST_F(Read, BrokenYamlNamesTheLine) {
 }
 
 TEST_F(Read, MissingFileIsAConfigError) {
-  try {
-    read_config(path("absent.yaml"), {});
-    FAIL() << "nothing was thrown";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kConfig);
-    EXPECT_HAS(error.what(), "expected a YAML file; " + path("absent.yaml"));
-  }
+  EXPECT_HAS(message_of(ErrorKind::kConfig, [&] { read_config(path("absent.yaml"), {}); }),
+             "expected a YAML file; " + path("absent.yaml"));
 }
 
 TEST_F(Read, BaseFilesAreMergedUnderTheKeysOfTheFile) {

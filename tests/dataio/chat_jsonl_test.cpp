@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -109,25 +110,12 @@ TEST(DatasetKind, FollowsTheKeyOrTheExtension) {
   EXPECT_EQ(dataset_kind("x", {.path = "a/b.jsonl"}), DatasetKind::kChatJsonl);
   EXPECT_EQ(dataset_kind("x", {.path = "a/b.h5"}), DatasetKind::kPacked);
   EXPECT_EQ(dataset_kind("x", {.path = "a/b.txt", .kind = "vqa_csv"}), DatasetKind::kVqaCsv);
-  try {
-    dataset_kind("x", {.path = "a/b.txt"});
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kConfig);
-    EXPECT_NE(std::string(error.what()).find("set data.sets.x.kind"), std::string::npos) << error.what();
-  }
+  EXPECT_ERROR(error_of([] { dataset_kind("x", {.path = "a/b.txt"}); }), ErrorKind::kConfig, "set data.sets.x.kind");
 }
 
 TEST(DatasetKind, SaysWhatIsWrongWithThePath) {
-  for (const char* path : {"/nonexistent/a.jsonl", "/usr"}) {
-    try {
-      open_records("x", {.path = path, .kind = "chat_jsonl"});
-      FAIL();
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), ErrorKind::kData);
-      EXPECT_NE(std::string(error.what()).find(path), std::string::npos) << error.what();
-    }
-  }
+  for (const char* path : {"/nonexistent/a.jsonl", "/usr"})
+    EXPECT_ERROR(error_of([&] { open_records("x", {.path = path, .kind = "chat_jsonl"}); }), ErrorKind::kData, path);
 }
 
 }  // namespace

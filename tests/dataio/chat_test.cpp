@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "temp_folder.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -26,17 +27,6 @@ std::vector<std::string> pieces(const RenderedChat& chat, const std::vector<Span
   for (const Span& s : spans)
     out.push_back(chat.text.substr(static_cast<size_t>(s.begin), static_cast<size_t>(s.end - s.begin)));
   return out;
-}
-
-template <class Function>
-std::string error_of(ErrorKind kind, const Function& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind);
-    return error.what();
-  }
-  return "no error";
 }
 
 TEST(Chat, InstructRendersTurnsAndMarksWhatTheAssistantSays) {
@@ -98,7 +88,7 @@ TEST(Chat, APrefilledAnswerIsLeftOpenAndIsNoLabel) {
 TEST(Chat, RefusesWhatTheTemplateWouldDrop) {
   const auto chat = named("qwen3_vl");
   const auto refused = [&](const std::vector<Message>& messages, const char* said) {
-    const std::string error = error_of(ErrorKind::kData, [&] { chat->render(messages, false, false); });
+    const std::string error = message_of(ErrorKind::kData, [&] { chat->render(messages, false, false); });
     EXPECT_NE(error.find(said), std::string::npos) << error;
   };
   refused({}, "no message");
@@ -148,14 +138,14 @@ TEST(ChatTemplate, IsFoundInEveryFileThatMayHoldIt) {
 
 TEST(ChatTemplate, AnUnknownOneIsNeverGuessed) {
   const std::string qwen2 = HANOK_SOURCE_DIR "/tests/data/qwen_tokenizer";  // carries Qwen2's template
-  const std::string unknown = error_of(ErrorKind::kData, [&] { chat_template_from_folder(qwen2, ""); });
+  const std::string unknown = message_of(ErrorKind::kData, [&] { chat_template_from_folder(qwen2, ""); });
   EXPECT_NE(unknown.find("hash"), std::string::npos) << unknown;
   EXPECT_NE(unknown.find("data.chat_template"), std::string::npos) << unknown;
   EXPECT_EQ(chat_template_from_folder(qwen2, "qwen3_vl")->name(), "qwen3_vl");
   const TempFolder folder;
-  const std::string none = error_of(ErrorKind::kData, [&] { chat_template_from_folder(folder.path(), ""); });
+  const std::string none = message_of(ErrorKind::kData, [&] { chat_template_from_folder(folder.path(), ""); });
   EXPECT_NE(none.find("got none"), std::string::npos) << none;
-  const std::string wrong = error_of(ErrorKind::kConfig, [&] { chat_template_from_folder(qwen2, "qwen9"); });
+  const std::string wrong = message_of(ErrorKind::kConfig, [&] { chat_template_from_folder(qwen2, "qwen9"); });
   EXPECT_NE(wrong.find("qwen3_vl_thinking"), std::string::npos) << wrong;
 }
 

@@ -13,6 +13,7 @@
 #include "dataio/pack.h"
 #include "tests/dataio/picture_files.h"
 #include "tests/dataio/temp_folder.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 
@@ -74,16 +75,8 @@ class PackFixture : public ::testing::Test {
     return pack_dataset("train", dataset, data_, small_encoder(), progress);
   }
   PackReport pack_csv() { return pack({.path = folder_ / "data.csv"}); }
-  template <class Function>
-  std::string failure_of(Function function, ErrorKind kind = ErrorKind::kData) {
-    try {
-      function();
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), kind) << error.what();
-      return error.what();
-    }
-    ADD_FAILURE() << "nothing was thrown";
-    return "";
+  static std::string failure_of(const std::function<void()>& body, ErrorKind kind = ErrorKind::kData) {
+    return message_of(kind, body);
   }
   static std::string bytes_of(const std::string& path) {
     std::ifstream stream(path, std::ios::binary);

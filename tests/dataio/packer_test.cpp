@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "dataio/loader.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -155,13 +156,7 @@ TEST(MakeBatch, PlacesPicturesInOrder) {
 
 TEST(MakeBatch, NamesTheSampleWhosePlaceholdersDoNotFit) {
   const auto failure_of = [](const Sample& sample) {
-    try {
-      make_batch({sample}, {{0, 0}}, {});
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), ErrorKind::kData);
-      return std::string(error.what());
-    }
-    return std::string();
+    return message_of(ErrorKind::kData, [&] { make_batch({sample}, {{0, 0}}, {}); });
   };
   Sample more = sample_of(1, 9, {{8, 9}}, 2, 4);
   more.tokens[6] = kImage;

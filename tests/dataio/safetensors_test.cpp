@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "dataio/file_io.h"
 #include "tests/dataio/temp_folder.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -50,18 +51,6 @@ std::string file_bytes(const std::string& header, size_t data_bytes) {
 
 SafetensorsHeader parse(const std::string& bytes) {
   return parse_safetensors_header(bytes, static_cast<int64_t>(bytes.size()), "x.safetensors");
-}
-
-template <class Call>
-std::string message_of(ErrorKind kind, const Call& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(name(error.kind()), name(kind)) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
 }
 
 void write_bytes(const std::string& path, const std::string& bytes) {

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -83,13 +84,11 @@ TEST(FirstFitDecreasing, EqualsTheQuadraticDefinition) {
 }
 
 TEST(FirstFitDecreasing, RefusesWhatFitsNoRow) {
-  try {
-    first_fit_decreasing({3, 11}, 10);
-    FAIL();
-  } catch (const Error& e) {
-    EXPECT_EQ(e.kind(), ErrorKind::kShape);
-    EXPECT_NE(std::string(e.what()).find("got 11, expected at most the row's 10"), std::string::npos) << e.what();
-  }
+  EXPECT_ERROR(error_of([] {
+                 first_fit_decreasing({3, 11}, 10);
+               }),
+               ErrorKind::kShape,
+               "got 11, expected at most the row's 10");
 }
 
 TEST(Sampler, ShowsEachSampleOncePerEpochWhateverTheWindow) {
@@ -242,14 +241,8 @@ TEST(Sampler, EpochsBecomeSteps) {
 }
 
 TEST(Sampler, SaysWhatIsWrongWithTheMixture) {
-  const auto message = [](std::vector<Sampler::Source> sources) {
-    try {
-      Sampler(std::move(sources), 300, 1, 10, 1);
-    } catch (const Error& e) {
-      EXPECT_EQ(e.kind(), ErrorKind::kConfig);
-      return std::string(e.what());
-    }
-    return std::string();
+  const auto message = [](const std::vector<Sampler::Source>& sources) {
+    return message_of(ErrorKind::kConfig, [&] { Sampler(sources, 300, 1, 10, 1); });
   };
   EXPECT_NE(message({}).find("got no dataset"), std::string::npos);
   EXPECT_NE(message({source_of(3, 1, 1), {}}).find("dataset 1 of the mixture: got no usable sample"),

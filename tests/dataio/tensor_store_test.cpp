@@ -17,6 +17,7 @@
 #include "dataio/store/store_format.h"
 #include "dataio/store/strided_runs.h"
 #include "tests/dataio/temp_folder.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -24,18 +25,6 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 using Random = std::mt19937_64;
-
-template <class Call>
-std::string message_of(ErrorKind kind, const Call& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(name(error.kind()), name(kind)) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
-}
 
 // Without the fsync that thousands of trials would wait for.
 void write_bytes(const std::string& path, const std::string& bytes) {

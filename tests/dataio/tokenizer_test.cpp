@@ -13,6 +13,7 @@
 #include "dataio/text/bpe.h"
 #include "dataio/text/unicode.h"
 #include "temp_folder.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -68,16 +69,6 @@ Tokenizer load(const std::string& text) {
 }
 Tokenizer load(const json& value) {
   return load(value.dump());
-}
-
-std::string error_of(const json& value) {
-  try {
-    load(value);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kData);
-    return error.what();
-  }
-  return "no error";
 }
 
 TEST(Tokenizer, GivesTheIdsOfTheReference) {
@@ -287,7 +278,7 @@ TEST(Tokenizer, RefusesWhatItDoesNotUnderstandByName) {
   const auto refused = [&](const char* pointer, json value, const char* named) {
     json other = small_tokenizer();
     other[json::json_pointer(pointer)] = std::move(value);
-    const std::string error = error_of(other);
+    const std::string error = message_of(ErrorKind::kData, [&] { load(other); });
     EXPECT_NE(error.find(named), std::string::npos) << pointer << ": " << error;
   };
   const char* expression = "/pre_tokenizer/pretokenizers/0/pattern/Regex";
@@ -331,12 +322,8 @@ TEST(Tokenizer, RefusesAFolderWithoutFiles) {
   EXPECT_THROW(Tokenizer::from_folder(folder.path()), Error);
   std::ofstream(folder / "vocab.json") << R"({"a": 0})";
   std::ofstream(folder / "merges.txt") << "#version: 0.2\na a\n";
-  try {
-    Tokenizer::from_folder(folder.path());
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("'aa' is not in the vocabulary"), std::string::npos) << error.what();
-  }
+  EXPECT_ERROR(
+      error_of([&] { Tokenizer::from_folder(folder.path()); }), ErrorKind::kData, "'aa' is not in the vocabulary");
 }
 
 TEST(Tokenizer, HostileJsonEndsInAnErrorOrATokenizer) {

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -24,13 +25,7 @@ class VqaCsv : public ::testing::Test {
     return records;
   }
   std::string failure_of(const std::string& bytes, ErrorKind kind = ErrorKind::kData) {
-    try {
-      records_of(bytes);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), kind);
-      return error.what();
-    }
-    return "";
+    return message_of(kind, [&] { records_of(bytes); });
   }
   void SetUp() override {
     const std::string test = ::testing::UnitTest::GetInstance()->current_test_info()->name();
@@ -206,13 +201,9 @@ TEST_F(VqaCsv, FillsACustomPrompt) {
   const Message message =
       vqa_question("p", "say {a}", {"one", "two"}, "Q: {question} {x}\nA) {a}\nC) {c}\n(B) {b} {d}\n");
   EXPECT_EQ(message.content[1].text, "Q: say {a} {x}\nA) one\n(B) two \n");
-  try {
-    vqa_prompt("train", {.prompt = "{a}"});
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kConfig);
-    EXPECT_NE(std::string(error.what()).find("data.sets.train.prompt: got no {question}"), std::string::npos);
-  }
+  EXPECT_ERROR(error_of([] { vqa_prompt("train", {.prompt = "{a}"}); }),
+               ErrorKind::kConfig,
+               "data.sets.train.prompt: got no {question}");
 }
 
 TEST_F(VqaCsv, HashesTheWholeFile) {

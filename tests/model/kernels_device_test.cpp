@@ -16,6 +16,7 @@
 #include "parallel/squared_norm.h"
 #include "tests/model/on_device.h"
 #include "tests/support/close.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -227,13 +228,7 @@ TEST(KernelsOnDevice, SquaredNorm) {
 TEST(KernelsOnDevice, RefuseOtherDtypesByName) {
   if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
   const Tensor x = at::ones({4, 8}, at::device(at::kCUDA).dtype(at::kInt));
-  try {
-    swiglu(x);
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kShape);
-    EXPECT_NE(std::string(error.what()).find("kernel swiglu"), std::string::npos) << error.what();
-  }
+  EXPECT_ERROR(error_of([&] { swiglu(x); }), ErrorKind::kShape, "kernel swiglu");
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "configs/schema/read.h"
 #include "model/vlm.h"
 #include "tests/model/tiny.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -25,17 +26,6 @@ std::set<std::string> hf_names(const std::vector<ParamSpec>& specs, const ModelC
   for (const ParamSpec& spec : specs)
     for (const HfPart& part : name_map_of("qwen3_vl").parts(spec, config)) names.insert(part.name);
   return names;
-}
-
-std::string message_of(const std::function<void()>& f, ErrorKind kind) {
-  try {
-    f();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "no error";
-  return "";
 }
 
 TEST(NameMap, PartsTileEveryParameterAndNoHfTensorIsUsedTwice) {
@@ -96,13 +86,13 @@ TEST(NameMap, ListsMissingAndUnexpectedNames) {
   map.check_complete(specs, config, names);
   names.erase("model.language_model.norm.weight");
   names.insert("model.language_model.layers.9.mlp.up_proj.weight");
-  const std::string text = message_of([&] { map.check_complete(specs, config, names); }, ErrorKind::kCheckpoint);
+  const std::string text = message_of(ErrorKind::kCheckpoint, [&] { map.check_complete(specs, config, names); });
   EXPECT_NE(text.find("got 1 (model.language_model.layers.9.mlp.up_proj.weight)"), std::string::npos) << text;
   EXPECT_NE(text.find("miss 1 (model.language_model.norm.weight)"), std::string::npos) << text;
-  const std::string many = message_of([&] { map.check_complete(specs, config, {}); }, ErrorKind::kCheckpoint);
+  const std::string many = message_of(ErrorKind::kCheckpoint, [&] { map.check_complete(specs, config, {}); });
   EXPECT_NE(many.find(", ...)"), std::string::npos) << many;
-  message_of([&] { map.parts({.name = "decoder.layers.x.attn.out.weight", .shape = {1}}, config); },
-             ErrorKind::kCheckpoint);
+  message_of(ErrorKind::kCheckpoint,
+             [&] { map.parts({.name = "decoder.layers.x.attn.out.weight", .shape = {1}}, config); });
 }
 
 bool same_numbers(const ModelConfig& a, const ModelConfig& b) {
@@ -173,7 +163,7 @@ TEST(HfConfig, AModelWithoutATowerIsTheTextFamily) {
   nlohmann::json sliding = hf;
   sliding["use_sliding_window"] = true;
   EXPECT_EQ(
-      message_of([&] { read_hf_config(sliding, read); }, ErrorKind::kConfig).rfind("use_sliding_window: got true", 0),
+      message_of(ErrorKind::kConfig, [&] { read_hf_config(sliding, read); }).rfind("use_sliding_window: got true", 0),
       0u)
       << "got 1 is written for true";
 }
@@ -183,12 +173,10 @@ TEST(HfConfig, NamesTheKeyThatDoesNotFit) {
   const auto message = [&](const std::string& pointer, const nlohmann::json& value) {
     nlohmann::json hf = good;
     hf[nlohmann::json::json_pointer(pointer)] = value;
-    return message_of(
-        [&] {
-          ModelConfig read;
-          read_hf_config(hf, read);
-        },
-        ErrorKind::kConfig);
+    return message_of(ErrorKind::kConfig, [&] {
+      ModelConfig read;
+      read_hf_config(hf, read);
+    });
   };
   EXPECT_EQ(message("/model_type", "llama")
                 .rfind("model_type: got llama, expected one of [qwen3_vl, qwen3, qwen3_vl_moe, qwen3_moe]", 0),

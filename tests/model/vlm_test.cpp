@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "base/error.h"
 #include "configs/schema/read.h"
 #include "model/registry.h"
 #include "tests/model/gradients.h"
 #include "tests/model/tiny.h"
 #include "tests/support/close.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -48,6 +51,23 @@ TEST(Vlm, GradientsOfTheWholeModelEqualFiniteDifferences) {
     value = kept;
     EXPECT_NEAR((up - down) / (2 * kStep), grads[i].flatten()[at].item<double>(), 1e-5 * scale + 1e-8)
         << param.spec.name;
+  }
+}
+
+TEST(Vlm, TokenEmbeddingsTakeAStandardDeviationOfTheirOwn) {
+  ModelConfig config = tiny_config();
+  config.init_std = 0.1;
+  for (const double asked : {0.0, 1.0}) {
+    config.embed_init_std = asked;
+    Vlm model(config, make_single_groups(), at::kFloat, at::kCPU);
+    initialise(model, 5);
+    for (const Param& param : model.params()) {
+      const std::string& name = param.spec.name;
+      if (param.spec.init.kind != Init::Kind::kNormal) continue;
+      const double expected = name == "decoder.embed.weight" && asked > 0 ? asked : 0.1;
+      const double six_errors = 6 * expected / std::sqrt(2.0 * static_cast<double>(param.value.numel()));
+      EXPECT_NEAR(param.value.square().mean().sqrt().item<double>(), expected, six_errors) << name;
+    }
   }
 }
 
@@ -178,16 +198,6 @@ TEST(Vlm, AMicroBatchWithoutTokensGivesZeroGradients) {
   }
 }
 
-void expect_error(const std::function<void()>& f, ErrorKind kind, const std::string& part) {
-  try {
-    f();
-    FAIL() << "no error with: " << part;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind);
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
-  }
-}
-
 TEST(Vlm, NamesWhatDoesNotFit) {
   const ModelConfig config = tiny_config();
   Vlm model(config, make_single_groups(), at::kFloat, at::kCPU);
@@ -195,30 +205,31 @@ TEST(Vlm, NamesWhatDoesNotFit) {
   const TinyRow row = tiny_row(config, 48, true, at::kFloat);
   ModelInput input = row.input;
   input.vision_index_M = row.input.vision_index_M.slice(0, 1);
-  expect_error(
-      [&] { model.forward(input); }, ErrorKind::kShape, "vision tokens: got 11 from the pictures, expected 10");
+  EXPECT_ERROR(error_of([&] { model.forward(input); }),
+               ErrorKind::kShape,
+               "vision tokens: got 11 from the pictures, expected 10");
   input = row.input;
   input.grid_I3 = row.input.grid_I3.slice(0, 1);
-  expect_error([&] { model.forward(input); }, ErrorKind::kShape, "pixels: got [44, 96]");
+  EXPECT_ERROR(error_of([&] { model.forward(input); }), ErrorKind::kShape, "pixels: got [44, 96]");
   input = row.input;
   input.grid_I3 = row.input.grid_I3.clone();
   input.grid_I3[0][1] = 3;
-  expect_error([&] { model.forward(input); }, ErrorKind::kShape, "picture grid: got 1 x 3 x 6");
+  EXPECT_ERROR(error_of([&] { model.forward(input); }), ErrorKind::kShape, "picture grid: got 1 x 3 x 6");
   input = row.input;
   input.tokens_T = row.input.tokens_T.clone();
   input.tokens_T[0] = 67;
-  expect_error([&] { model.forward(input); }, ErrorKind::kShape, "token id: got ");
+  EXPECT_ERROR(error_of([&] { model.forward(input); }), ErrorKind::kShape, "token id: got ");
   input = row.input;
   input.position_3T = row.input.position_3T.slice(1, 1);
-  expect_error([&] { model.forward(input); }, ErrorKind::kShape, "positions: got [3, 47], expected [3, 48]");
+  EXPECT_ERROR(error_of([&] { model.forward(input); }), ErrorKind::kShape, "positions: got [3, 47], expected [3, 48]");
   ModelConfig unknown = config;
   unknown.tower.type = "siglip2";
-  expect_error([&] { Vlm(unknown, make_single_groups(), at::kFloat, at::kCPU); },
+  EXPECT_ERROR(error_of([&] { Vlm(unknown, make_single_groups(), at::kFloat, at::kCPU); }),
                ErrorKind::kConfig,
                "model.tower.type: got siglip2, expected one of [qwen3vl_vit, none]");
   unknown = config;
   unknown.family = "llava";
-  expect_error([&] { Vlm(unknown, make_single_groups(), at::kFloat, at::kCPU); },
+  EXPECT_ERROR(error_of([&] { Vlm(unknown, make_single_groups(), at::kFloat, at::kCPU); }),
                ErrorKind::kConfig,
                "expected one of [qwen3_vl");
 }

@@ -99,6 +99,51 @@ def reference_inputs(sample, pixels, dtype):
     return inputs
 
 
+class PackedRow:
+    """Samples end to end, as our models run them, with what the reference says of each."""
+
+    def __init__(self):
+        self.tokens, self.position, self.row_starts, self.pixels, self.grid, self.vision_index = [], [], [0], [], [], []
+        self.targets, self.label_weights, self.logits, self.loss = [], [], [], torch.zeros(())
+
+    def add(self, rng, generator, sample, pixels, positions, logits, split_frames=False):
+        """Draws targets and their weights, and adds up their loss."""
+        tokens, types, visuals = sample
+        targets = torch.tensor([tokens[i + 1] if i + 1 < len(tokens) and rng.random() < 0.6 else -100 for i in range(len(tokens))])
+        weights = torch.rand(len(tokens), generator=generator)
+        nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-100)
+        self.loss = self.loss + (nll * weights).sum()
+        begin = len(self.tokens)
+        self.tokens += tokens
+        self.position.append(positions[:, 0])
+        self.row_starts.append(begin + len(tokens))
+        self.pixels += pixels
+        for _, (t, h, w) in visuals:
+            self.grid += [[1, h, w]] * t if split_frames else [[t, h, w]]
+        self.vision_index += [begin + i for i, kind in enumerate(types) if kind]
+        self.targets.append(targets)
+        self.label_weights.append(weights[targets != -100])
+        self.logits.append(logits)
+
+    def pad(self, count):
+        if count == 0:
+            return
+        self.tokens += [0] * count
+        self.position.append(torch.zeros(3, count, dtype=torch.long))
+        self.row_starts.append(len(self.tokens))
+        self.targets.append(torch.full((count,), -100))
+
+    def case(self, values):
+        """`values` of a patch"""
+        return dict(
+            tokens=torch.tensor(self.tokens), position=torch.cat(self.position, 1).contiguous(),
+            row_starts=torch.tensor(self.row_starts, dtype=torch.int32),
+            pixels=torch.cat(self.pixels) if self.pixels else torch.zeros(0, values),
+            grid=torch.tensor(self.grid) if self.grid else torch.zeros(0, 3, dtype=torch.long),
+            vision_index=torch.tensor(self.vision_index, dtype=torch.long), targets=torch.cat(self.targets),
+            label_weights=torch.cat(self.label_weights))
+
+
 def build_case(seed, dtype):
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     config = random_config(rng)
@@ -112,51 +157,24 @@ def build_case(seed, dtype):
     values = 3 * 2 * config.vision_config.patch_size ** 2
     kinds = rng.choice([["text"], ["text"] * 3, ["images"], ["video"], ["mixed", "text"], ["images", "video", "text", "images"]])
     split_frames, padding = rng.random() < 0.5, rng.choice([0, 1, 7])
-    row = dict(tokens=[], position=[], row_starts=[0], pixels=[], grid=[], vision_index=[], targets=[], label_weights=[])
-    logits, loss = [], torch.zeros((), dtype=torch.float32)
+    row = PackedRow()
     for kind in kinds:
         sample = random_sample(rng, config, kind)
-        tokens, types, visuals = sample
-        pixels = [torch.randn(t * h * w, values, generator=generator) for _, (t, h, w) in visuals]
+        pixels = [torch.randn(t * h * w, values, generator=generator) for _, (t, h, w) in sample[2]]
         inputs = reference_inputs(sample, pixels, dtype)
         positions, _ = model.model.get_rope_index(**{k: v for k, v in inputs.items() if not k.startswith("pixel")})
-        out = model(**inputs).logits[0]
-        logits.append(out)
-        targets = torch.tensor([tokens[i + 1] if i + 1 < len(tokens) and rng.random() < 0.6 else -100 for i in range(len(tokens))])
-        weights = torch.rand(len(tokens), generator=generator)
-        nll = torch.nn.functional.cross_entropy(out.float(), targets, reduction="none", ignore_index=-100)
-        loss = loss + (nll * weights).sum()
-        begin = len(row["tokens"])
-        row["tokens"] += tokens
-        row["position"].append(positions[:, 0])
-        row["row_starts"].append(begin + len(tokens))
-        row["pixels"] += pixels
-        for _, (t, h, w) in visuals:
-            row["grid"] += [[1, h, w]] * t if split_frames else [[t, h, w]]
-        row["vision_index"] += [begin + i for i, kind in enumerate(types) if kind]
-        row["targets"].append(targets)
-        row["label_weights"].append(weights[targets != -100])
-    real = len(row["tokens"])
-    if padding:
-        row["tokens"] += [0] * padding
-        row["position"].append(torch.zeros(3, padding, dtype=torch.long))
-        row["row_starts"].append(real + padding)
-        row["targets"].append(torch.full((padding,), -100))
-    loss.backward()
-    case = dict(
-        tokens=torch.tensor(row["tokens"]), position=torch.cat(row["position"], 1).contiguous(),
-        row_starts=torch.tensor(row["row_starts"], dtype=torch.int32),
-        pixels=torch.cat(row["pixels"]) if row["pixels"] else torch.zeros(0, values),
-        grid=torch.tensor(row["grid"]) if row["grid"] else torch.zeros(0, 3, dtype=torch.long),
-        vision_index=torch.tensor(row["vision_index"], dtype=torch.long), targets=torch.cat(row["targets"]),
-        label_weights=torch.cat(row["label_weights"]))
+        row.add(rng, generator, sample, pixels, positions, model(**inputs).logits[0], split_frames)
+    real = len(row.tokens)
+    row.pad(padding)
+    row.loss.backward()
+    case = row.case(values)
     for name, parameter in model.named_parameters():
         case["weight/" + name] = parameter.detach().clone()
     grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     settings = dict(model=json.loads(config.to_json_string(use_diff=False)), recompute_every=rng.choice([0, 0, 1, 2]),
                     dtype=str(dtype).split(".")[1])
-    expected = dict(config=config, logits=torch.cat(logits).detach(), loss=loss.detach(), grads=grads, real=real)
-    return settings, case, expected, f"{'+'.join(kinds)}, {len(row['tokens'])} tokens, taps {config.vision_config.deepstack_visual_indexes}"
+    expected = dict(config=config, logits=torch.cat(row.logits).detach(), loss=row.loss.detach(), grads=grads, real=real)
+    return settings, case, expected, f"{'+'.join(kinds)}, {len(row.tokens)} tokens, taps {config.vision_config.deepstack_visual_indexes}"
 
 
 def relative_error(got, ref):

@@ -99,55 +99,29 @@ def build_case(seed, number):
     kinds = rng.choice([["text"], ["text"] * 3] if text_only else
                        [["text"], ["text"] * 3, ["images"], ["video"], ["mixed", "text"], ["images", "video", "text", "images"]])
     padding = rng.choice([0, 1, 7])
-    row = dict(tokens=[], position=[], row_starts=[0], pixels=[], grid=[], vision_index=[], targets=[], label_weights=[])
-    logits, router, loss = [], [], torch.zeros(())
+    row, router = dense.PackedRow(), []
     for kind in kinds:
         sample = dense.random_sample(rng, config, kind)
-        tokens, types, visuals = sample
-        pixels = [torch.randn(t * h * w, values, generator=generator) for _, (t, h, w) in visuals]
+        pixels = [torch.randn(t * h * w, values, generator=generator) for _, (t, h, w) in sample[2]]
         inputs = dense.reference_inputs(sample, pixels, torch.float32)
         if text_only:
             inputs = dict(input_ids=inputs["input_ids"])
-            positions = torch.arange(len(tokens)).expand(3, 1, -1)
+            positions = torch.arange(len(sample[0])).expand(3, 1, -1)
         else:
             positions, _ = model.model.get_rope_index(**{k: v for k, v in inputs.items() if not k.startswith("pixel")})
         result = model(**inputs, output_router_logits=True)
-        out = result.logits[0]
         router.append(result.router_logits)
-        logits.append(out)
-        targets = torch.tensor([tokens[i + 1] if i + 1 < len(tokens) and rng.random() < 0.6 else -100 for i in range(len(tokens))])
-        weights = torch.rand(len(tokens), generator=generator)
-        nll = torch.nn.functional.cross_entropy(out, targets, reduction="none", ignore_index=-100)
-        loss = loss + (nll * weights).sum()
-        begin = len(row["tokens"])
-        row["tokens"] += tokens
-        row["position"].append(positions[:, 0])
-        row["row_starts"].append(begin + len(tokens))
-        row["pixels"] += pixels
-        row["grid"] += [list(grid) for _, grid in visuals]
-        row["vision_index"] += [begin + i for i, kind_of in enumerate(types) if kind_of]
-        row["targets"].append(targets)
-        row["label_weights"].append(weights[targets != -100])
+        row.add(rng, generator, sample, pixels, positions, result.logits[0])
     router = tuple(torch.cat(layer) for layer in zip(*router))
     if smallest_gap(router, text.num_experts_per_tok) < LEAST_GAP:
         return None
     aux = load_balancing_loss_func(router, text.num_experts, text.num_experts_per_tok)
-    loss = loss + text.router_aux_loss_coef * aux
-    real = len(row["tokens"])
-    if padding:
-        row["tokens"] += [0] * padding
-        row["position"].append(torch.zeros(3, padding, dtype=torch.long))
-        row["row_starts"].append(real + padding)
-        row["targets"].append(torch.full((padding,), -100))
+    loss = row.loss + text.router_aux_loss_coef * aux
+    real = len(row.tokens)
+    row.pad(padding)
     loss.backward()
     layout = LAYOUTS[number % 3]
-    case = dict(
-        tokens=torch.tensor(row["tokens"]), position=torch.cat(row["position"], 1).contiguous(),
-        row_starts=torch.tensor(row["row_starts"], dtype=torch.int32), row=torch.tensor([0] * real + [-1] * padding),
-        pixels=torch.cat(row["pixels"]) if row["pixels"] else torch.zeros(0, values),
-        grid=torch.tensor(row["grid"]) if row["grid"] else torch.zeros(0, 3, dtype=torch.long),
-        vision_index=torch.tensor(row["vision_index"], dtype=torch.long), targets=torch.cat(row["targets"]),
-        label_weights=torch.cat(row["label_weights"]))
+    case = row.case(values) | dict(row=torch.tensor([0] * real + [-1] * padding))
     grads = {}
     for name, parameter in model.named_parameters():
         case |= {"weight/" + key: value.clone() for key, value in in_layout(name, parameter.detach(), layout).items()}
@@ -155,7 +129,7 @@ def build_case(seed, number):
             grads |= in_layout(name, parameter.grad, layout)
     settings = dict(model=json.loads(config.to_json_string(use_diff=False)), recompute_every=rng.choice([0, 0, 1, 2]), dtype="float32",
                     experts_on_disk=layout)
-    expected = dict(config=config, logits=torch.cat(logits).detach(), loss=loss.detach(), grads=grads, real=real)
+    expected = dict(config=config, logits=torch.cat(row.logits).detach(), loss=loss.detach(), grads=grads, real=real)
     numbers = f"{text.num_experts} experts, {text.num_experts_per_tok} a token, aux {aux.item():.3f} x {text.router_aux_loss_coef}"
     return settings, case, expected, f"{config.model_type} {layout}, {'+'.join(kinds)}, {real} tokens, {numbers}"
 

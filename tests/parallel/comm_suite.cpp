@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "parallel/init.h"
 #include "tests/support/close.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 
@@ -324,13 +325,7 @@ void every_group_of_the_mesh_works(const Site& site) {
 }
 
 void expect_shape_error(const std::function<void()>& call) {
-  try {
-    call();
-    ADD_FAILURE() << "expected an error";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kShape) << error.what();
-    EXPECT_NE(std::string(error.what()).find("suite["), std::string::npos) << error.what();
-  }
+  EXPECT_ERROR(error_of(call), ErrorKind::kShape, "suite[");
 }
 
 void wrong_arguments_are_refused_before_anything_is_sent(const Site& site) {

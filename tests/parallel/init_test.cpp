@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "parallel/philox.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -110,13 +111,7 @@ TEST(Initialise, SeedsAndNamesGiveDifferentValues) {
 
 TEST(Initialise, RefusesATensorOfAnotherShapeByName) {
   Param param{.spec = {.name = "decoder.norm.weight", .shape = {4}, .init = ones()}, .value = at::empty({5})};
-  try {
-    initialise(param, 0, make_single_groups());
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kShape);
-    EXPECT_NE(std::string(error.what()).find("decoder.norm.weight"), std::string::npos);
-  }
+  EXPECT_ERROR(error_of([&] { initialise(param, 0, make_single_groups()); }), ErrorKind::kShape, "decoder.norm.weight");
 }
 
 }  // namespace

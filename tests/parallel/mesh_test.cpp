@@ -7,6 +7,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -127,24 +128,18 @@ TEST(Mesh, ExpertsRefoldTheRanksOfOneStage) {
   EXPECT_EQ(mesh.group(GroupKind::kExpertGrad, 4), (std::vector<int>{4}));
 }
 
-std::string error_of(const MeshShape& shape) {
-  try {
-    Mesh mesh(shape);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kConfig);
-    return error.what();
-  }
-  return "";
+std::string refusal(const MeshShape& shape) {
+  return message_of(ErrorKind::kConfig, [&] { Mesh mesh(shape); });
 }
 
 TEST(Mesh, RefusesSizesBelowOneByName) {
-  EXPECT_NE(error_of({.dp = 0}).find("dp = 0"), std::string::npos);
-  EXPECT_NE(error_of({.etp = -1}).find("etp = -1"), std::string::npos);
+  EXPECT_NE(refusal({.dp = 0}).find("dp = 0"), std::string::npos);
+  EXPECT_NE(refusal({.etp = -1}).find("etp = -1"), std::string::npos);
 }
 
 TEST(Mesh, RefusesAnExpertFoldThatDoesNotDivideTheStage) {
-  EXPECT_NE(error_of({.dp = 2, .tp = 3, .ep = 4}).find("ep * etp = 4 * 1"), std::string::npos);
-  EXPECT_NE(error_of({.pp = 2, .dp = 2, .ep = 4}).find("expected a divisor"), std::string::npos);
+  EXPECT_NE(refusal({.dp = 2, .tp = 3, .ep = 4}).find("ep * etp = 4 * 1"), std::string::npos);
+  EXPECT_NE(refusal({.pp = 2, .dp = 2, .ep = 4}).find("expected a divisor"), std::string::npos);
 }
 
 TEST(Mesh, RefusesARankOutsideTheWorld) {

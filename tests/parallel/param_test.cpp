@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -123,13 +124,7 @@ TEST(LocalRanges, VocabularyBlocksAreCeilingsAndTheLastMayBeShortOrEmpty) {
 }
 
 TEST(LocalRanges, UnitsThatNeitherDivideNorAreDividedAreRefusedByName) {
-  try {
-    local_ranges(cut({6, 4}, 0, {{6, 1}}), 0, 4);
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kShape);
-    EXPECT_NE(std::string(error.what()).find("w: got 6 units"), std::string::npos) << error.what();
-  }
+  EXPECT_ERROR(error_of([] { local_ranges(cut({6, 4}, 0, {{6, 1}}), 0, 4); }), ErrorKind::kShape, "w: got 6 units");
 }
 
 TEST(LocalRanges, SegmentsMustAddUpAndHoldWholeUnits) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -68,28 +69,16 @@ TEST(Plan, AnEmptyPlanLeavesEverythingWhole) {
 }
 
 TEST(Plan, AModuleWithoutARuleIsAnErrorThatNamesIt) {
-  try {
-    kPlan.rule("tower.patch");
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kConfig);
-    EXPECT_NE(std::string(error.what()).find("tower.patch"), std::string::npos);
-  }
+  EXPECT_ERROR(error_of([] { kPlan.rule("tower.patch"); }), ErrorKind::kConfig, "tower.patch");
 }
 
 TEST(Plan, UnusedRulesAreListedUpToTen) {
   std::vector<PlanRule> rules = {whole("used")};
   for (int i = 0; i < 12; ++i) rules.push_back(whole(concat("unused", i)));
-  try {
-    Plan(rules).check_all_used({"used"});
-    FAIL();
-  } catch (const Error& error) {
-    const std::string text = error.what();
-    EXPECT_EQ(error.kind(), ErrorKind::kConfig);
-    EXPECT_NE(text.find("12 rules"), std::string::npos) << text;
-    EXPECT_NE(text.find("unused9"), std::string::npos) << text;
-    EXPECT_EQ(text.find("unused10"), std::string::npos) << text;
-  }
+  const std::string text = message_of(ErrorKind::kConfig, [&] { Plan(rules).check_all_used({"used"}); });
+  EXPECT_NE(text.find("12 rules"), std::string::npos) << text;
+  EXPECT_NE(text.find("unused9"), std::string::npos) << text;
+  EXPECT_EQ(text.find("unused10"), std::string::npos) << text;
 }
 
 TEST(Plan, ARuleThatIsAlwaysPrecededByAnotherIsUnused) {

@@ -19,6 +19,13 @@ inline Error error_of(const std::function<void()>& body) {
   return Error(ErrorKind::kNumeric, "nothing was thrown");
 }
 
+/// Its message, of an error of that kind.
+inline std::string message_of(ErrorKind kind, const std::function<void()>& body) {
+  const Error error = error_of(body);
+  EXPECT_EQ(name(error.kind()), name(kind)) << error.what();
+  return error.what();
+}
+
 }  // namespace hanok
 
 #define EXPECT_ERROR(error, kind_, part)                                                                          \

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -440,6 +441,64 @@ TEST(Checkpoint, FullDiskLeavesTrainingAndEarlierCheckpointsAlone) {
     EXPECT_FALSE(checkpoint.failed());
   });
   EXPECT_EQ(find_one(config).step, 3);
+}
+
+/// Limits what this process may map from here on.
+class LittleMemory {
+ public:
+  explicit LittleMemory(rlim_t more_bytes) {
+    getrlimit(RLIMIT_AS, &old_);
+    rlim_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    const rlimit limit{pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + more_bytes, old_.rlim_max};
+    setrlimit(RLIMIT_AS, &limit);
+  }
+  ~LittleMemory() { setrlimit(RLIMIT_AS, &old_); }
+
+ private:
+  rlimit old_;
+};
+
+TEST(Checkpoint, AHostWithoutRoomForTheCopyIsAFailureNotTheEnd) {
+  const TempFolder temp;
+  const RunConfig config = run_config(temp.path());
+  const RunFolder folder(config.out);
+  ModelConfig large = tiny_config();
+  large.decoder.vocab = 700000;
+  Rank rank(make_single_groups(), at::kFloat, 1, large);
+  Checkpointer checkpoint(config, folder, rank.groups);
+  for (const bool is_expected : {true, false}) {
+    testing::internal::CaptureStderr();
+    {
+      const LittleMemory enough_for_threads(rlim_t{1} << 27);
+      if (is_expected) checkpoint.expect_save(rank.model, *rank.optimizer);
+      EXPECT_NO_THROW(checkpoint.save(some_state(1), rank.model, *rank.optimizer));
+    }
+    checkpoint.finish();
+    const std::string said = testing::internal::GetCapturedStderr();
+    EXPECT_TRUE(checkpoint.failed());
+    EXPECT_NE(said.find("was not saved: host memory: got 'Cannot allocate memory', expected 0."), std::string::npos)
+        << said;
+    EXPECT_TRUE(steps_in(config).empty());
+  }
+  checkpoint.save(some_state(1), rank.model, *rank.optimizer);
+  checkpoint.finish();
+  EXPECT_FALSE(checkpoint.failed());
+  EXPECT_EQ(steps_in(config), std::vector<int64_t>{1});
+}
+
+TEST(Checkpoint, MemoryIsMadeAheadOnlyWhereASaveFollows) {
+  const SaveConfig often{.every = 4, .best = false, .at_end = false};
+  for (const auto& [step, follows] : std::map<int64_t, bool>{{1, true}, {3, true}, {4, true}, {7, true}, {8, false}})
+    EXPECT_EQ(save_follows(often, true, step, 11), follows) << step;
+  const SaveConfig never{.every = 0, .best = false, .at_end = false}, late{.every = 12, .best = false, .at_end = false};
+  EXPECT_FALSE(save_follows(never, true, 1, 11));
+  EXPECT_FALSE(save_follows(late, true, 1, 11)) << "none is due within the stage";
+  const SaveConfig best{.every = 0, .best = true, .at_end = false}, last{.every = 0, .best = false, .at_end = true};
+  EXPECT_TRUE(save_follows(best, true, 1, 11));
+  EXPECT_FALSE(save_follows(best, false, 1, 11)) << "nothing tells which is the best";
+  EXPECT_TRUE(save_follows(last, false, 1, 11));
+  EXPECT_FALSE(save_follows(last, false, 11, 11)) << "it is over";
 }
 
 TEST(Checkpoint, FolderThatCannotBeMadeIsAFailureNotTheEnd) {

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "tests/support/errors.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/run_stages.h"
 
@@ -58,17 +59,6 @@ std::vector<double> losses_of(const RunConfig& config) {
 std::string bytes_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
-std::string message_of(const std::function<void()>& body, ErrorKind kind) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(name(error.kind()), name(kind)) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
 }
 
 constexpr const char* kAllSteps = "align1 align2 align3 all1 all2 all3 all4 all5 ";
@@ -172,7 +162,7 @@ TEST(RunStages, NeverStartsAnewAndSetsEarlierCheckpointsAside) {
   RunConfig config = tiny.config();
   run_on(1, config);
   config.seed = 4;  // refused when going on, fine when starting anew
-  const std::string refused = message_of([&] { run_on(1, config); }, ErrorKind::kConfig);
+  const std::string refused = message_of(ErrorKind::kConfig, [&] { run_on(1, config); });
   EXPECT_NE(refused.find("seed: was 3, is 4"), std::string::npos) << refused;
   run_on(1, config, {.resume = "never"});
   EXPECT_EQ(steps_of(config), kAllSteps);
@@ -184,11 +174,11 @@ TEST(RunStages, AnotherModelIsRefusedAnotherRateIsNot) {
   run_on(1, config, stop_after(1));
   RunConfig other = config;
   other.model.decoder.ffn = 32;
-  const std::string message = message_of([&] { run_on(1, other); }, ErrorKind::kConfig);
+  const std::string message = message_of(ErrorKind::kConfig, [&] { run_on(1, other); });
   EXPECT_NE(message.find("model.decoder.ffn: was 24, is 32"), std::string::npos) << message;
   other = config;
   other.stages[0].seq_len = 256;
-  EXPECT_NE(message_of([&] { run_on(1, other); }, ErrorKind::kConfig).find("seq_len"), std::string::npos);
+  EXPECT_NE(message_of(ErrorKind::kConfig, [&] { run_on(1, other); }).find("seq_len"), std::string::npos);
   other = config;
   other.stages[0].optimizer.lr = 1e-4;
   other.stages[1].seq_len = 256;  // not begun yet
@@ -201,7 +191,7 @@ TEST(RunStages, OtherDataInTheMiddleOfAStageAreRefused) {
   run_on(1, config, stop_after(1));
   const std::string csv = bytes_of(tiny.file("train.csv"));
   std::ofstream(tiny.file("train.csv")) << csv.substr(0, csv.rfind('\n', csv.size() - 2) + 1);  // a row less
-  const std::string message = message_of([&] { run_on(1, config); }, ErrorKind::kConfig);
+  const std::string message = message_of(ErrorKind::kConfig, [&] { run_on(1, config); });
   EXPECT_NE(message.find("content of the datasets"), std::string::npos) << message;
 }
 
@@ -209,14 +199,14 @@ TEST(RunStages, AGlobThatMatchesNothingIsAnError) {
   const TinyRun tiny("glob");
   RunConfig config = tiny.config();
   config.stages[0].trainable = {"conector.**"};
-  EXPECT_NE(message_of([&] { run_on(1, config); }, ErrorKind::kConfig).find("conector.**"), std::string::npos);
+  EXPECT_NE(message_of(ErrorKind::kConfig, [&] { run_on(1, config); }).find("conector.**"), std::string::npos);
 }
 
 TEST(RunStages, DataWithoutAnyLabelAreAnError) {
   const TinyRun tiny("unlabelled");
   RunConfig config = tiny.config();
   config.stages[0].mixture = {{"predict", 1.0}};
-  EXPECT_NE(message_of([&] { run_on(1, config); }, ErrorKind::kData).find("label"), std::string::npos);
+  EXPECT_NE(message_of(ErrorKind::kData, [&] { run_on(1, config); }).find("label"), std::string::npos);
 }
 
 TEST(TrainLoop, StopsEarlyWhenHeldOutDataGainNothing) {
@@ -346,7 +336,7 @@ TEST(TrainLoop, BadStepsAreSkippedCountedAndLimited) {
   config.stages[0].optimizer.lr = 1e30;  // the second step overflows, and so do all after it
   config.stages[0].optimizer.clip_norm = 0;
   config.stages[0].optimizer.max_bad_steps = 3;
-  const std::string message = message_of([&] { run_on(2, config); }, ErrorKind::kNumeric);
+  const std::string message = message_of(ErrorKind::kNumeric, [&] { run_on(2, config); });
   EXPECT_NE(message.find("4 steps in a row"), std::string::npos) << message;
   int skipped = 0;
   for (const json& line : lines_of(config)) skipped += line["kind"] == "step" && line["applied"] == false;
@@ -358,7 +348,7 @@ TEST(TrainLoop, AMeasureThatTheHeldOutSetLacksIsAnError) {
   RunConfig config = tiny.config();
   config.eval.set = "predict";
   config.eval.metric = "accuracy";
-  EXPECT_NE(message_of([&] { run_on(1, config); }, ErrorKind::kConfig).find("eval.metric"), std::string::npos);
+  EXPECT_NE(message_of(ErrorKind::kConfig, [&] { run_on(1, config); }).find("eval.metric"), std::string::npos);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "tests/dataio/temp_folder.h"
+#include "tests/support/errors.h"
 
 namespace hanok {
 namespace {
@@ -93,15 +94,9 @@ TEST(RunFolder, SecondOwnerIsRefusedByTheNameOfTheFirst) {
   RunFolder first(temp / "a/run");
   first.lock("slurm 42");
   RunFolder second(temp / "a/run");
-  try {
-    second.lock();
-    FAIL() << "nothing was thrown";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kIo);
-    const std::string text = error.what();
-    EXPECT_NE(text.find(concat("(pid ", static_cast<int64_t>(getpid()), " on ")), std::string::npos) << text;
-    EXPECT_NE(text.find(", job slurm 42, since 20"), std::string::npos) << text;
-  }
+  const std::string text = message_of(ErrorKind::kIo, [&] { second.lock(); });
+  EXPECT_NE(text.find(concat("(pid ", static_cast<int64_t>(getpid()), " on ")), std::string::npos) << text;
+  EXPECT_NE(text.find(", job slurm 42, since 20"), std::string::npos) << text;
   EXPECT_NE(text_of(temp / "a/run/LOCK").find("job slurm 42"), std::string::npos) << "the loser must not write";
 }
 
@@ -141,15 +136,8 @@ TEST(RunFolder, FolderThatCannotBeWrittenIsAnIoError) {
   const TempFolder temp;
   std::ofstream(temp / "file") << "x";
   RunFolder run(temp / "file/run");
-  try {
-    run.lock();
-    FAIL() << "nothing was thrown";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kIo);
-    EXPECT_NE(std::string(error.what()).find("expected a folder that can be written; " + (temp / "file/run")),
-              std::string::npos)
-        << error.what();
-  }
+  EXPECT_ERROR(
+      error_of([&] { run.lock(); }), ErrorKind::kIo, "expected a folder that can be written; " + (temp / "file/run"));
 }
 
 }  // namespace
