@@ -1,7 +1,7 @@
 """What a checkpoint of the full state costs a training under way, and how soon a killed one trains again.
 usage: checkpoint.py [--gpus 8] [--shape 8b] [--work FOLDER] [--every 25] [--saves 2] [--json FILE] [--limit SECONDS] [--set KEY=VALUE]
 Data parallel with ZeRO-1, rows of 4,096 tokens as beside_peers.py's 8b_4k. The checkpoints lie under --work: on a file system in memory,
-such as /dev/shm, the figures are without a disk. The first save also makes the pinned memory that all later ones use.
+such as /dev/shm, the figures are without a disk.
 Stall: the time that a save kept the loop waiting, and what the steps took longer than the median while it was written behind them.
 Resume: from the start of mpirun until the first step is finished."""
 import argparse
@@ -62,7 +62,7 @@ def saves_with_room(options, model):
     weights = sum(os.path.getsize(path) for path in glob.glob(os.path.join(model, "*.safetensors")))
     state = 7 * weights  # bf16 weights; f32 master values and two moments
     stat = os.statvfs(options.work)
-    copy = 1.4 * state  # pinned memory is taken in powers of two
+    copy = state + 4e9 * options.gpus  # each rank wants 4 GiB to stay free
     disk, memory = stat.f_bavail * stat.f_frsize, memory_free() - copy
     room = min(disk, memory) if is_in_memory(options.work) else disk
     fits = int(room // (1.02 * state)) if memory > 0 else 0
@@ -71,7 +71,7 @@ def saves_with_room(options, model):
                  f"{state / 1e9:.0f} GB there and {copy / 1e9:.0f} GB of memory{' more' if is_in_memory(options.work) else ''} for the copy; "
                  f"state of {options.shape}; another --work, or --shape 4b")
     if fits < min(2, options.saves):
-        print(f"room for one checkpoint of {state / 1e9:.0f} GB only: one save, which also makes the pinned memory", flush=True)
+        print(f"room for one checkpoint of {state / 1e9:.0f} GB only: one save", flush=True)
         return 1
     return options.saves
 
