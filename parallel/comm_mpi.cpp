@@ -302,7 +302,7 @@ class MpiComm final : public CheckedComm {
       post(call, flight, send[to], to, true);
     }
     // An in-place gather has one buffer for both.
-    if (send[rank()].data != receive[rank()].data) {
+    if (send[rank()].size > 0 && send[rank()].data != receive[rank()].data) {
       std::memcpy(receive[rank()].data, send[rank()].data, send[rank()].size);
     }
     wait(call, flight);
