@@ -167,8 +167,7 @@ class Chooser {
     const double weight = static_cast<double>(c10::elementSize(t.dtype));
     const auto gradient = static_cast<double>(c10::elementSize(gradient_dtype(t.stage.optimizer.grad_dtype)));
     const double always = t.held.trained * (weight + gradient) + (t.held.shard + t.held.expert_shard) * 12;
-    const double live =
-        static_cast<double>(peak_live_chunks(t.shape, 0, static_cast<int>(t.micro_batches))) / t.shape.chunks;
+    const double live = peak_live_chunks(t.shape, 0, static_cast<int>(t.micro_batches)) / t.shape.chunks;
     return (always + std::max(1.0, live) * t.kept.decoder * 0.9) / t.shape.ranks;
   }
 

@@ -226,12 +226,18 @@ Estimate::Stage stage_of(const PlannedModel& planned, const ActivationBytes& act
   const PipelineShape& shape = planned.model->pipeline();
   const int rank = planned.groups.at.pp;
   Estimate::Stage out{.kept = act.input + act.kept()};
-  for (int chunk = 0; chunk < shape.chunks; ++chunk) {
-    const PieceRange& range = planned.model->pieces().at(piece_of(shape, {rank, chunk}));
-    out.layers += range.last - range.first;
-  }
+  const auto range_of = [&](int chunk) { return planned.model->pieces().at(piece_of(shape, {rank, chunk})); };
+  for (int chunk = 0; chunk < shape.chunks; ++chunk) out.layers += range_of(chunk).last - range_of(chunk).first;
   for (const Param& param : planned.model->params()) out.parameters += static_cast<double>(param.value.numel());
-  out.live = std::max(1.0, static_cast<double>(peak_live_chunks(shape, rank, micro_batches)) / shape.chunks);
+  std::vector<double> sizes;  // of what each chunk keeps
+  for (int chunk = 0; chunk < shape.chunks; ++chunk) {
+    const PieceRange range = range_of(chunk);
+    const double share =
+        static_cast<double>(range.last - range.first) / static_cast<double>(std::max<int64_t>(1, out.layers));
+    sizes.push_back(act.decoder * share + act.stream / shape.chunks +
+                    (range.is_first ? act.input + act.tower + act.connector : 0) + (range.is_last ? act.head : 0));
+  }
+  out.live = std::max(1.0, peak_live_chunks(shape, rank, micro_batches, sizes) / out.kept);
   return out;
 }
 

@@ -40,15 +40,4 @@ struct TimedStage {
 };
 Estimate::Seconds seconds_of(const TimedStage& timed, const GpuConfig& gpu);
 
-/// How long a pipeline takes whose pieces take these seconds for one micro-batch, `passing` seconds from one to the
-/// next.
-struct PieceSeconds {
-  double forward = 0, backward_input = 0, backward_weight = 0;
-  double all() const { return forward + backward_input + backward_weight; }
-};
-double pipeline_span(const PipelineShape& shape,
-                     int micro_batches,
-                     const std::vector<PieceSeconds>& pieces,
-                     double passing);
-
 }  // namespace hanok

@@ -58,11 +58,22 @@ struct Action {
 /// source: Megatron-LM arXiv:2104.04473 (1F1B, interleaved); zero bubble arXiv:2401.10241 (H1), 2405.15362 (V)
 std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int micro_batches);
 
-/// The most chunks of micro-batches that a rank holds at once.
-int peak_live_chunks(const PipelineShape& shape, int rank, int micro_batches);
+/// Of one micro-batch on one piece.
+struct PieceSeconds {
+  double forward = 0, backward_input = 0, backward_weight = 0;
+  double all() const { return forward + backward_input + backward_weight; }
+};
+/// How long a step takes whose pieces take these seconds, `passing` seconds from one rank to the next.
+double pipeline_span(const PipelineShape& shape,
+                     int micro_batches,
+                     const std::vector<PieceSeconds>& pieces,
+                     double passing);
+
+/// The most that a rank holds at once of chunks of micro-batches, in their sizes; without sizes each counts 1.
+double peak_live_chunks(const PipelineShape& shape, int rank, int micro_batches, std::vector<double> sizes = {});
 /// Time that ranks wait, as a share of the time that they work, where a backward takes as long as two forwards and a
 /// weight gradient as long as an input gradient: (p - 1) / m, divided by the chunks or, for H1, by three; for V
-/// what its list takes, which is made for input gradients of 1.4 forwards and weight gradients of 0.8.
+/// what its lists take, which are chosen for input gradients of 1.4 forwards and weight gradients of 0.8.
 double waiting_share(const PipelineShape& shape, int micro_batches);
 
 }  // namespace hanok
