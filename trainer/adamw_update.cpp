@@ -28,9 +28,9 @@ Factors factors_of(const RateRun& run, const AdamWNumbers& n, float grad_scale, 
           .eps = static_cast<float>(n.eps)};
 }
 
-// no-math-errno: without it sqrt may call a function, and the loop is not vectorised.
+// Vectorised because this file is compiled without math errno, for which sqrt would have to call a function.
 template <class Grad>
-__attribute__((optimize("no-math-errno"))) void update(
+void update(
     float* __restrict p, float* __restrict m, float* __restrict v, const Grad* __restrict grad, int64_t n, Factors f) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
