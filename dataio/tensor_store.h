@@ -24,7 +24,7 @@ struct StoredRun {
 struct StoredPiece {
   std::string tensor;  // "optimizer.m/decoder.layers.0.attn.qkv.weight"
   std::vector<StoredRun> runs;
-  Tensor values;  // 1-D, contiguous, on the host
+  Tensor values;  // 1-D, contiguous; those on a device are brought to the host when their turn comes
 };
 /// The global tensors that the pieces of all ranks make up.
 struct StoredTensor {

@@ -58,7 +58,8 @@ struct Checkpointer::State {
   bool is_root() const { return groups.rank == 0; }
   void prepare(int stage);
   void begin_memory(const Vlm& model, AdamW& optimizer);
-  void await_memory();
+  /// Nothing, or why some rank's host has no room for the copy; then no rank has one.
+  std::optional<Error> await_memory();
   void start_commit();
   /// Whether all ranks have done their part of the phase; then the next phase begins.
   bool advance(std::chrono::milliseconds patience);
@@ -83,19 +84,17 @@ void Checkpointer::State::prepare(int stage) {
 }
 
 void Checkpointer::State::begin_memory(const Vlm& model, AdamW& optimizer) {
-  if (snapshot) return;
-  snapshot = std::make_shared<Snapshot>(device_of(model));
+  if (!snapshot) snapshot = std::make_shared<Snapshot>(device_of(model));
   snapshot->prepare(model.params(), shard_buffers(optimizer), groups);
 }
 
-void Checkpointer::State::await_memory() {
+std::optional<Error> Checkpointer::State::await_memory() {
   Background& making = snapshot->preparation();
   while (!all_ended(making, kHeartbeat, *groups.control)) {
   }
-  const auto failure = first_failure(making.take(), *groups.control);
-  if (!failure) return;
-  snapshot.reset();  // the next save tries again; until then no rank holds memory for nothing
-  throw *failure;
+  std::optional<Error> failure = first_failure(making.take(), *groups.control);
+  if (failure) snapshot->give_up_memory();  // the next save tries again
+  return failure;
 }
 
 void Checkpointer::State::start_commit() {
@@ -175,9 +174,12 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
   s.begin_memory(model, optimizer);
   try {
     s.prepare(train.stage);
-    s.await_memory();
   } catch (const Error& error) {
     return s.fail(error);
+  }
+  const std::optional<Error> no_room = s.await_memory();
+  if (no_room) {
+    HANOK_LOG_RANK0(WARNING) << no_room->what() << "; training waits while it is written without a copy";
   }
   s.in_flight->tensors = stored_tensors(model.whole());
   s.in_flight->state = to_json(CheckpointState{.train = train,
@@ -187,14 +189,16 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
                                                .sequence_parallel = s.groups.sequence_parallel,
                                                .threads = at::get_num_threads()});
   const ShardBuffers buffers = shard_buffers(optimizer);
-  const std::vector<StoredPiece>& pieces = s.snapshot->take(model.params(), buffers, s.groups);
-  optimizer.update_after(s.snapshot->copied());
+  Snapshot& snapshot = *s.snapshot;
+  const std::vector<StoredPiece>& pieces =
+      no_room ? snapshot.lay_open(model.params(), buffers, s.groups) : snapshot.take(model.params(), buffers, s.groups);
+  optimizer.update_after(snapshot.copied());
   s.phase = State::Phase::kWriting;
   s.background.start([job = s.in_flight, snapshot = s.snapshot, &pieces, rank = s.groups.rank] {
     snapshot->copied().wait_on_host();
     write_store_shard(job->directory, rank, pieces);
   });
-  if (!s.config.save.background) finish();
+  if (no_room || !s.config.save.background) finish();
   s.last_stall_s = now_s() - start;
 }
 

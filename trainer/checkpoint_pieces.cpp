@@ -130,6 +130,18 @@ std::vector<Snapshot::Source> Snapshot::sources(const ParamTable& params,
   return out;
 }
 
+std::vector<Tensor> Snapshot::Source::stretches() const {
+  std::vector<Tensor> out;
+  for (size_t i = 0; i < runs.size();) {
+    int64_t size = runs[i].size;
+    size_t next = i + 1;
+    while (next < runs.size() && runs[next].local_begin == runs[i].local_begin + size) size += runs[next++].size;
+    out.push_back(flat.narrow(0, at + runs[i].local_begin - begin, size));
+    i = next;
+  }
+  return out;
+}
+
 Snapshot::~Snapshot() {
   try {
     copied_.wait_on_host();  // the device may still write to the memory
@@ -162,22 +174,32 @@ const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,
   memory_->clear();
   pieces_.clear();
   side_.run([&] {
-    for (const auto& [key, flat, runs, begin, source_at] : sources_) {
-      const Tensor to = memory_->carve(flat.scalar_type(), count(runs));
+    for (const Source& source : sources_) {
+      const Tensor to = memory_->carve(source.flat.scalar_type(), count(source.runs));
       int64_t at = 0;
-      for (size_t i = 0; i < runs.size();) {
-        // Neighbours in the local tensor are one copy, however far apart they lie in the global one.
-        int64_t size = runs[i].size;
-        size_t next = i + 1;
-        while (next < runs.size() && runs[next].local_begin == runs[i].local_begin + size) size += runs[next++].size;
-        const Tensor from = flat.narrow(0, source_at + runs[i].local_begin - begin, size);
-        memory_->copy(to.narrow(0, at, size), from);
-        at += size;
-        i = next;
+      for (const Tensor& from : source.stretches()) {
+        memory_->copy(to.narrow(0, at, from.numel()), from);
+        at += from.numel();
       }
-      pieces_.push_back({key, stored(runs), to});
+      pieces_.push_back({source.key, stored(source.runs), to});
     }
   });
+  copied_ = side_.mark();
+  return pieces_;
+}
+
+const std::vector<StoredPiece>& Snapshot::lay_open(const ParamTable& params,
+                                                   const ShardBuffers& buffers,
+                                                   const Groups& groups) {
+  const at::NoGradGuard no_grad;
+  sources_ = sources(params, buffers, groups);
+  pieces_.clear();
+  for (const Source& source : sources_) {
+    const std::vector<Tensor> stretches = source.stretches();
+    pieces_.push_back(
+        {source.key, stored(source.runs), stretches.size() == 1 ? stretches.front() : at::cat(stretches)});
+  }
+  side_.run([] {});
   copied_ = side_.mark();
   return pieces_;
 }

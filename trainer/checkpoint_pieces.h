@@ -56,6 +56,12 @@ class Snapshot {
   /// on a GPU beside the current stream: nothing may change them before copied(). The pieces stay valid until the next
   /// take(). errors: kDevice if the host has no room for them
   const std::vector<StoredPiece>& take(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
+  /// The same without a copy, for hosts that have no room for one: the pieces lie where training changes them, so that
+  /// it must wait until they are written.
+  const std::vector<StoredPiece>& lay_open(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
+  /// Gives the memory back; the next prepare() or take() makes it again.
+  void give_up_memory() { memory_.reset(); }
+  /// When the pieces may be read.
   const SideStream::Mark& copied() const { return copied_; }
 
  private:
@@ -64,6 +70,9 @@ class Snapshot {
     Tensor flat;
     std::vector<FlatRun> runs;
     int64_t begin, at;  // local index and place in `flat` of one and the same value
+    /// What is stored of it, in order: neighbours in the local tensor are one, however far apart they lie in the global
+    /// one.
+    std::vector<Tensor> stretches() const;
   };
   static std::vector<Source> sources(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
   void reserve(const std::vector<Source>& sources);

@@ -72,12 +72,10 @@ void write_store_shard(const std::string& directory, int rank, const std::vector
     int64_t elements = 0;
     for (const StoredRun& run : piece.runs) elements += run.size;
     const Tensor& values = piece.values;
-    HANOK_REQUIRE(values.defined() && values.is_cpu() && values.dim() == 1 && values.is_contiguous() &&
-                      values.numel() == elements,
-                  kShape)
+    HANOK_REQUIRE(values.defined() && values.dim() == 1 && values.is_contiguous() && values.numel() == elements, kShape)
         << "piece of " << shown(piece.tensor) << ": got values "
         << (values.defined() ? concat(values.sizes()) : "undefined") << ", expected [" << elements
-        << "] as its runs say, contiguous on the host; " << data_path << "; cut values and runs from the same list";
+        << "] as its runs say, contiguous; " << data_path << "; cut values and runs from the same list";
     runs[piece.tensor] = compress_runs(piece.runs);
     by_name[piece.tensor] = &piece;
     plans.push_back({piece.tensor, values.scalar_type(), {elements}});
@@ -89,7 +87,13 @@ void write_store_shard(const std::string& directory, int rank, const std::vector
   std::error_code error;
   fs::create_directories(folder, error);
   require_success(error, "create folder", folder);
-  write_safetensors(data_path, plans, {}, [&](const std::string& name) { return by_name.at(name)->values; });
+  // Hashed from memory, not from the file: what the disk made of it shows at verify().
+  std::map<std::string, std::string> hashes;
+  write_safetensors(data_path, plans, {}, [&](const std::string& name) {
+    const Tensor values = by_name.at(name)->values.cpu();
+    hashes[name] = xxh3_text(values.const_data_ptr(), values.nbytes());
+    return values;
+  });
 
   const SafetensorsFile written(data_path);
   Json index = {{"schema_version", TensorStore::kSchemaVersion},
@@ -97,12 +101,10 @@ void write_store_shard(const std::string& directory, int rank, const std::vector
                 {"header_xxh3", xxh3_text(written.header_bytes())}};
   Json& list = index["pieces"] = Json::array();
   for (const TensorPlan& plan : plans) {
-    // Hashed from memory, not from the file: what the disk made of it shows at verify().
-    const Tensor& values = by_name.at(plan.name)->values;
     list.push_back({{"tensor", plan.name},
                     {"runs", runs_json(runs.at(plan.name))},
                     {"offset", written.header().tensors.at(plan.name).begin},
-                    {"xxh3", xxh3_text(values.const_data_ptr(), values.nbytes())}});
+                    {"xxh3", hashes.at(plan.name)}});
   }
   const std::string index_path = concat(folder, "/", store_index_name(rank));
   write_file_atomically(index_path, strict_json_text(index, index_path) + "\n");
