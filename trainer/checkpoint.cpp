@@ -84,6 +84,7 @@ void Checkpointer::State::prepare(int stage) {
 }
 
 void Checkpointer::State::begin_memory(const Vlm& model, AdamW& optimizer) {
+  if (snapshot && snapshot->has_memory()) return;
   if (!snapshot) snapshot = std::make_shared<Snapshot>(device_of(model));
   snapshot->prepare(model.params(), shard_buffers(optimizer), groups);
 }

@@ -161,7 +161,7 @@ void Snapshot::reserve(const std::vector<Source>& sources) {
 }
 
 void Snapshot::prepare(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups) {
-  if (!memory_) reserve(sources(params, buffers, groups));
+  reserve(sources(params, buffers, groups));
 }
 
 const std::vector<StoredPiece>& Snapshot::take(const ParamTable& params,

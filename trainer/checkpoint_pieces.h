@@ -48,8 +48,9 @@ class Snapshot {
   ~Snapshot();
   Snapshot(const Snapshot&) = delete;
   Snapshot& operator=(const Snapshot&) = delete;
-  /// Begins to make the memory that take() needs, beside everything else, unless it has begun before.
+  /// Begins to make the memory that take() needs, beside everything else.
   void prepare(const ParamTable& params, const ShardBuffers& buffers, const Groups& groups);
+  bool has_memory() const { return memory_ != nullptr; }  // or it is in the making
   /// Of prepare(); take() waits for it, and its failure is an error there unless it was taken before.
   Background& preparation() { return memory_->making(); }
   /// Begins to copy model values (each local tensor cut evenly over the ranks that hold the same) and optimizer shards,

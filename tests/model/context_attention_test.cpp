@@ -81,8 +81,14 @@ TEST(AttentionPieces, MatchADenseSoftmaxWithTheirMask) {
         EXPECT_CLOSE(got.log_sum_NT, expected.log_sum, c.k_rows);
         Tensor dq = at::zeros_like(q_in), dkv = at::zeros_like(kv_in);
         attend_backward(dout.to(dtype), q_in, kv_in, got, pieces, sizes_of(c), kernel, dq, dkv);
-        EXPECT_CLOSE(dq, grads[0], c.k_rows);
-        EXPECT_CLOSE(dkv, grads[1], c.k_rows);
+        // Where a row sees few keys, what the softmax's gradient is the difference of is larger than the difference.
+        const double before =
+            (dout.abs().max() * kv.abs().max() * at::maximum(q.abs().max(), kv.abs().max())).item<double>();
+        const auto error = [](const Tensor& got, const Tensor& ref) {
+          return (got.to(at::kDouble) - ref).abs().max().item<double>();
+        };
+        EXPECT_LE(error(dq, grads[0]), tolerance(dtype, c.k_rows, before));
+        EXPECT_LE(error(dkv, grads[1]), tolerance(dtype, c.q_rows * c.heads / c.kv_heads, before));
       }
     }
   }
