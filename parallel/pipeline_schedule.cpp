@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cassert>
+#include <map>
+#include <mutex>
 
 #include "base/error.h"
 
@@ -243,6 +245,17 @@ Course best_zero_bubble_v(const PipelineShape& shape, int micro_batches) {
   return best;
 }
 
+/// The same, made once for each length of a pipeline and number of micro-batches: every step asks for the lists of all
+/// ranks.
+const Course& zero_bubble_v(const PipelineShape& shape, int micro_batches) {
+  static std::mutex mutex;  // ranks may be threads
+  static std::map<std::pair<int, int>, Course> known;
+  const std::lock_guard lock(mutex);
+  const auto [entry, is_new] = known.try_emplace({shape.ranks, micro_batches});
+  if (is_new) entry->second = best_zero_bubble_v(shape, micro_batches);
+  return entry->second;
+}
+
 }  // namespace
 
 Schedule schedule_of(std::string_view name) {
@@ -275,7 +288,7 @@ std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int m
     case Schedule::k1F1B: return one_forward_one_backward(shape.ranks, rank, micro_batches);
     case Schedule::kInterleaved: return interleaved(shape, rank, micro_batches);
     case Schedule::kZeroBubbleH1: return zero_bubble_h1(shape.ranks, rank, micro_batches);
-    case Schedule::kZeroBubbleV: return best_zero_bubble_v(shape, micro_batches).actions.at(rank);
+    case Schedule::kZeroBubbleV: return zero_bubble_v(shape, micro_batches).actions.at(rank);
   }
   return {};
 }
@@ -285,10 +298,7 @@ double pipeline_span(const PipelineShape& shape,
                      const std::vector<PieceSeconds>& pieces,
                      double passing) {
   Lists actions;
-  if (shape.schedule == Schedule::kZeroBubbleV)  // all at once
-    actions = best_zero_bubble_v(shape, micro_batches).actions;
-  else
-    for (int rank = 0; rank < shape.ranks; ++rank) actions.push_back(pipeline_actions(shape, rank, micro_batches));
+  for (int rank = 0; rank < shape.ranks; ++rank) actions.push_back(pipeline_actions(shape, rank, micro_batches));
   return span_of(actions, shape, micro_batches, pieces, passing);
 }
 
@@ -313,7 +323,7 @@ double waiting_share(const PipelineShape& shape, int micro_batches) {
     case Schedule::kZeroBubbleH1: return plain / 3;
     case Schedule::kZeroBubbleV: {
       const double work = 2.0 * micro_batches * (kTypical.forward + kTypical.input + kTypical.weight);
-      return best_zero_bubble_v(shape, micro_batches).span / work - 1;
+      return zero_bubble_v(shape, micro_batches).span / work - 1;
     }
   }
   return plain;
