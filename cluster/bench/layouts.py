@@ -1,5 +1,5 @@
 """The 8B on many layouts of the same GPUs: rate, idle beside the formula of the pipeline, memory and time beside what `trainer plan` says.
-usage: layouts.py [LAYOUT ...] [--gpus 4] [--model bench/8b] [--work bench] [--steps 7] [--budget 240] [--seq-len N] [--json FILE] [--set KEY=VALUE]
+usage: layouts.py [LAYOUT ...] [--gpus 4] [--rows R] [--model bench/8b] [--work bench] [--steps 7] [--budget 240] [--seq-len N] [--json FILE] [--set KEY=VALUE]
 Without names: all of LAYOUTS, in order, until the budget of seconds is spent; what was not begun is said. A name may end in *.
 Every layout gets the same tokens a step. Idle: share of a step of rank 0 in which no kernel but NCCL's runs, from its trace (pipelines only)."""
 import argparse
@@ -18,36 +18,42 @@ CONFIG = "cluster/bench/beside_peers.yaml"
 
 @dataclasses.dataclass
 class Layout:
-    name: str
-    settings: str  # what the others leave out stays 1; stages.0. is short for s.
+    name: str  # N stands for all GPUs, H for half of them
+    settings: str  # data parallel takes what the others leave; stages.0. is short for s.
     seq_len: int = 4096
     rows: int = 16  # of a step
 
 
 LAYOUTS = [
-    Layout("dp4", "parallel.dp=4"),
-    Layout("tp2_dp2", "parallel.tp=2"),
-    Layout("tp4", "parallel.tp=4"),
-    Layout("pp4_1f1b", "parallel.pp=4"),
-    Layout("pp4_zb-v", "parallel.pp=4 parallel.schedule=zb-v"),
-    Layout("pp2_dp2_1f1b", "parallel.pp=2"),
-    Layout("cp4_32k_heads", "parallel.cp=4 parallel.context=heads", 32768, 2),
-    Layout("dp4_selective", "parallel.dp=4 s.recompute=selective"),
-    Layout("dp4_full", "parallel.dp=4 s.recompute=full"),
-    Layout("dp4_full_offload", "parallel.dp=4 s.recompute=full s.offload=true"),
-    Layout("pp4_interleaved", "parallel.pp=4 parallel.schedule=interleaved"),
-    Layout("pp4_zb-h1", "parallel.pp=4 parallel.schedule=zb-h1"),
-    Layout("pp2_dp2_interleaved", "parallel.pp=2 parallel.schedule=interleaved"),
-    Layout("pp2_dp2_zb-h1", "parallel.pp=2 parallel.schedule=zb-h1"),
-    Layout("pp2_dp2_zb-v", "parallel.pp=2 parallel.schedule=zb-v"),
-    Layout("cp4_32k_ring", "parallel.cp=4 parallel.context=ring", 32768, 2),
-    Layout("cp4_32k_gather", "parallel.cp=4 parallel.context=gather", 32768, 2),
-    Layout("dp4_2rows_selective", "parallel.dp=4 s.rows_per_micro_batch=2 s.recompute=selective"),
-    Layout("dp4_4rows_full", "parallel.dp=4 s.rows_per_micro_batch=4 s.recompute=full"),
-    Layout("dp4_selective_offload", "parallel.dp=4 s.recompute=selective s.offload=true"),
-    Layout("tp2_pp2_zb-v", "parallel.tp=2 parallel.pp=2 parallel.schedule=zb-v"),
-    Layout("tp2_cp2_32k_heads", "parallel.tp=2 parallel.cp=2 parallel.context=heads", 32768, 2),
+    Layout("dpN", "parallel.dp=N"),
+    Layout("tpH_dp2", "parallel.tp=H"),
+    Layout("tpN", "parallel.tp=N"),
+    Layout("ppN_1f1b", "parallel.pp=N"),
+    Layout("ppN_zb-v", "parallel.pp=N parallel.schedule=zb-v"),
+    Layout("ppH_dp2_1f1b", "parallel.pp=H"),
+    Layout("cpN_32k_heads", "parallel.cp=N parallel.context=heads", 32768, 2),
+    Layout("dpN_selective", "parallel.dp=N s.recompute=selective"),
+    Layout("dpN_full", "parallel.dp=N s.recompute=full"),
+    Layout("dpN_full_offload", "parallel.dp=N s.recompute=full s.offload=true"),
+    Layout("ppN_interleaved", "parallel.pp=N parallel.schedule=interleaved"),
+    Layout("ppN_zb-h1", "parallel.pp=N parallel.schedule=zb-h1"),
+    Layout("ppH_dp2_interleaved", "parallel.pp=H parallel.schedule=interleaved"),
+    Layout("ppH_dp2_zb-h1", "parallel.pp=H parallel.schedule=zb-h1"),
+    Layout("ppH_dp2_zb-v", "parallel.pp=H parallel.schedule=zb-v"),
+    Layout("cpN_32k_ring", "parallel.cp=N parallel.context=ring", 32768, 2),
+    Layout("cpN_32k_gather", "parallel.cp=N parallel.context=gather", 32768, 2),
+    Layout("dpN_2rows_selective", "parallel.dp=N s.rows_per_micro_batch=2 s.recompute=selective"),
+    Layout("dpN_4rows_full", "parallel.dp=N s.rows_per_micro_batch=4 s.recompute=full"),
+    Layout("dpN_selective_offload", "parallel.dp=N s.recompute=selective s.offload=true"),
+    Layout("tp2_ppH_zb-v", "parallel.tp=2 parallel.pp=H parallel.schedule=zb-v"),
+    Layout("tp2_cpH_32k_heads", "parallel.tp=2 parallel.cp=H parallel.context=heads", 32768, 2),
 ]
+
+
+def on(gpus, layout):
+    """The layout with the number of GPUs put in."""
+    fill = lambda text: text.replace("N", str(gpus)).replace("H", str(gpus // 2))  # noqa: E731
+    return dataclasses.replace(layout, name=fill(layout.name), settings=fill(layout.settings))
 
 
 def setting(layout, key, default):
@@ -112,13 +118,17 @@ def main():
     parser.add_argument("--budget", type=float, default=240, help="seconds after which no layout is begun")
     parser.add_argument("--limit", type=float, default=120, help="seconds of one layout")
     parser.add_argument("--seq-len", type=int, help="tokens of a row, for all layouts")
+    parser.add_argument("--rows", type=int, help="of a step, for all layouts")
     measured_run.add_common_options(parser)
     options = parser.parse_args()
-    chosen = [x for x in LAYOUTS if not options.layout or any(fnmatch.fnmatch(x.name, pattern) for pattern in options.layout)]
+    layouts = [on(options.gpus, x) for x in LAYOUTS if options.gpus > 3 or "H" not in x.name]  # half of two GPUs is no axis
+    chosen = [x for x in layouts if not options.layout or any(fnmatch.fnmatch(x.name, pattern) for pattern in options.layout)]
     if options.seq_len:
         chosen = [dataclasses.replace(x, seq_len=options.seq_len) for x in chosen]
+    if options.rows:
+        chosen = [dataclasses.replace(x, rows=options.rows) for x in chosen]
     if not chosen:
-        parser.error(f"got {' '.join(options.layout)}; expected some of {', '.join(x.name for x in LAYOUTS)}")
+        parser.error(f"got {' '.join(options.layout)}; expected some of {', '.join(x.name for x in layouts)}")
     measured_run.prepare(options)
     options.model = os.path.abspath(options.model or os.path.join(options.work, "8b"))
     shape = os.path.basename(options.model)
