@@ -37,7 +37,7 @@ def header():
     changed = output("git", "status", "--porcelain", "--untracked-files=no")
     yield "# Speed of the CPU slice"
     yield ""
-    yield "Written by `python3 cluster/bench/cpu_slice > cluster/bench/cpu_slice.md`; what limits each row is said at the end."
+    yield "Written by `. launch/env.sh; python3 cluster/bench/cpu_slice > cluster/bench/cpu_slice.md`; what limits each row is said at the end."
     yield ""
     yield f"* {datetime.date.today()}, commit {output('git', 'rev-parse', '--short', 'HEAD')}{' with changes' if changed else ''}"
     yield f"* {cpu_name()}, {memory:.0f} GiB, {platform.platform()}"
