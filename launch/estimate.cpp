@@ -5,6 +5,7 @@
 
 #include "configs/schema/check.h"
 #include "launch/estimate_time.h"
+#include "parallel/comm_nccl.h"
 #include "parallel/grad_sync.h"
 #include "trainer/data.h"
 #include "trainer/optimizer.h"
@@ -303,7 +304,10 @@ Estimate estimate_stage(const RunConfig& config,
         (groups.tp->size() > 1) + 2 * (groups.grad->size() > 1) + (groups.cp->size() > 1) + (groups.world->size() > 1);
     e.always.push_back({"CUDA context (allowance)", kContextBytes});
     if (used > 0) e.always.push_back({"NCCL communicators (allowance)", used * kCommunicatorBytes});
-    e.allowance_bytes = kContextBytes + used * kCommunicatorBytes;
+    const int64_t pp = groups.pp->size();
+    const double links = static_cast<double>(kLinkBytes * std::min<int64_t>(pp - 1, 2));
+    if (pp > 1) e.always.push_back({"messages of pipeline neighbours", links});
+    e.allowance_bytes = kContextBytes + used * kCommunicatorBytes + links;
   }
   e.kept = {{"input", act.input},
             {"tower", act.tower},

@@ -31,7 +31,7 @@ struct BuildState {
   ParamTable* params = nullptr;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // meta: declare without memory
-  double init_std = 0.02, embed_init_std = 0.02;
+  double init_std = 0.02, embed_init_std = 0.02, residual_init_std = 0.02;
   std::vector<PieceRange> pieces = {};    // of the decoder that this rank holds, by chunk
   int twin = -1;                          // stage of the other end of the pipeline, on the rank of one end
   WeightGradients* deferred = nullptr;    // where layers put weight gradients off to, if asked; null: never
@@ -53,6 +53,7 @@ class BuildContext {
   WeightGradients* deferred() const { return state_->deferred; }
   Init random() const { return normal(state_->init_std); }
   Init random_embedding() const { return normal(state_->embed_init_std); }
+  Init random_residual() const { return normal(state_->residual_init_std); }
   /// The plan's rule for this module; noted as used.
   const PlanRule& rule() const;
   /// Declares "<module>.<weight>" with the rule's cut (bias of a column-cut layer: dim 0; of a row-cut one: whole),

@@ -36,7 +36,8 @@ struct Vlm::State {
             .dtype = dtype,
             .device = device,
             .init_std = config.init_std,
-            .embed_init_std = config.embed_init_std > 0 ? config.embed_init_std : config.init_std};
+            .embed_init_std = config.embed_init_std > 0 ? config.embed_init_std : config.init_std,
+            .residual_init_std = config.residual_init_std > 0 ? config.residual_init_std : config.init_std};
   }
   void build_parts(BuildState& build) {
     const BuildContext root(build);

@@ -12,8 +12,10 @@
 #include <chrono>
 #include <thread>
 
+#include "base/log.h"
 #include "parallel/comm_base.h"
 #include "parallel/nccl_watchdog.h"
+#include "parallel/peer_link.h"
 
 namespace hanok {
 
@@ -104,16 +106,91 @@ class Communicator {
   bool is_broken_ = false;
 };
 
-/// What two neighbours of a pipeline offer each other. Each direction is a communicator of its own, and what is offered
-/// waits on a stream of its own, so that neither side waits for anything but the message it takes. Both sides open and
-/// close the two in the same order.
-struct Channel {
-  bool is_first;  // of the two neighbours
-  std::unique_ptr<Communicator> to_second, to_first;
+/// What two neighbours of a pipeline offer each other. What is offered waits on a stream of its own, and each direction
+/// has its own order, so that neither side waits for anything but the message it takes.
+class Channel {
+ public:
+  virtual ~Channel() = default;
+  virtual void send(const CommCall& call, const Tensor& x, cudaStream_t side) = 0;
+  virtual void receive(const CommCall& call, Tensor& x, cudaStream_t stream) = 0;
+  virtual PeerLink* link() { return nullptr; }
+};
+
+/// By copy engines.
+class LinkChannel final : public Channel {
+ public:
+  using Fail = std::function<void(const CommCall&, const std::string&)>;
+  LinkChannel(std::unique_ptr<PeerLink> link, std::shared_ptr<NcclLane> out, std::shared_ptr<NcclLane> in, Fail fail)
+      : link_(std::move(link)), out_(std::move(out)), in_(std::move(in)), fail_(std::move(fail)) {}
+
+  void send(const CommCall& call, const Tensor& x, cudaStream_t side) override {
+    run(*out_, call, side, [&] { return link_->send(x.const_data_ptr(), x.nbytes(), side); });
+  }
+  void receive(const CommCall& call, Tensor& x, cudaStream_t stream) override {
+    run(*in_, call, stream, [&] { return link_->receive(x.mutable_data_ptr(), x.nbytes(), stream); });
+  }
+  PeerLink* link() override { return link_.get(); }
+
+ private:
+  template <class Launch>
+  void run(NcclLane& lane, const CommCall& call, cudaStream_t stream, const Launch& launch) {
+    NcclLane::Operation operation(lane, call, stream);
+    const std::string error = launch();
+    if (!error.empty()) fail_(call, concat("got ", error, ", expected success"));
+    operation.launched();
+  }
+
+  std::unique_ptr<PeerLink> link_;
+  std::shared_ptr<NcclLane> out_, in_;
+  Fail fail_;
+};
+
+/// By NCCL: a communicator for each direction. Both sides open and close the two in the same order.
+class NcclChannel final : public Channel {
+ public:
+  /// Rank 0 of a communicator sends. `ids`: of the two directions, that from the first of the two neighbours first.
+  NcclChannel(std::unique_ptr<Communicator> to_second,
+              std::unique_ptr<Communicator> to_first,
+              bool is_first,
+              const CommCall& opening,
+              const ncclUniqueId* ids)
+      : is_first_(is_first), to_second_(std::move(to_second)), to_first_(std::move(to_first)) {
+    to_second_->open(opening, ids[0], 2, is_first ? 0 : 1, kChannelBlocks);
+    to_first_->open(opening, ids[1], 2, is_first ? 1 : 0, kChannelBlocks);
+    connect(opening);
+  }
+
+  void send(const CommCall& call, const Tensor& x, cudaStream_t side) override {
+    out().run(
+        call, side, [&](ncclComm_t comm) { return ncclSend(x.const_data_ptr(), x.nbytes(), ncclInt8, 1, comm, side); });
+  }
+  void receive(const CommCall& call, Tensor& x, cudaStream_t stream) override {
+    in().run(call, stream, [&](ncclComm_t comm) {
+      return ncclRecv(x.mutable_data_ptr(), x.nbytes(), ncclInt8, 0, comm, stream);
+    });
+  }
+
+ private:
+  Communicator& out() { return is_first_ ? *to_second_ : *to_first_; }
+  Communicator& in() { return is_first_ ? *to_first_ : *to_second_; }
+
+  /// A byte each way. NCCL connects the two ends at the first message, and its callers wait for each other: first
+  /// offers that cross would do so for ever.
+  void connect(const CommCall& opening) {
+    Tensor byte = at::zeros({1}, at::TensorOptions().dtype(at::kByte).device(at::kCUDA));
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+    for (Communicator* direction : {to_second_.get(), to_first_.get()})
+      direction == &out() ? send(opening, byte, stream) : receive(opening, byte, stream);
+  }
+
+  bool is_first_;
+  std::unique_ptr<Communicator> to_second_, to_first_;
+};
+
+struct Neighbour {
+  std::unique_ptr<Channel> channel;
   c10::cuda::CUDAStream stream;  // of what is offered
   at::cuda::CUDAEvent ready;
-  Communicator& out() { return is_first ? *to_second : *to_first; }
-  Communicator& in() { return is_first ? *to_first : *to_second; }
 };
 
 class NcclComm final : public CheckedComm {
@@ -129,6 +206,16 @@ class NcclComm final : public CheckedComm {
         device_(at::kCUDA, at::cuda::current_device()),
         watchdog_(std::move(watchdog)),
         whole_(make_communicator()) {}
+
+  ~NcclComm() override {
+    // Ends of links wait for each other, as NCCL's do; an error that unwinds this rank must not: the process ends.
+    if (neighbours_.empty() || std::uncaught_exceptions() > 0) return;
+    try {
+      close_links();
+    } catch (const std::exception& error) {
+      HANOK_LOG(WARNING) << name() << ": got \"" << error.what() << "\" while its channels were closed";
+    }
+  }
 
  private:
   void do_all_reduce(const CommCall& call, Tensor& x, Reduce op) override {
@@ -193,32 +280,27 @@ class NcclComm final : public CheckedComm {
   void do_offer(const CommCall& call, const Tensor& x, int to) override {
     require_here(call, x);
     open_channels(call);
-    const auto channel = channels_.find(to);
-    if (channel == channels_.end()) return host_->offer(x.cpu(), to);
+    const auto found = neighbours_.find(to);
+    if (found == neighbours_.end()) return host_->offer(x.cpu(), to);
     if (x.nbytes() == 0) return;
-    const c10::cuda::CUDAStream side = channel->second.stream;
-    at::cuda::CUDAEvent& ready = channel->second.ready;
-    ready.record(c10::cuda::getCurrentCUDAStream(device_.index()));
-    ready.block(side);
-    c10::cuda::CUDACachingAllocator::recordStream(x.storage().data_ptr(), side);
-    channel->second.out().run(
-        call, side, [&](ncclComm_t comm) { return ncclSend(x.data_ptr(), x.nbytes(), ncclInt8, 1, comm, side); });
+    Neighbour& neighbour = found->second;
+    neighbour.ready.record(c10::cuda::getCurrentCUDAStream(device_.index()));
+    neighbour.ready.block(neighbour.stream);
+    c10::cuda::CUDACachingAllocator::recordStream(x.storage().data_ptr(), neighbour.stream);
+    neighbour.channel->send(call, x, neighbour.stream);
   }
 
   void do_take(const CommCall& call, Tensor& x, int from) override {
     require_here(call, x);
     open_channels(call);
-    const auto channel = channels_.find(from);
-    if (channel == channels_.end()) {
+    const auto found = neighbours_.find(from);
+    if (found == neighbours_.end()) {
       Tensor host = at::empty(x.sizes(), x.options().device(at::kCPU));
       host_->take(host, from);
       x.copy_(host);
       return;
     }
-    if (x.nbytes() == 0) return;
-    channel->second.in().run(call, stream(), [&](ncclComm_t comm) {
-      return ncclRecv(x.data_ptr(), x.nbytes(), ncclInt8, 0, comm, stream());
-    });
+    if (x.nbytes() > 0) found->second.channel->receive(call, x, stream());
   }
 
   /// Channels between neighbours of the ring, which is all that pipelines use; others go through the host. Every rank
@@ -227,34 +309,91 @@ class NcclComm final : public CheckedComm {
     if (has_channels_) return;
     has_channels_ = true;
     const c10::cuda::CUDAGuard guard(device_);
-    const int pairs = size() == 2 ? 1 : size();
-    const std::vector<ncclUniqueId> ids = shared_ids(call, 2 * pairs);
-    for (int pair = 0; pair < pairs; ++pair) {
-      const int first = pair, second = (pair + 1) % size();
-      if (rank() != first && rank() != second) continue;
-      const bool is_first = rank() == first;
-      Channel channel{is_first, make_communicator(), make_communicator(), c10::cuda::getStreamFromPool(true), {}};
+    std::vector<Pair> pairs = own_pairs();
+    Tensor missing = at::zeros({1}, at::kLong);
+    for (Pair& pair : pairs) {
+      pair.link = linked(pair);
+      missing += pair.link ? 0 : 1;
+    }
+    host_->all_reduce(missing, Reduce::kSum);
+    std::vector<ncclUniqueId> ids;
+    if (missing.item<int64_t>() > 0) ids = shared_ids(call, 2 * size());
+    for (Pair& pair : pairs) {
       CommCall opening{"opening of a channel"};
-      opening.peer = is_first ? second : first;
-      // Rank 0 of a direction sends.
-      channel.to_second->open(opening, ids[2 * pair], 2, is_first ? 0 : 1, kChannelBlocks);
-      channel.to_first->open(opening, ids[2 * pair + 1], 2, is_first ? 1 : 0, kChannelBlocks);
-      connect(opening, channel);
-      channels_.emplace(opening.peer, std::move(channel));
+      opening.peer = pair.other;
+      std::unique_ptr<Channel> channel;
+      if (pair.link) {
+        channel = std::make_unique<LinkChannel>(std::move(pair.link), open_lane(), open_lane(), failing());
+      } else {
+        channel = std::make_unique<NcclChannel>(
+            make_communicator(), make_communicator(), pair.is_first(), opening, &ids.at(2 * pair.index));
+      }
+      neighbours_.emplace(pair.other, Neighbour{std::move(channel), c10::cuda::getStreamFromPool(true), {}});
     }
   }
 
-  /// A byte each way. NCCL connects the two ends at the first message, and its callers wait for each other: first
-  /// offers that cross would do so for ever.
-  void connect(const CommCall& opening, Channel& channel) {
-    const Tensor byte = at::zeros({1}, at::TensorOptions().dtype(at::kByte).device(device_));
-    for (Communicator* direction : {channel.to_second.get(), channel.to_first.get()}) {
-      const bool sends = direction == &channel.out();
-      direction->run(opening, stream(), [&](ncclComm_t comm) {
-        return sends ? ncclSend(byte.data_ptr(), 1, ncclInt8, 1, comm, stream())
-                     : ncclRecv(byte.data_ptr(), 1, ncclInt8, 0, comm, stream());
-      });
+  /// Two neighbours of the ring, of which this rank is one.
+  struct Pair {
+    int index, own, other;
+    std::unique_ptr<PeerLink> link;
+    bool is_first() const { return own == index; }
+  };
+
+  /// In the order in which neighbours meet.
+  std::vector<Pair> own_pairs() const {
+    std::vector<Pair> out;
+    for (int first = 0; first < (size() == 2 ? 1 : size()); ++first) {
+      const int second = (first + 1) % size();
+      if (rank() == first) out.push_back({first, first, second, nullptr});
+      if (rank() == second) out.push_back({first, second, first, nullptr});
     }
+    return out;
+  }
+
+  /// What the other of the pair says.
+  Tensor exchanged(const Pair& pair, const Tensor& own) {
+    Tensor other = at::empty_like(own);
+    if (pair.is_first()) host_->send(own, pair.other);
+    host_->recv(other, pair.other);
+    if (!pair.is_first()) host_->send(own, pair.other);
+    return other;
+  }
+
+  bool both(const Pair& pair, bool own) {
+    return exchanged(pair, at::full({1}, own ? 1 : 0, at::kLong)).item<int64_t>() == 1 && own;
+  }
+
+  /// Null where the two GPUs do not reach each other's memory.
+  std::unique_ptr<PeerLink> linked(const Pair& pair) {
+    auto link = std::make_unique<PeerLink>();
+    std::string reason = link->open(exchanged(pair, link->card()));
+    bool works = both(pair, reason.empty());
+    if (works) {
+      works = both(pair, link->try_out());
+      if (!works) reason = "a message came changed";
+    }
+    if (works) return link;
+    link->let_go();
+    both(pair, true);
+    link->free();
+    const int own = ranks_[pair.own], other = ranks_[pair.other];
+    HANOK_LOG(INFO) << name() << ": messages between ranks " << own << " and " << other << " go through NCCL ("
+                    << (reason.empty() ? "refused at the other end" : reason) << ")";
+    return nullptr;
+  }
+
+  /// When nothing is under way any more on any rank.
+  void close_links() {
+    const c10::cuda::CUDAGuard guard(device_);
+    for (auto& [other, neighbour] : neighbours_) neighbour.stream.synchronize();
+    c10::cuda::getCurrentCUDAStream(device_.index()).synchronize();
+    const auto each = [&](auto step) {
+      host_->barrier();
+      for (auto& [other, neighbour] : neighbours_)
+        if (PeerLink* link = neighbour.channel->link()) (link->*step)();
+    };
+    each(&PeerLink::let_go);
+    each(&PeerLink::free);
   }
 
   /// The one operation that waits on the host: when it returns, every rank has reached it and its earlier work is done.
@@ -313,10 +452,12 @@ class NcclComm final : public CheckedComm {
     fail(call, what, "see the first error of the other ranks");
   }
 
-  std::unique_ptr<Communicator> make_communicator() {
-    return std::make_unique<Communicator>(
-        watchdog_->open_lane(std::string(name()), ranks_, progress()),
-        [this](const CommCall& call, const std::string& what) { fail_with(call, what); });
+  std::unique_ptr<Communicator> make_communicator() { return std::make_unique<Communicator>(open_lane(), failing()); }
+
+  std::shared_ptr<NcclLane> open_lane() const { return watchdog_->open_lane(std::string(name()), ranks_, progress()); }
+
+  std::function<void(const CommCall&, const std::string&)> failing() const {
+    return [this](const CommCall& call, const std::string& what) { fail_with(call, what); };
   }
 
   ncclDataType_t type_of(const CommCall& call) const {
@@ -332,7 +473,7 @@ class NcclComm final : public CheckedComm {
   at::Device device_;
   std::shared_ptr<NcclWatchdog> watchdog_;
   std::unique_ptr<Communicator> whole_;
-  std::map<int, Channel> channels_;  // by rank
+  std::map<int, Neighbour> neighbours_;  // by rank
   bool is_open_ = false, has_channels_ = false;
 };
 

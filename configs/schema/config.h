@@ -126,7 +126,7 @@ struct ModelConfig {
   ConnectorConfig connector;
   DecoderConfig decoder;
   std::vector<int64_t> taps;
-  double init_std = 0.02, embed_init_std = 0;
+  double init_std = 0.02, embed_init_std = 0, residual_init_std = 0;
   int64_t image_token = 151655, video_token = 151656, vision_start_token = 151652, vision_end_token = 151653;
 
   /// What `auto` stands for.
@@ -164,6 +164,11 @@ struct ModelConfig {
       self.embed_init_std,
       "the same of token embeddings alone; 0: init_std. With random weights of 0.02 every token looks alike to the "
       "routers of deep experts; 1 keeps them apart",
+      at_least(0));
+    v("residual_init_std",
+      self.residual_init_std,
+      "the same of the products that are added to the stream of a block (attention output, MLP down); 0: init_std. "
+      "Megatron-LM takes init_std / sqrt(2 layers)",
       at_least(0));
     v("image_token", self.image_token, "token id that images are written over", at_least(0));
     v("video_token", self.video_token, "token id that video frames are written over", at_least(0));

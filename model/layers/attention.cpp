@@ -16,7 +16,7 @@ LinearShape qkv_shape(const AttentionShape& shape) {
 
 LinearShape out_shape(const AttentionShape& shape) {
   const int64_t q = shape.heads * shape.head_dim;
-  return {.in = q, .out = shape.width, .bias = shape.bias, .segments = {{q, shape.head_dim}}};
+  return {.in = q, .out = shape.width, .bias = shape.bias, .segments = {{q, shape.head_dim}}, .is_added = true};
 }
 
 }  // namespace

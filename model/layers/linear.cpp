@@ -63,7 +63,10 @@ struct Matmul : torch::autograd::Function<Matmul> {
 
 Linear::Linear(const BuildContext& ctx, const LinearShape& shape)
     : rule_(ctx.rule()), groups_(&ctx.groups()), deferred_(ctx.deferred()) {
-  weight_ = ctx.param("weight", {.shape = {shape.out, shape.in}, .segments = shape.segments, .init = ctx.random()});
+  weight_ = ctx.param("weight",
+                      {.shape = {shape.out, shape.in},
+                       .segments = shape.segments,
+                       .init = shape.is_added ? ctx.random_residual() : ctx.random()});
   if (!shape.bias) return;
   const bool cut = rule_.cut == Cut::kColumn;
   bias_ = ctx.param("bias",

@@ -11,6 +11,7 @@ struct LinearShape {
   int64_t in = 0, out = 0;
   bool bias = false;
   std::vector<Segment> segments;  // of the side that the plan may cut: [q; k; v], [gate; up], heads
+  bool is_added = false;          // to the stream of a block
 };
 
 /// y = x W^T + b. The plan says in which layout x arrives and y leaves; collectives happen here and nowhere else in a

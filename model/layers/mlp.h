@@ -21,6 +21,7 @@ class GeluMlp {
   struct Shape {
     int64_t in = 0, ffn = 0, out = 0;
     Form form = Form::kExact;
+    bool is_added = false;  // to the stream of a block
   };
   GeluMlp(const BuildContext& ctx, const Shape& shape);
   Tensor forward(const Tensor& x) const;

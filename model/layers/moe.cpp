@@ -112,7 +112,7 @@ MoeMlp::MoeMlp(const BuildContext& ctx, const DecoderConfig& config, int64_t lay
                                     .inner_dim = 1,
                                     .inner_segments = {{config.expert_ffn}, {config.expert_ffn}}});
   down_EDF_ = experts.in("down").param(
-      "weight", {.shape = {experts_, config.hidden, config.expert_ffn}, .init = ctx.random(), .inner_dim = 2});
+      "weight", {.shape = {experts_, config.hidden, config.expert_ffn}, .init = ctx.random_residual(), .inner_dim = 2});
 }
 
 ExpertChoice MoeMlp::choose(const Tensor& x_TD, const Tensor& row_T, const std::shared_ptr<Routing>& routing) const {

@@ -27,7 +27,11 @@ class Block {
                .bias = true}),
         mlp_norm_(ctx.in("mlp_norm"), config.hidden, kNormEps),
         mlp_(ctx.in("mlp"),
-             {.in = config.hidden, .ffn = config.ffn, .out = config.hidden, .form = GeluMlp::Form::kTanh}),
+             {.in = config.hidden,
+              .ffn = config.ffn,
+              .out = config.hidden,
+              .form = GeluMlp::Form::kTanh,
+              .is_added = true}),
         weights_(ctx.params_since(first_)) {}
 
   Tensor forward(const Tensor& x_PW, const RopeTable& rope, const Segments& frames) const {

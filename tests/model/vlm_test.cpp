@@ -54,19 +54,30 @@ TEST(Vlm, GradientsOfTheWholeModelEqualFiniteDifferences) {
   }
 }
 
-TEST(Vlm, TokenEmbeddingsTakeAStandardDeviationOfTheirOwn) {
-  ModelConfig config = tiny_config();
-  config.init_std = 0.1;
-  for (const double asked : {0.0, 1.0}) {
-    config.embed_init_std = asked;
-    Vlm model(config, make_single_groups(), at::kFloat, at::kCPU);
-    initialise(model, 5);
-    for (const Param& param : model.params()) {
-      const std::string& name = param.spec.name;
-      if (param.spec.init.kind != Init::Kind::kNormal) continue;
-      const double expected = name == "decoder.embed.weight" && asked > 0 ? asked : 0.1;
-      const double six_errors = 6 * expected / std::sqrt(2.0 * static_cast<double>(param.value.numel()));
-      EXPECT_NEAR(param.value.square().mean().sqrt().item<double>(), expected, six_errors) << name;
+TEST(Vlm, EmbeddingsAndWhatIsAddedToTheStreamTakeStandardDeviationsOfTheirOwn) {
+  for (const int64_t experts : {0, 4}) {
+    ModelConfig config = tiny_config();
+    config.init_std = 0.1;
+    if (experts > 0) {
+      config.decoder.type = "qwen3_moe";
+      config.decoder.experts = experts;
+      config.decoder.experts_per_token = 2;
+      config.decoder.expert_ffn = 16;
+    }
+    for (const bool asked : {false, true}) {
+      config.embed_init_std = asked ? 1.0 : 0;
+      config.residual_init_std = asked ? 0.03 : 0;
+      Vlm model(config, make_single_groups(), at::kFloat, at::kCPU);
+      initialise(model, 5);
+      for (const Param& param : model.params()) {
+        const std::string& name = param.spec.name;
+        if (param.spec.init.kind != Init::Kind::kNormal) continue;
+        const bool is_added = name.find(".layers.") != std::string::npos &&
+                              (name.ends_with("attn.out.weight") || name.ends_with("down.weight"));
+        const double own = name == "decoder.embed.weight" ? 1.0 : is_added ? 0.03 : 0.1, expected = asked ? own : 0.1;
+        const double six_errors = 6 * expected / std::sqrt(2.0 * static_cast<double>(param.value.numel()));
+        EXPECT_NEAR(param.value.square().mean().sqrt().item<double>(), expected, six_errors) << name;
+      }
     }
   }
 }
