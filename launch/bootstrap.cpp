@@ -100,7 +100,12 @@ Bootstrap::Bootstrap(const RunConfig& config) {
   setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
   device_ = bind_device(config.device, local_rank_, local_size_);
   require_one_kind_of_device(device_);
-  world_ = make_mpi_world(device_.is_cuda() ? Backend::kNccl : Backend::kMpi, config.log.stall_timeout_s);
+  // Whoever keeps NCCL from reaching other GPUs' memory, because the machine cannot be trusted with it, means us as
+  // well.
+  const char* no_p2p = std::getenv("NCCL_P2P_DISABLE");
+  const bool peer_links = no_p2p == nullptr || std::string_view(no_p2p) != "1";
+  world_ =
+      make_mpi_world(device_.is_cuda() ? Backend::kNccl : Backend::kMpi, config.log.stall_timeout_s, {}, peer_links);
 }
 
 Bootstrap::~Bootstrap() = default;

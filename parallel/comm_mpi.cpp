@@ -392,8 +392,8 @@ void abort_all_ranks(const Error& error) {
 
 class MpiWorld final : public World {
  public:
-  MpiWorld(Backend backend, double stall_timeout_s, std::function<void(const Error&)> end_process)
-      : backend_(backend), stall_timeout_s_(stall_timeout_s) {
+  MpiWorld(Backend backend, double stall_timeout_s, std::function<void(const Error&)> end_process, bool peer_links)
+      : backend_(backend), stall_timeout_s_(stall_timeout_s), peer_links_(peer_links) {
     if (backend == Backend::kNccl) watchdog_ = start_nccl_watchdog(stall_timeout_s, std::move(end_process));
     // A world of our own: its messages and its error handling do not touch anybody else's.
     require_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &world_), "MPI_Comm_dup");
@@ -417,7 +417,7 @@ class MpiWorld final : public World {
     if (backend_ == Backend::kMpi) return host;
     const auto progress = next_line(ranks);
     if (!host || host->size() == 1) return host;
-    return open_nccl(kind, ranks, host, watchdog_, progress);
+    return open_nccl(kind, ranks, host, watchdog_, progress, peer_links_);
   }
 
   std::shared_ptr<Comm> open_host(std::string_view kind, const std::vector<int>& ranks) override {
@@ -467,6 +467,7 @@ class MpiWorld final : public World {
 
   Backend backend_;
   double stall_timeout_s_;
+  bool peer_links_;
   std::shared_ptr<NcclWatchdog> watchdog_;
   MPI_Comm world_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1, num_lines_ = 0;
@@ -477,7 +478,8 @@ class MpiWorld final : public World {
 
 std::unique_ptr<World> make_mpi_world(Backend backend,
                                       double stall_timeout_s,
-                                      std::function<void(const Error&)> end_process) {
+                                      std::function<void(const Error&)> end_process,
+                                      bool peer_links) {
   HANOK_REQUIRE(backend != Backend::kThread, kConfig) << "MPI world: got the thread back-end, expected MPI or NCCL; "
                                                          "make_mpi_world; threads are started by run_on_threads";
   if (backend == Backend::kNccl) require_nccl();
@@ -490,7 +492,8 @@ std::unique_ptr<World> make_mpi_world(Backend backend,
   HANOK_REQUIRE(level >= MPI_THREAD_SERIALIZED, kComm)
       << "MPI: got thread level " << level << ", expected MPI_THREAD_SERIALIZED (" << int{MPI_THREAD_SERIALIZED}
       << ") or more; make_mpi_world; ask MPI_Init_thread for it, or use an MPI library built with threads";
-  return std::make_unique<MpiWorld>(backend, stall_timeout_s, end_process ? std::move(end_process) : abort_all_ranks);
+  return std::make_unique<MpiWorld>(
+      backend, stall_timeout_s, end_process ? std::move(end_process) : abort_all_ranks, peer_links);
 }
 
 }  // namespace hanok

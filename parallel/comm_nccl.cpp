@@ -199,12 +199,14 @@ class NcclComm final : public CheckedComm {
            const std::vector<int>& ranks,
            std::shared_ptr<Comm> host,
            std::shared_ptr<NcclWatchdog> watchdog,
-           std::shared_ptr<const ProgressLine> progress)
+           std::shared_ptr<const ProgressLine> progress,
+           bool peer_links)
       : CheckedComm(kind, ranks, host->rank(), "NCCL", std::move(progress)),
         ranks_(ranks),
         host_(std::move(host)),
         device_(at::kCUDA, at::cuda::current_device()),
         watchdog_(std::move(watchdog)),
+        peer_links_(peer_links),
         whole_(make_communicator()) {}
 
   ~NcclComm() override {
@@ -312,7 +314,7 @@ class NcclComm final : public CheckedComm {
     std::vector<Pair> pairs = own_pairs();
     Tensor missing = at::zeros({1}, at::kLong);
     for (Pair& pair : pairs) {
-      pair.link = linked(pair);
+      if (peer_links_) pair.link = linked(pair);
       missing += pair.link ? 0 : 1;
     }
     host_->all_reduce(missing, Reduce::kSum);
@@ -472,6 +474,7 @@ class NcclComm final : public CheckedComm {
   std::shared_ptr<Comm> host_;
   at::Device device_;
   std::shared_ptr<NcclWatchdog> watchdog_;
+  bool peer_links_;
   std::unique_ptr<Communicator> whole_;
   std::map<int, Neighbour> neighbours_;  // by rank
   bool is_open_ = false, has_channels_ = false;
@@ -494,8 +497,9 @@ std::shared_ptr<Comm> open_nccl(std::string_view kind,
                                 const std::vector<int>& ranks,
                                 const std::shared_ptr<Comm>& host,
                                 const std::shared_ptr<NcclWatchdog>& watchdog,
-                                std::shared_ptr<const ProgressLine> progress) {
-  return std::make_shared<NcclComm>(kind, ranks, host, watchdog, std::move(progress));
+                                std::shared_ptr<const ProgressLine> progress,
+                                bool peer_links) {
+  return std::make_shared<NcclComm>(kind, ranks, host, watchdog, std::move(progress), peer_links);
 }
 
 }  // namespace hanok

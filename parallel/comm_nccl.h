@@ -26,11 +26,12 @@ std::shared_ptr<NcclWatchdog> start_nccl_watchdog(double stall_timeout_s,
 
 /// A communicator on the current CUDA device over the ranks of `host`, which carries the NCCL id. NCCL's own resources
 /// are taken at the first operation, because most layouts leave some groups unused; so the first operation is
-/// collective, also if it is a send or recv; and the first offer or take likewise.
+/// collective, also if it is a send or recv; and the first offer or take likewise. `peer_links`: as make_mpi_world says
 std::shared_ptr<Comm> open_nccl(std::string_view kind,
                                 const std::vector<int>& ranks,
                                 const std::shared_ptr<Comm>& host,
                                 const std::shared_ptr<NcclWatchdog>& watchdog,
-                                std::shared_ptr<const ProgressLine> progress);
+                                std::shared_ptr<const ProgressLine> progress,
+                                bool peer_links);
 
 }  // namespace hanok

@@ -18,7 +18,8 @@ std::shared_ptr<Comm> open_nccl(std::string_view,
                                 const std::vector<int>&,
                                 const std::shared_ptr<Comm>&,
                                 const std::shared_ptr<NcclWatchdog>&,
-                                std::shared_ptr<const ProgressLine>) {
+                                std::shared_ptr<const ProgressLine>,
+                                bool) {
   require_nccl();
   return nullptr;
 }

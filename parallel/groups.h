@@ -56,8 +56,10 @@ void run_on_threads(int size, const std::function<void(World&)>& body, double st
 /// `end_process`: on GPUs the host does not wait for operations, so what hangs or fails there is found by a thread of
 /// its own, which calls this with a kComm error, once; it must not return, for work on the GPU cannot be called back.
 /// Empty: the error is logged, and MPI_Abort ends all ranks with its exit code.
+/// `peer_links`: pipeline neighbours may write to each other's GPU where it can be reached (parallel/peer_link.h).
 std::unique_ptr<World> make_mpi_world(Backend backend,
                                       double stall_timeout_s,
-                                      std::function<void(const Error&)> end_process = {});
+                                      std::function<void(const Error&)> end_process = {},
+                                      bool peer_links = true);
 
 }  // namespace hanok

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 
@@ -118,8 +117,6 @@ Tensor PeerLink::card() const {
 std::string PeerLink::open(const Tensor& card_of_other) {
   Card other{};
   std::memcpy(&other, card_of_other.const_data_ptr(), sizeof(other));
-  const char* disabled = std::getenv("NCCL_P2P_DISABLE");
-  if (disabled != nullptr && std::strcmp(disabled, "1") == 0) return "NCCL_P2P_DISABLE is set";
   if (!reason_.empty()) return reason_;
   if (!driver().is_there()) return "the driver has no waits of a stream for memory";
   if (other.host != this_host().substr(0, sizeof(other.host) - 1)) return "another host";

@@ -23,7 +23,7 @@ class PeerLink {
   /// What the other end needs to know of this one: uint8, of the same size everywhere.
   Tensor card() const;
   /// Reaches for the other end. -> empty, or why the two do not reach each other: another host, GPUs without a way to
-  /// each other, the same process, NCCL_P2P_DISABLE
+  /// each other, the same process
   std::string open(const Tensor& card_of_other);
   /// A message each way, compared with what it should be; both ends call it. -> false: what came is something else
   bool try_out();

@@ -1,5 +1,5 @@
 """Qwen3-VL-30B-A3B's shape (128 experts, 8 for each token) in bf16 on a few GPUs: rate, FLOPs and where a step's time goes.
-usage: moe_30b.py [--gpus 4] [--layers 24] [--seq-len 4096] [--rows 1] [--micro-batches 4] [--steps 8] [--set KEY=VALUE] [--work bench] [--json FILE]
+usage: moe_30b.py [--gpus 4] [--layers 24] [--seq-len 4096] [--rows 2] [--micro-batches 4] [--steps 8] [--set KEY=VALUE] [--work bench] [--json FILE]
 Experts lie over all GPUs (ep), data too (dp); weights are random and routing is free. The optimizer's state of all 48 layers
 needs eight GPUs: with fewer, fewer layers are trained, and the output says so. FLOPs: model/cost.h (active parameters, causal attention halved)."""
 import argparse
@@ -18,7 +18,7 @@ def main():
     parser.add_argument("--gpus", type=int, default=4)
     parser.add_argument("--layers", type=int, default=24, help=f"of {ALL_LAYERS}")
     parser.add_argument("--seq-len", type=int, default=4096)
-    parser.add_argument("--rows", type=int, default=1, help="packed rows of a micro-batch")
+    parser.add_argument("--rows", type=int, default=2, help="packed rows of a micro-batch")
     parser.add_argument("--micro-batches", type=int, default=4, help="of a rank and step")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--limit", type=float, default=150, help="seconds of the training")
