@@ -314,7 +314,7 @@ class NcclComm final : public CheckedComm {
     std::vector<Pair> pairs = own_pairs();
     Tensor missing = at::zeros({1}, at::kLong);
     for (Pair& pair : pairs) {
-      if (peer_links_) pair.link = linked(pair);
+      pair.link = linked(pair);
       missing += pair.link ? 0 : 1;
     }
     host_->all_reduce(missing, Reduce::kSum);
@@ -367,6 +367,7 @@ class NcclComm final : public CheckedComm {
 
   /// Null where the two GPUs do not reach each other's memory.
   std::unique_ptr<PeerLink> linked(const Pair& pair) {
+    if (!both(pair, peer_links_)) return nullptr;
     auto link = std::make_unique<PeerLink>();
     std::string reason = link->open(exchanged(pair, link->card()));
     bool works = both(pair, reason.empty());
