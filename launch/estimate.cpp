@@ -5,7 +5,6 @@
 
 #include "configs/schema/check.h"
 #include "launch/estimate_time.h"
-#include "parallel/comm_nccl.h"
 #include "parallel/grad_sync.h"
 #include "trainer/data.h"
 #include "trainer/optimizer.h"

@@ -16,9 +16,6 @@ class ProgressLine;
 /// errors: kDevice if this build has no NCCL back-end, or no GPU is visible.
 void require_nccl();
 
-/// Memory that a rank's GPU lends to each neighbour of a pipeline on its host, for what that one has offered.
-inline constexpr int64_t kLinkBytes = (int64_t{64} << 20) + 4096;
-
 /// What watches the communicators of one world; `end_process` as make_mpi_world says. Infinite `stall_timeout_s`: waits
 /// may last for ever.
 std::shared_ptr<NcclWatchdog> start_nccl_watchdog(double stall_timeout_s,

@@ -51,6 +51,9 @@ Groups make_planned_groups(const Mesh& mesh, int rank, bool sequence_parallel);
 /// ranks share the process's intra-op threads evenly (each at least one).
 void run_on_threads(int size, const std::function<void(World&)>& body, double stall_timeout_s = 300);
 
+/// Memory that a rank's GPU lends to each neighbour of a pipeline on its host, for what that one has offered.
+inline constexpr int64_t kLinkBytes = (int64_t{64} << 20) + 4096;
+
 /// MPI_COMM_WORLD (MPI must be initialised, MPI_THREAD_MULTIPLE or SERIALIZED). Backend::kNccl opens NCCL communicators
 /// on the current CUDA device for open(), and MPI ones for open_host().
 /// `end_process`: on GPUs the host does not wait for operations, so what hangs or fails there is found by a thread of

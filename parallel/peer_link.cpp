@@ -9,7 +9,7 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "parallel/comm_nccl.h"
+#include "parallel/groups.h"
 
 namespace hanok {
 namespace {
