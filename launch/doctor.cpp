@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/host_name.h"
 #include "launch/bootstrap.h"
 #include "launch/command.h"
 #include "launch/doctor_config.h"

@@ -108,12 +108,6 @@ class ScratchFile {
 
 }  // namespace
 
-std::string host_name() {
-  char name[256] = {};
-  ::gethostname(name, sizeof name - 1);
-  return name;
-}
-
 std::string write_fault(const std::string& folder) {
   // Not access(2): root may write everywhere, by its word.
   const std::string path = concat(folder, "/.doctor.", static_cast<int>(getpid()), ".", world_rank());

@@ -15,7 +15,6 @@ struct Fact {
 std::vector<Fact> machine_facts(int threads_of_rank);
 /// "name (64 KiB ... )" of every GPU and what its capability means; which of them read each other's memory.
 std::vector<Fact> gpu_facts();
-std::string host_name();
 
 struct DiskSpeed {
   double write_mb_s = 0, read_mb_s = 0;

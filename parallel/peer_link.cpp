@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/host_name.h"
 #include "parallel/groups.h"
 
 namespace hanok {
@@ -31,11 +32,9 @@ struct Card {
 
 /// Name and start of the machine: containers of one host may have one name, machines made from one image as well.
 std::string this_host() {
-  char name[64] = {};
-  gethostname(name, sizeof(name) - 1);
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  return std::string(name) + " " + boot;
+  return host_name() + " " + boot;
 }
 
 /// The driver's operations on a stream; libcuda is not linked.

@@ -15,7 +15,8 @@ namespace hanok {
 class PeerLink {
  public:
   PeerLink();
-  /// close() comes first; without it the memory stays until the process ends, because the other end may still write.
+  /// let_go() and free() come first; without them the memory stays until the process ends, because the other end may
+  /// still write.
   ~PeerLink() = default;
   PeerLink(const PeerLink&) = delete;
   PeerLink& operator=(const PeerLink&) = delete;

@@ -1,12 +1,11 @@
 #include "trainer/data.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <set>
 
 #include "base/error.h"
+#include "base/host_name.h"
 #include "base/log.h"
 #include "parallel/init.h"
 #include "trainer/agree.h"
@@ -21,7 +20,8 @@ namespace {
 bool is_first_of_host(Comm& control) {
   constexpr int64_t kBytes = 256;
   Tensor own = at::zeros({1, kBytes}, at::kByte), all = at::zeros({control.size(), kBytes}, at::kByte);
-  ::gethostname(static_cast<char*>(own.mutable_data_ptr()), kBytes - 1);
+  const std::string name = host_name();
+  std::copy(name.begin(), name.end(), static_cast<char*>(own.mutable_data_ptr()));
   control.all_gather(all, own);
   for (int rank = 0; rank < control.rank(); ++rank)
     if (at::equal(all[rank], own[0])) return false;

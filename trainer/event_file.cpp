@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/host_name.h"
 #include "trainer/append_file.h"
 #include "trainer/progress.h"
 
@@ -76,14 +77,12 @@ int64_t name_seconds(const std::string& folder) {
 }
 
 std::string new_path(const std::string& folder) {
-  char host[256] = "host";
-  gethostname(host, sizeof host - 1);
   return concat(folder,
                 "/",
                 kPrefix,
                 printed("%010.0f", static_cast<double>(name_seconds(folder))),
                 ".",
-                static_cast<const char*>(host),
+                host_name(),
                 ".",
                 static_cast<int64_t>(getpid()));
 }

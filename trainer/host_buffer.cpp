@@ -110,8 +110,7 @@ void HostBuffer::require_room(int64_t rest) const {
       << printed("%.2f GiB", needed / kGiB) << " for " << printed("%.2f", static_cast<double>(rest) / kGiB)
       << " of the " << printed("%.2f GiB", static_cast<double>(bytes_) / kGiB) << " that " << holds_
       << " takes, and some to spare; this host, whose other ranks take as much; spread the ranks over more machines, "
-         "or free "
-         "memory (/dev/shm counts), lower data.prefetch_steps, or raise the job's memory limit";
+         "or free memory (/dev/shm counts), lower data.prefetch_steps, or raise the job's memory limit";
 }
 
 void HostBuffer::pin(int64_t begin, int64_t size) {

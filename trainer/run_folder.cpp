@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "base/host_name.h"
 #include "base/log.h"
 #include "dataio/tensor_store.h"
 
@@ -46,12 +47,10 @@ std::string utc_now() {
 }
 
 std::string owner_text(const std::string& job) {
-  char host[256] = "";
-  ::gethostname(host, sizeof host - 1);
   return concat("pid ",
                 static_cast<int64_t>(::getpid()),
                 " on ",
-                host,
+                host_name(),
                 job.empty() ? "" : ", job " + job,
                 ", since ",
                 utc_now(),
