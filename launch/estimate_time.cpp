@@ -125,6 +125,10 @@ class Timer {
       PieceParts& parts = parts_[piece_of(product)];
       if (product.weight) {
         const double rate = matmul_rate(product), weight = product.trains ? f.forward : 0;
+        if (product.part == Product::Part::kHead) {  // its gradients are made in the forward
+          parts.matrices.forward += f.total() * share / rate;
+          continue;
+        }
         parts.matrices.forward += f.forward * share / rate;
         parts.matrices.backward_input += (f.backward - weight + f.again) * share / rate;
         parts.matrices.backward_weight += weight * share / rate;

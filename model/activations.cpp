@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "model/kernels/parcels.h"
+#include "model/kernels/vocab_softmax.h"
 #include "model/layers/token_rows.h"
 
 namespace hanok {
@@ -398,17 +399,18 @@ class Walk {
     const double width = static_cast<double>(decoder.hidden), labels = static_cast<double>(batch_.labels);
     const bool weight_trains = trains(name);
     out_.head = cut(static_cast<double>(batch_.tokens)) * width * size_;  // held by who asked for the loss
-    if (grad_ || weight_trains)
-      out_.head += labels * (width * size_ + 8 + wide_ + 4 + (grad_ ? 8 : 0));  // rows, targets, log-sums, weights
+    if (grad_) out_.head += labels * (width * size_ + 8);  // gradient of the labelled rows, and which they are
     const double vocab = rows_of(name);
-    // The block of columns of model/kernels/vocab_softmax.cpp.
-    const double limit = kernels_.on_gpu ? double(1 << 27) : double(1 << 20);
-    const double block = labels * std::min(vocab, std::max(512.0, std::floor(limit / std::max(1.0, labels))));
-    // On the CPU logits are widened; a GPU's kernels widen what they read. The gradient takes their place.
+    const auto largest_shard = static_cast<double>((decoder.vocab + groups_.tp->size() - 1) / groups_.tp->size());
+    const auto most = static_cast<double>(
+        rows_of_logits(static_cast<int64_t>(largest_shard), decoder.hidden, weight_trains, kernels_.on_gpu));
+    const double chunk = std::min(labels, most) * vocab;
+    // On the CPU logits are widened; a GPU's kernels widen what they read. The gradient takes their place, and is
+    // narrowed on the CPU, where products of 16 bits are added to a table of their own, too.
     const double narrow = size_ == wide_ ? 0 : size_, logit = kernels_.on_gpu ? size_ : narrow + wide_;
-    const double forward = block * logit;
-    const double backward = block * (logit + (kernels_.on_gpu ? 0 : narrow)) + labels * width * (wide_ + narrow);
-    out_.logits = std::max(forward, grad_ || weight_trains ? backward : 0);
+    const double dweight = !kernels_.on_gpu && weight_trains ? vocab * width * narrow : 0;
+    const double rows = labels * (width * size_ + 8 + 2 * wide_ + 4);  // and their targets, weights, losses
+    out_.logits = rows + chunk * logit + dweight;
   }
 
   const ModelConfig& config_;

@@ -126,10 +126,8 @@ std::vector<Product> products_of(const ModelConfig& config,
 
   std::vector<Product> out;
   Counter counter{.recompute = recompute, .trains_upstream = trains_before};
-  // The fused loss keeps no logits: its backward multiplies for them again.
   const auto head = [&](const Param& param) {
-    Flops flops = counter.count(2 * elements(param.spec) * work.labels, param.trainable, -1);
-    if (flops.backward > 0) flops.again = flops.forward;
+    const Flops flops = counter.count(2 * elements(param.spec) * work.labels, param.trainable, -1);
     out.push_back({Product::Part::kHead, &param.spec, -1, work.labels, param.trainable, flops});
   };
   const Param* embedding = nullptr;

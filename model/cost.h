@@ -27,7 +27,7 @@ double picture_share(const ModelConfig& config, const Work& work);
 
 struct Flops {
   double forward = 0, backward = 0;
-  double again = 0;  // forward that the backward runs once more: recomputed layers, and the logits of the fused loss
+  double again = 0;  // forward that the backward runs once more, where layers are recomputed
   double total() const { return forward + backward; }
   Flops& operator+=(const Flops& other);
 };

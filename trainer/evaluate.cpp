@@ -119,7 +119,7 @@ void Judge::judge_batch(const Batch& batch, int shuffle) {
   const ModelOutput y{out.front()};
   if (shuffle == 0 && batch.num_labels > 0) {
     const Batch own = own_rows(batch, work.cut(), model_.groups());
-    const Tensor nll_N = linear_cross_entropy(y.y_TD, model_.head(), own.targets_T, model_.groups());
+    const Tensor nll_N = label_losses(y.y_TD, model_.head(), own.targets_T, model_.groups());
     const Tensor labels_N = batch.targets_T.ne(-100).nonzero().squeeze(1);
     note_labels(batch, gather_chosen(nll_N, labels_N, work.cut(), model_.groups()));
   }

@@ -60,7 +60,7 @@ class StepWork : public PieceWork {
     std::vector<Tensor> out = t_.model.run_piece(piece, input(micro_batch), stream);
     if (!t_.model.pieces()[piece].is_last) return {.stream = std::move(out)};
     const Batch own = own_rows(*batches_[micro_batch], input(micro_batch).cut, t_.model.groups());
-    const Tensor part = t_.objective.loss(t_.model, {out.front()}, own) / weight_;
+    const Tensor part = t_.objective.loss(t_.model, {out.front()}, own, weight_);
     loss_ += part.detach();
     return {.loss = part};
   }

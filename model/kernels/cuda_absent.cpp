@@ -97,7 +97,7 @@ void launch(const SwiGluForward&) {
 void launch(const SwiGluBackward&) {
   assert(false);
 }
-void launch(const VocabStatsUpdate&) {
+void launch(const VocabRowStats&) {
   assert(false);
 }
 void launch(const VocabGradient&) {

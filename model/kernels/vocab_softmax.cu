@@ -68,13 +68,8 @@ __device__ inline int64_t head_of(const T* row, int64_t columns) {
 
 // A block a row. Rows need not be aligned: columns before and behind the whole packs are taken one by one.
 template <class T>
-__global__ void __launch_bounds__(kThreads) update_stats(const T* z,
-                                                         const int64_t* target,
-                                                         Wide<T>* max,
-                                                         Wide<T>* sum,
-                                                         Wide<T>* target_logit,
-                                                         int64_t columns,
-                                                         int64_t first) {
+__global__ void __launch_bounds__(kThreads)
+    row_stats(const T* z, const int64_t* target, Wide<T>* max, Wide<T>* sum, Wide<T>* target_logit, int64_t columns) {
   using A = Wide<T>;
   constexpr int N = kPackOf<T>;
   __shared__ Running<A> warps[kThreads / 32];
@@ -100,20 +95,20 @@ __global__ void __launch_bounds__(kThreads) update_stats(const T* z,
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = running;
   __syncthreads();
   if (threadIdx.x > 0) return;
-  running = {max[row], sum[row]};
+  running = {};
   for (const Running<A>& other : warps) running = joined(running, other);
   max[row] = running.max;
   sum[row] = running.sum;
-  const int64_t here = target[row] - first;
-  if (here >= 0 && here < columns) target_logit[row] = widen(logits[here]);
+  const int64_t here = target[row];
+  target_logit[row] = here >= 0 && here < columns ? widen(logits[here]) : A(0);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) turn_into_gradient(
-    T* z, const int64_t* target, const Wide<T>* log_sum, const Wide<T>* g, int64_t columns, int64_t first) {
+__global__ void __launch_bounds__(kThreads)
+    turn_into_gradient(T* z, const int64_t* target, const Wide<T>* log_sum, const Wide<T>* g, int64_t columns) {
   using A = Wide<T>;
   constexpr int N = kPackOf<T>;
-  const int64_t row = blockIdx.x, here = target[row] - first;
+  const int64_t row = blockIdx.x, here = target[row];
   T* logits = z + row * columns;
   const int64_t head = head_of(logits, columns), packs = (columns - head) / N, tail = head + packs * N;
   const A shift = log_sum[row], scale = g[row];
@@ -140,19 +135,18 @@ __global__ void __launch_bounds__(kThreads) turn_into_gradient(
 }  // namespace
 }  // namespace cuda
 
-void launch(const VocabStatsUpdate& a) {
+void launch(const VocabRowStats& a) {
   if (a.rows == 0 || a.columns == 0) return;
   cuda::dispatch(a.call.type, [&](auto tag) {
     using T = decltype(tag);
     using A = cuda::Wide<T>;
-    cuda::update_stats<T>
+    cuda::row_stats<T>
         <<<static_cast<unsigned>(a.rows), cuda::kThreads, 0, a.call.stream>>>(static_cast<const T*>(a.z),
                                                                               a.target,
                                                                               static_cast<A*>(a.max),
                                                                               static_cast<A*>(a.sum),
                                                                               static_cast<A*>(a.target_logit),
-                                                                              a.columns,
-                                                                              a.first);
+                                                                              a.columns);
   });
   cuda::check_launch("vocab_softmax statistics");
 }
@@ -162,13 +156,8 @@ void launch(const VocabGradient& a) {
   cuda::dispatch(a.call.type, [&](auto tag) {
     using T = decltype(tag);
     using A = cuda::Wide<T>;
-    cuda::turn_into_gradient<T>
-        <<<static_cast<unsigned>(a.rows), cuda::kThreads, 0, a.call.stream>>>(static_cast<T*>(a.z),
-                                                                              a.target,
-                                                                              static_cast<const A*>(a.log_sum),
-                                                                              static_cast<const A*>(a.g),
-                                                                              a.columns,
-                                                                              a.first);
+    cuda::turn_into_gradient<T><<<static_cast<unsigned>(a.rows), cuda::kThreads, 0, a.call.stream>>>(
+        static_cast<T*>(a.z), a.target, static_cast<const A*>(a.log_sum), static_cast<const A*>(a.g), a.columns);
   });
   cuda::check_launch("vocab_softmax gradient");
 }

@@ -1,19 +1,19 @@
-// CUDA side of vocab_softmax.h: one block of columns [first, first + columns) of the logits z, on raw device pointers.
+// CUDA side of vocab_softmax.h, on raw device pointers.
 #pragma once
 
 #include "base/cuda/launch.h"
 
 namespace hanok {
 
-/// Takes the block into the running statistics of each row.
-struct VocabStatsUpdate {
+/// Largest logit of each row, sum of exp(logit - max), and the target's logit (0 where it is not among the columns).
+struct VocabRowStats {
   CudaCall call;
   const void* z;  // [rows, columns]
   const int64_t* target;
   void *max, *sum, *target_logit;  // wide [rows]
-  int64_t rows, columns, first;
+  int64_t rows, columns;
 };
-void launch(const VocabStatsUpdate& args);
+void launch(const VocabRowStats& args);
 
 /// z becomes g (exp(z - log_sum) - [column is the target]), in its own type.
 struct VocabGradient {
@@ -21,7 +21,7 @@ struct VocabGradient {
   void* z;
   const int64_t* target;
   const void *log_sum, *g;  // wide [rows]
-  int64_t rows, columns, first;
+  int64_t rows, columns;
 };
 void launch(const VocabGradient& args);
 

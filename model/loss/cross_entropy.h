@@ -13,15 +13,23 @@ struct VocabShard {
   int64_t begin = 0, total = 0;
 };
 
-/// -log softmax(y W^T)[target] for every labelled token, in f32 (f64 when y is f64).
-/// shapes: y_TD in sequence layout (local rows when sequence parallelism is on); head: local
-///         rows of V; targets_T int64 over all T rows (on the host or the device), -100 = no label -> nll_N f32 over
-///         the labelled tokens, in order, equal on every rank of tp
+/// Sum over labelled tokens of weight_n * -log softmax(y W^T)[target], f32 (f64 when y is f64), equal on every rank of
+/// tp.
+/// shapes: y_TD in sequence layout (local rows when sequence parallelism is on); head: local rows of V; targets_T int64
+///         over all T rows (on the host or the device), -100 = no label; weight_N one per labelled token, in order
 /// errors: kShape if a target is outside the vocabulary
-/// grads:  y_TD, head.weight_VD (added straight to a dense .grad that is there). Memory: O(chunk x V / tp), never T x
-/// V; the backward recomputes the logits of each chunk source: Megatron-LM's vocabulary-parallel cross-entropy (max and
-/// sum all-reduced); arXiv 2411.09009 for the fusion
-Tensor linear_cross_entropy(const Tensor& y_TD, const VocabShard& head, const Tensor& targets_T, const Groups& groups);
+/// grads:  y_TD, head.weight_VD. Both are made here, while the logits of a chunk of rows are at hand, and the one of
+/// the
+///         weight is added straight to its buffer or dense .grad: whoever has one must run the backward with a gradient
+///         of 1, and scale weight_N instead. Memory: O(chunk x V / tp), never T x V
+/// source: Megatron-LM's vocabulary-parallel cross-entropy (max and sum all-reduced); arXiv 2410.10989 for gradients in
+///         the forward
+Tensor linear_cross_entropy(
+    const Tensor& y_TD, const VocabShard& head, const Tensor& targets_T, const Tensor& weight_N, const Groups& groups);
+
+/// -log softmax(y W^T)[target] of every labelled token by itself, without gradients: f32 [N], equal on every rank of
+/// tp.
+Tensor label_losses(const Tensor& y_TD, const VocabShard& head, const Tensor& targets_T, const Groups& groups);
 
 /// Log-probabilities of `candidates_C` (token ids) at the given rows, without gradients: f32 [rows, C], equal on every
 /// rank.

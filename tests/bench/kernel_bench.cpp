@@ -193,19 +193,18 @@ void vocabulary(const Bench& bench, int64_t count, int64_t columns) {
   kernel(bench,
          "vocab_softmax statistics" + shape,
          bytes_of(z),
-         VocabStatsUpdate{call,
-                          data_of(z),
-                          targets,
-                          mutable_data_of(max),
-                          mutable_data_of(sum),
-                          mutable_data_of(logit),
-                          count,
-                          columns,
-                          0});
+         VocabRowStats{call,
+                       data_of(z),
+                       targets,
+                       mutable_data_of(max),
+                       mutable_data_of(sum),
+                       mutable_data_of(logit),
+                       count,
+                       columns});
   kernel(bench,
          "vocab_softmax gradient" + shape,
          2 * bytes_of(z),
-         VocabGradient{call, mutable_data_of(z), targets, data_of(far), data_of(sum), count, columns, 0});
+         VocabGradient{call, mutable_data_of(z), targets, data_of(far), data_of(sum), count, columns});
 }
 
 void optimizer(const Bench& bench, int64_t count) {
@@ -273,8 +272,8 @@ void run() {
   rope(bench, {32768, 16, 16, 72}, false, true);
   rows(bench, 32768, 4096);
   positions(bench, 32);
-  vocabulary(bench, 8192, 16384);
-  vocabulary(bench, 2048, 65536);
+  vocabulary(bench, 4096, 151936);
+  vocabulary(bench, 1024, 151936);
   optimizer(bench, int64_t{1} << 28);
 }
 

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "base/error.h"
+#include "parallel/grad_buffer.h"
 #include "tests/model/gradients.h"
 #include "tests/support/close.h"
 #include "tests/support/errors.h"
@@ -29,29 +30,37 @@ Tensor dense_reference(const Problem& p) {
   return log_p.gather(1, target.unsqueeze(1)).squeeze(1).neg();
 }
 
-TEST(LinearCrossEntropy, MatchesTheDenseLossAndGradientsAcrossBlocksOfTheVocabulary) {
+int64_t num_labels(const Tensor& targets) {
+  return targets.ne(-100).sum().item<int64_t>();
+}
+
+/// A leaf of its own.
+Tensor leaf(const Tensor& x, at::ScalarType dtype) {
+  return x.detach().to(dtype).clone().set_requires_grad(true);
+}
+
+TEST(LinearCrossEntropy, MatchesTheDenseLossAndGradientsAcrossChunksOfRows) {
   const Groups alone = make_single_groups();
-  // 2,500 labelled rows make blocks of 512 columns: one short of, at, and one past a boundary, and several blocks.
-  for (const int64_t vocab : {1, 3, 511, 512, 513, 1300}) {
-    const int64_t rows = vocab > 400 ? 2600 : 40;
-    Problem p = problem(rows, 6, vocab, vocab > 400 ? 0.97 : 0.5, at::kDouble);
+  // Of 1,300 columns chunks are 768 rows, of 9,000 the least, 256: one row short of, at, and past whole chunks.
+  for (const auto& [vocab, rows, labelled] : std::vector<std::tuple<int64_t, int64_t, double>>{
+           {1, 40, 0.5}, {3, 40, 0.5}, {1300, 2600, 0.97}, {9000, 255, 1}, {9000, 256, 1}, {9000, 513, 1}}) {
+    SCOPED_TRACE(concat(rows, " rows, vocabulary ", vocab));
+    Problem p = problem(rows, 6, vocab, labelled, at::kDouble);
     p.y.set_requires_grad(true);
     p.weight.set_requires_grad(true);
-    const Tensor expected = dense_reference(p),
-                 got = linear_cross_entropy(p.y, {p.weight, 0, p.weight.size(0)}, p.targets, alone);
-    EXPECT_CLOSE(got, expected, vocab);
-    const Tensor g = random_f64(expected.sizes());
-    const auto expected_grads = torch::autograd::grad({expected}, {p.y, p.weight}, {g});
-    const auto grads = torch::autograd::grad({got}, {p.y, p.weight}, {g});
+    const VocabShard head{p.weight, 0, vocab};
+    const Tensor dense = dense_reference(p), g = random_f64(dense.sizes());
+    const Tensor expected = (dense * g).sum(), got = linear_cross_entropy(p.y, head, p.targets, g, alone);
+    EXPECT_CLOSE(label_losses(p.y, head, p.targets, alone), dense, vocab);
+    EXPECT_CLOSE(got, expected, vocab * rows);
+    const auto expected_grads = torch::autograd::grad({expected}, {p.y, p.weight});
+    const auto grads = torch::autograd::grad({got}, {p.y, p.weight});
     EXPECT_CLOSE(grads[0], expected_grads[0], vocab);
     EXPECT_CLOSE(grads[1], expected_grads[1], rows);
-    Problem narrow{p.y.detach().to(at::kFloat).set_requires_grad(true),
-                   p.weight.detach().to(at::kFloat).set_requires_grad(true),
-                   p.targets};
-    const Tensor loss =
-        linear_cross_entropy(narrow.y, {narrow.weight, 0, narrow.weight.size(0)}, narrow.targets, alone);
-    EXPECT_CLOSE(loss, expected, vocab);
-    const auto narrow_grads = torch::autograd::grad({loss}, {narrow.y, narrow.weight}, {g.to(at::kFloat)});
+    const Tensor y = leaf(p.y, at::kFloat), weight = leaf(p.weight, at::kFloat);
+    const auto narrow_grads = torch::autograd::grad(
+        {linear_cross_entropy(y, {weight, 0, vocab}, p.targets, g.to(at::kFloat), alone)}, {y, weight});
+    EXPECT_CLOSE(label_losses(y, {weight, 0, vocab}, p.targets, alone), dense, vocab);
     EXPECT_CLOSE(narrow_grads[0], expected_grads[0], vocab);
     EXPECT_CLOSE(narrow_grads[1], expected_grads[1], rows);
   }
@@ -59,24 +68,59 @@ TEST(LinearCrossEntropy, MatchesTheDenseLossAndGradientsAcrossBlocksOfTheVocabul
 
 TEST(LinearCrossEntropy, AddsTheGradientOfTheHeadToOneThatIsThere) {
   const Groups alone = make_single_groups();
-  constexpr int64_t kVocab = 700, kWidth = 6;
+  constexpr int64_t kVocab = 1300, kWidth = 6;
   Problem p = problem(2600, kWidth, kVocab, 0.97, at::kDouble);
   p.weight.set_requires_grad(true);
-  const auto loss = [&] { return linear_cross_entropy(p.y, {p.weight, 0, kVocab}, p.targets, alone).sum(); };
+  const VocabShard head{p.weight, 0, kVocab};
+  const Tensor g = random_f64({num_labels(p.targets)});
+  const auto loss = [&] { return linear_cross_entropy(p.y, head, p.targets, g, alone); };
   const Tensor gradient = torch::autograd::grad({loss()}, {p.weight})[0];
   const Tensor before = random_f64({kVocab, kWidth}), buffer = before.clone();
   p.weight.mutable_grad() = buffer;
   loss().backward();
   EXPECT_EQ(p.weight.grad().const_data_ptr(), buffer.const_data_ptr());
   EXPECT_CLOSE(buffer - before, gradient, 2600);
+  const Tensor after = buffer.clone();
+  {
+    at::NoGradGuard no_grad;
+    loss();
+    label_losses(p.y, head, p.targets, alone);
+  }
+  EXPECT_TRUE(buffer.equal(after)) << "a loss without gradients left one";
+  // What lies in the buffer cannot be scaled any more.
+  EXPECT_ERROR(error_of([&] { (loss() * 2).backward(); }), ErrorKind::kShape, "gradient of 2, expected 1");
+}
+
+TEST(LinearCrossEntropy, WritesTheFirstShareOfABufferOfAnotherDtype) {
+  const Groups alone = make_single_groups();
+  constexpr int64_t kVocab = 1300;
+  Problem p = problem(900, 6, kVocab, 1, at::kBFloat16);
+  p.weight.set_requires_grad(true);
+  const VocabShard head{p.weight, 0, kVocab};
+  const Tensor exact = leaf(p.weight, at::kDouble), g = random_f64({900});
+  const Tensor expected =
+      torch::autograd::grad({(dense_reference({p.y.to(at::kDouble), exact, p.targets}) * g).sum()}, {exact})[0];
+  Tensor buffer = at::full({kVocab, 6}, NAN, at::kFloat);
+  attach_grad_buffer(p.weight, buffer);
+  for (int share = 1; share <= 2; ++share) {
+    if (share == 1) begin_gradient(p.weight);
+    linear_cross_entropy(p.y, head, p.targets, g, alone).backward();
+    const Closeness close = compare(buffer, expected * share, 900, at::kBFloat16);
+    EXPECT_TRUE(close.ok) << close.text();
+  }
+  begin_gradient(p.weight);
+  linear_cross_entropy(p.y, head, at::full_like(p.targets, -100), g.narrow(0, 0, 0), alone).backward();
+  EXPECT_EQ(buffer.abs().max().item<float>(), 0) << "no label: zeros, not what was there";
+  detach_grad_buffer(p.weight);
 }
 
 TEST(LinearCrossEntropy, GradientsEqualFiniteDifferences) {
   const Groups alone = make_single_groups();
   const Problem p = problem(9, 5, 11, 0.7, at::kDouble);
+  const Tensor g = random_f64({num_labels(p.targets)});
   expect_gradients(
       [&](const auto& in) {
-        return linear_cross_entropy(in[0], {in[1], 0, in[1].size(0)}, p.targets, alone);
+        return linear_cross_entropy(in[0], {in[1], 0, in[1].size(0)}, p.targets, g, alone);
       },
       {p.y, p.weight});
 }
@@ -84,20 +128,25 @@ TEST(LinearCrossEntropy, GradientsEqualFiniteDifferences) {
 TEST(LinearCrossEntropy, IsFiniteForLogitsFarApart) {
   const Tensor y = at::tensor({1000.0f, -1000.0f}).view({2, 1}).set_requires_grad(true);
   const Tensor weight = at::tensor({1.0f, -1.0f, 0.0f}).view({3, 1});
-  const Tensor loss =
-      linear_cross_entropy(y, {weight, 0, weight.size(0)}, at::tensor({0, 0}, at::kLong), make_single_groups());
-  EXPECT_EQ(loss[0].item<float>(), 0);
-  EXPECT_EQ(loss[1].item<float>(), 2000);
-  EXPECT_TRUE(torch::autograd::grad({loss.sum()}, {y})[0].isfinite().all().item<bool>());
+  const Groups alone = make_single_groups();
+  const VocabShard head{weight, 0, weight.size(0)};
+  const Tensor targets = at::tensor({0, 0}, at::kLong), losses = label_losses(y, head, targets, alone);
+  EXPECT_EQ(losses[0].item<float>(), 0);
+  EXPECT_EQ(losses[1].item<float>(), 2000);
+  const Tensor loss = linear_cross_entropy(y, head, targets, at::ones({2}), alone);
+  EXPECT_TRUE(torch::autograd::grad({loss}, {y})[0].isfinite().all().item<bool>());
 }
 
 TEST(LinearCrossEntropy, GivesZeroGradientsWithoutLabels) {
   Problem p = problem(5, 4, 7, 0, at::kFloat);
   p.y.set_requires_grad(true);
   p.weight.set_requires_grad(true);
-  const Tensor loss = linear_cross_entropy(p.y, {p.weight, 0, p.weight.size(0)}, p.targets, make_single_groups());
-  EXPECT_EQ(loss.numel(), 0);
-  const auto grads = torch::autograd::grad({loss.sum()}, {p.y, p.weight});
+  const Groups alone = make_single_groups();
+  const VocabShard head{p.weight, 0, p.weight.size(0)};
+  EXPECT_EQ(label_losses(p.y, head, p.targets, alone).numel(), 0);
+  const Tensor loss = linear_cross_entropy(p.y, head, p.targets, at::empty({0}), alone);
+  EXPECT_EQ(loss.item<float>(), 0);
+  const auto grads = torch::autograd::grad({loss}, {p.y, p.weight});
   EXPECT_EQ(grads[0].abs().sum().item<float>(), 0);
   EXPECT_EQ(grads[1].abs().sum().item<float>(), 0);
 }
@@ -107,7 +156,7 @@ TEST(LinearCrossEntropy, RefusesATargetOutsideTheVocabulary) {
   for (const int64_t target : {3, -1}) {
     const Tensor targets = at::full({1}, target, at::kLong);
     EXPECT_ERROR(error_of([&] {
-                   linear_cross_entropy(y, {weight, 0, weight.size(0)}, targets, make_single_groups());
+                   label_losses(y, {weight, 0, weight.size(0)}, targets, make_single_groups());
                  }),
                  ErrorKind::kShape,
                  "outside the vocabulary");
@@ -124,28 +173,34 @@ Tensor shard(const Tensor& weight, int rank, int size, int64_t& begin) {
 TEST(LinearCrossEntropy, IsTheSameOverShardsOfTheVocabularyEvenEmptyOnes) {
   for (const int size : {2, 3, 4}) {
     for (const bool sequence : {false, true}) {
-      for (const int64_t vocab : {5, 64, 601}) {  // 5 over 4 ranks: the last one holds nothing
-        Problem p = problem(24, 6, vocab, 0.6, at::kDouble);
+      // 5 over 4 ranks: the last one holds nothing. 8,194 over 4: by itself the last one, 2,047 columns, would take 512
+      // rows at a time, and the others 256.
+      for (const int64_t vocab : {5, 64, 601, 8194}) {
+        const int64_t rows = vocab > 8000 ? 600 : 24;
+        Problem p = problem(rows, 6, vocab, 0.6, at::kDouble);
         const Tensor y = p.y.clone().set_requires_grad(true), weight = p.weight.clone().set_requires_grad(true);
         const Tensor expected = dense_reference({y, weight, p.targets});
         const Tensor g = random_f64(expected.sizes());
         const auto expected_grads = torch::autograd::grad({expected}, {y, weight}, {g});
+        const Tensor expected_loss = (expected * g).sum().detach();
         const Tensor candidates = at::tensor({int64_t{0}, vocab - 1, vocab / 2}, at::kLong);
-        const Tensor rows = at::tensor({3, 7}, at::kLong);
+        const Tensor asked = at::tensor({3, 7}, at::kLong);
         const Tensor expected_candidates =
-            at::mm(p.y, p.weight.t()).log_softmax(1).index_select(0, rows).index_select(1, candidates);
+            at::mm(p.y, p.weight.t()).log_softmax(1).index_select(0, asked).index_select(1, candidates);
         run_on_threads(size, [&](World& world) {
           const Groups groups = make_groups(world, Mesh({.tp = size}), sequence);
           int64_t begin = 0;
           const Tensor own = shard(p.weight, groups.tp->rank(), size, begin).set_requires_grad(true);
-          const int64_t count = sequence ? 24 / size : 24, first = sequence ? groups.tp->rank() * count : 0;
+          const int64_t count = sequence ? rows / size : rows, first = sequence ? groups.tp->rank() * count : 0;
           const Tensor own_y = p.y.narrow(0, first, count).clone().set_requires_grad(true);
-          const Tensor loss = linear_cross_entropy(own_y, {own, begin, p.weight.size(0)}, p.targets, groups);
-          EXPECT_CLOSE(loss, expected, vocab);
-          const auto grads = torch::autograd::grad({loss}, {own_y, own}, {g});
+          const VocabShard head{own, begin, p.weight.size(0)};
+          const Tensor loss = linear_cross_entropy(own_y, head, p.targets, g, groups);
+          EXPECT_CLOSE(loss, expected_loss, vocab * rows);
+          EXPECT_CLOSE(label_losses(own_y, head, p.targets, groups), expected, vocab);
+          const auto grads = torch::autograd::grad({loss}, {own_y, own});
           EXPECT_CLOSE(grads[0], expected_grads[0].narrow(0, first, count), vocab);
-          EXPECT_CLOSE(grads[1], expected_grads[1].narrow(0, begin, own.size(0)), 24);
-          const Tensor log_p = candidate_logprobs(own_y, {own, begin, p.weight.size(0)}, rows, candidates, groups);
+          EXPECT_CLOSE(grads[1], expected_grads[1].narrow(0, begin, own.size(0)), rows);
+          const Tensor log_p = candidate_logprobs(own_y, head, asked, candidates, groups);
           EXPECT_CLOSE(log_p, expected_candidates, vocab);
         });
       }

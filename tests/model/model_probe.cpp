@@ -79,13 +79,13 @@ void run(const std::string& folder) {
   }
   const Tensor targets = file.view("targets"), weights = file.view("label_weights");
   const ModelOutput output = model.forward(input);
-  const Tensor nll = linear_cross_entropy(output.y_TD, model.head(), targets, model.groups());
-  const Tensor loss = (nll * weights).sum();
+  const Tensor nll = label_losses(output.y_TD, model.head(), targets, model.groups());
+  const Tensor loss = linear_cross_entropy(output.y_TD, model.head(), targets, weights, model.groups());
   loss.backward();
   std::map<std::string, Tensor> results;
   const double balance = input.routing ? config.decoder.aux_loss * input.routing->aux.item<double>() : 0;
   results["loss"] = (loss.detach() + balance).view({1});
-  results["nll"] = nll.detach();
+  results["nll"] = nll;
   results["logits"] = at::mm(output.y_TD.detach(), model.head().weight_VD.detach().t());
   for (Param& param : model.params()) {
     if (!param.value.grad().defined()) continue;

@@ -95,8 +95,8 @@ void randomise(Vlm& model, uint64_t seed) {
 }
 
 Tensor weighted_loss(const Vlm& model, const ModelOutput& output, const TinyRow& row) {
-  const Tensor nll = linear_cross_entropy(output.y_TD, model.head(), row.targets_T, model.groups());
-  return (nll * row.weight_T.masked_select(row.targets_T.ne(-100)).to(nll.scalar_type())).sum();
+  const Tensor weight_N = row.weight_T.masked_select(row.targets_T.ne(-100));
+  return linear_cross_entropy(output.y_TD, model.head(), row.targets_T, weight_N, model.groups());
 }
 
 }  // namespace hanok

@@ -5,10 +5,10 @@
 
 namespace hanok {
 
-Tensor NextToken::loss(const Vlm& model, const ModelOutput& y, const Batch& batch) const {
-  const Tensor nll_N = linear_cross_entropy(y.y_TD, model.head(), batch.targets_T, model.groups());
+Tensor NextToken::loss(const Vlm& model, const ModelOutput& y, const Batch& batch, const Tensor& step_weight) const {
   const Tensor weight_N = batch.weight_T.masked_select(batch.targets_T.ne(-100));  // on the host: nothing waits
-  return (nll_N * upload(weight_N, nll_N.device())).sum();
+  return linear_cross_entropy(
+      y.y_TD, model.head(), batch.targets_T, upload(weight_N, y.y_TD.device()) / step_weight, model.groups());
 }
 
 }  // namespace hanok
