@@ -1,10 +1,13 @@
 """SIGTERM, SIGUSR1 and SIGINT to mpirun, SIGTERM to one that forwards nothing, and SIGTERM to one rank: every rank saves the same step and
 the job ends with 0 within 30 s; started again, it ends with the bits of an undisturbed run."""
+import contextlib
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 
 import harness
@@ -24,12 +27,33 @@ exit $code
 def path_with_a_deaf_mpirun(folder):
     """PATH on which the next mpirun after Hanok's own keeps SIGUSR1 for itself."""
     own, *others = harness.ENV["PATH"].split(":")
-    rest = ":".join(folder for folder in others if folder != own)
-    os.makedirs(f"{folder}/bin")
-    with open(f"{folder}/bin/mpirun", "w", encoding="utf-8") as file:
-        file.write(DEAF.format(real=shutil.which("mpirun", path=rest)))
-    os.chmod(f"{folder}/bin/mpirun", 0o755)
-    return f"{own}:{folder}/bin:{rest}"
+    rest = [other for other in others if not is_wrapper(f"{other}/mpirun")]
+    add_mpirun(f"{folder}/bin", DEAF.format(real=shutil.which("mpirun", path=":".join(rest))))
+    return ":".join([own, f"{folder}/bin", *rest])
+
+
+def is_wrapper(path):
+    """Of this checkout, or of another one whose launch/env.sh the shell has read, too."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return b"The system's mpirun, with one difference" in file.read(200)
+    return False
+
+
+def add_mpirun(folder, text):
+    os.makedirs(folder)
+    with open(f"{folder}/mpirun", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(f"{folder}/mpirun", 0o755)
+
+
+def scripts_that_start_each_other():
+    """A foreign mpirun that starts the next one on PATH, which is ours again."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = harness.ENV["PATH"].split(":")[0]
+        add_mpirun(f"{folder}/bin", f'#!/usr/bin/env bash\nexec "{own}/mpirun" "$@"\n')
+        env = {**harness.ENV, "PATH": f"{own}:{folder}/bin:{harness.ENV['PATH']}"}
+        done = subprocess.run(["mpirun", "-np", "1", "true"], env=env, capture_output=True, text=True, timeout=30)
+        expect(done.returncode == 127 and "starts this script again" in done.stderr, f"ended with {done.returncode}\n{done.stderr[-2000:]}")
 
 
 def wait_for_steps(folder, config, seconds):
@@ -44,6 +68,7 @@ def main():
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else random.randrange(10**6)
     rng = random.Random(seed)
     print(f"signals: seed {seed}")
+    scripts_that_start_each_other()
     changes = {"stages": [{"name": "all", "mixture": {"train": 1}, "seq_len": 512, "rows_per_step": 4, "steps": 60}]}
     calm, calm_config = make_case(**changes)
     run(2, "--config", calm_config)
