@@ -59,6 +59,7 @@ struct TensorStore::State {
   std::string path(std::string_view file) const { return concat(directory, "/", file); }
   Json open_manifest() const;
   void add_tensors(const Json& list, const std::string& file);
+  const SafetensorsFile& add_shard_data(const std::string& file, const std::string& header_xxh3);
   void add_shard(int rank, const Json& shard);
   void add_piece(const Json& item, const SafetensorsFile& data, const std::string& file);
   int64_t num_elements(const Entry& entry) const;
@@ -111,6 +112,18 @@ void TensorStore::State::add_tensors(const Json& list, const std::string& file) 
   }
 }
 
+/// What makes a header unreadable is of less use than that it is not the one that was written.
+const SafetensorsFile& TensorStore::State::add_shard_data(const std::string& file, const std::string& header_xxh3) {
+  try {
+    return shards.emplace_back(file);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kCheckpoint) throw;
+    const std::string what = error.what();
+    HANOK_FAIL(kCheckpoint) << "checkpoint header: got one that cannot be read (" << what.substr(0, what.find(';'))
+                            << "), expected the one with xxh3 " << header_xxh3 << "; " << file << kDamaged;
+  }
+}
+
 void TensorStore::State::add_shard(int rank, const Json& shard) {
   const std::string manifest = path(kStoreManifest);
   const std::string index_path = path(store_index_name(rank)), data_path = path(store_data_name(rank));
@@ -129,8 +142,9 @@ void TensorStore::State::add_shard(int rank, const Json& shard) {
   HANOK_REQUIRE(got == expected, kCheckpoint)
       << "checkpoint file: got xxh3 " << got << ", expected " << expected << "; " << index_path << kDamaged;
   const Json index = parse_strict_json(text, index_path);
-  const SafetensorsFile& data = shards.emplace_back(data_path);
-  const std::string header = json_string(index, "header_xxh3", index_path), got_header = xxh3_text(data.header_bytes());
+  const std::string header = json_string(index, "header_xxh3", index_path);
+  const SafetensorsFile& data = add_shard_data(data_path, header);
+  const std::string got_header = xxh3_text(data.header_bytes());
   HANOK_REQUIRE(got_header == header, kCheckpoint)
       << "checkpoint header: got xxh3 " << got_header << ", expected " << header << "; " << data_path << kDamaged;
   const Json& list = json_list(index, "pieces", index_path);

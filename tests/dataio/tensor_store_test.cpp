@@ -488,6 +488,22 @@ TEST(TensorStore, AHeaderThatSaysTheSameInOtherBytesIsDamageToo) {
   EXPECT_GE(padded, 3);
 }
 
+// A length, JSON, names, dtypes, offsets: whatever the flipped bit makes of them, the checkpoint is said to be damaged.
+TEST(TensorStore, ABitFlippedAnywhereInAHeaderIsAHeaderThatWasNotWritten) {
+  const TempFolder folder;
+  write_small_store(folder / "s", {});
+  const std::string path = folder / "s/shard-0.safetensors", good = read_file(path);
+  const auto header = static_cast<size_t>(SafetensorsFile(path).header().data_begin);
+  for (size_t bit = 0; bit < 8 * header; ++bit) {
+    std::string bad = good;
+    bad[bit / 8] = static_cast<char>(bad[bit / 8] ^ 1 << bit % 8);
+    write_bytes(path, bad);
+    const std::string said = message_of(ErrorKind::kCheckpoint, [&] { TensorStore store(folder / "s"); });
+    EXPECT_NE(said.find("xxh3"), std::string::npos) << "bit " << bit << ": " << said;
+    EXPECT_NE(said.find("use an earlier one"), std::string::npos) << "bit " << bit << ": " << said;
+  }
+}
+
 // One flipped bit, a cut, an extension or a missing file, anywhere: found before any tensor is used.
 TEST(TensorStore, NoDamageGoesUnseen) {
   const TempFolder folder;

@@ -20,7 +20,7 @@ struct Problem {
 Problem problem(int64_t rows, int64_t width, int64_t vocab, double labelled, at::ScalarType dtype) {
   const Tensor kept = at::rand({rows}) < labelled;
   return {.y = random_f64({rows, width}).to(dtype),
-          .weight = random_f64({vocab, width}).to(dtype),
+          .weight = random_f64({vocab, width}).mul(0.5).to(dtype),
           .targets = at::where(kept, at::randint(0, vocab, {rows}, at::kLong), at::full({rows}, -100, at::kLong))};
 }
 
