@@ -170,9 +170,12 @@ void NameMap::check_complete(const std::vector<ParamSpec>& specs,
     if (!hf_names.count(name)) missing.push_back(name);
   for (const std::string& name : hf_names)
     if (!expected.count(name) && !is_ignored(name)) unexpected.push_back(name);
-  HANOK_REQUIRE(missing.empty() && unexpected.empty(), kCheckpoint)
-      << "weights: got " << listed(unexpected) << " that the model does not have, and miss " << listed(missing)
-      << ", expected exactly the model's; check that config.json belongs to these files";
+  std::vector<std::string> faults;
+  if (!missing.empty()) faults.push_back("without " + listed(missing) + " of the model");
+  if (!unexpected.empty()) faults.push_back("with " + listed(unexpected) + " that the model does not have");
+  HANOK_REQUIRE(faults.empty(), kCheckpoint)
+      << "weights: got a folder " << faults.front() << (faults.size() > 1 ? ", and " + faults.back() : "")
+      << ", expected exactly the model's tensors; check that config.json belongs to these files";
 }
 
 std::string expert_layout(const ModelConfig& config, const std::map<std::string, std::vector<int64_t>>& shapes) {

@@ -87,8 +87,8 @@ TEST(NameMap, ListsMissingAndUnexpectedNames) {
   names.erase("model.language_model.norm.weight");
   names.insert("model.language_model.layers.9.mlp.up_proj.weight");
   const std::string text = message_of(ErrorKind::kCheckpoint, [&] { map.check_complete(specs, config, names); });
-  EXPECT_NE(text.find("got 1 (model.language_model.layers.9.mlp.up_proj.weight)"), std::string::npos) << text;
-  EXPECT_NE(text.find("miss 1 (model.language_model.norm.weight)"), std::string::npos) << text;
+  EXPECT_NE(text.find("and with 1 (model.language_model.layers.9.mlp.up_proj.weight)"), std::string::npos) << text;
+  EXPECT_NE(text.find("without 1 (model.language_model.norm.weight)"), std::string::npos) << text;
   const std::string many = message_of(ErrorKind::kCheckpoint, [&] { map.check_complete(specs, config, {}); });
   EXPECT_NE(many.find(", ...)"), std::string::npos) << many;
   message_of(ErrorKind::kCheckpoint,
