@@ -131,7 +131,6 @@ class Chooser {
     const Groups groups = make_planned_groups(mesh, 0, p.sequence && p.tp > 1);
     const KernelSet kernels = kernels_on(config_, stage, &gpu_);
     const Recompute recompute = recompute_of(stage);
-    const PipelineShape shape = pipeline_shape(p);
     const StepLoad load = load_of(config_, stage, groups, supposed_);
     const auto kept = [&](const Recompute& how) -> const ActivationBytes& {
       const std::array<int64_t, 7> key{
@@ -144,11 +143,11 @@ class Chooser {
     if (!held_.contains(held_key)) held_[held_key] = held_elements(params, groups);
     auto& products = products_[{recompute.every, recompute.selective}];
     if (products.empty()) products = products_of(config_.model, params, load.work, recompute);
-    stage.parallel.pp_layers = balanced_layers(config_.model, p, products);
+    balance_pipeline(config_.model, products, stage.parallel);
     const TimedStage timed{.config = config_,
                            .stage = stage,
                            .groups = groups,
-                           .shape = shape,
+                           .shape = pipeline_shape(stage.parallel),
                            .products = products,
                            .load = load,
                            .micro_batches = micro_batches_of(stage, mesh.shape()),

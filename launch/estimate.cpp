@@ -190,7 +190,7 @@ bool fits(const Estimate& estimate, const GpuConfig& gpu) {
 StageConfig with_balanced_pipeline(const RunConfig& config, const StageConfig& stage, const Supposed& supposed) {
   StageConfig out = stage;
   const Work work = load_of(config, stage, make_single_groups(), supposed).work;
-  out.parallel.pp_layers = balanced_layers(config.model, stage, work);
+  balance_pipeline(config.model, work, out);
   return out;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "model/balance.h"
 #include "parallel/pipeline_schedule.h"
 #include "trainer/optimizer.h"
 
@@ -86,20 +87,6 @@ class Timer {
            gpu_.link.latency_us * 1e-6;
   }
 
-  size_t piece_of_layer(int64_t layer) const {
-    for (const PieceRange& range : pieces_)
-      if (layer < range.last) return range.piece;
-    return pieces_.size() - 1;
-  }
-  size_t piece_of(const Product& product) const {
-    switch (product.part) {
-      case Product::Part::kDecoder:
-      case Product::Part::kAttention: return piece_of_layer(product.layer);
-      case Product::Part::kHead: return pieces_.size() - 1;
-      default: return 0;
-    }
-  }
-
   double matmul_rate(const Product& product) const {
     const ParamSpec& spec = *product.weight;
     const bool expert = spec.shape.size() == 3;
@@ -122,7 +109,7 @@ class Timer {
     for (const Product& product : t_.products) {
       const double share = 1 / (stage_ranks_ * micro_batches_);
       const Flops& f = product.flops;
-      PieceParts& parts = parts_[piece_of(product)];
+      PieceParts& parts = parts_[piece_of(product, pieces_)];
       if (product.weight) {
         const double rate = matmul_rate(product), weight = product.trains ? f.forward : 0;
         if (product.part == Product::Part::kHead) {  // its gradients are made in the forward

@@ -1,8 +1,24 @@
 #include "model/balance.h"
 
+#include <algorithm>
+#include <array>
+#include <cmath>
+
 #include "model/pieces.h"
 
 namespace hanok {
+
+size_t piece_of(const Product& product, const std::vector<PieceRange>& pieces) {
+  switch (product.part) {
+    case Product::Part::kDecoder:
+    case Product::Part::kAttention:
+      for (const PieceRange& range : pieces)
+        if (product.layer < range.last) return range.piece;
+      return pieces.size() - 1;
+    case Product::Part::kHead: return pieces.size() - 1;
+    default: return 0;
+  }
+}
 
 LayerCosts layer_costs(int64_t layers, const std::vector<Product>& products) {
   LayerCosts costs{.layers = std::vector<double>(layers)};
@@ -54,13 +70,87 @@ std::vector<int64_t> balanced_parts(const LayerCosts& costs, int parts) {
   return out;
 }
 
-std::vector<int64_t> balanced_layers(const ModelConfig& config,
-                                     const ParallelConfig& layout,
-                                     const std::vector<Product>& products) {
-  if (layout.pp == 1 || !layout.pp_layers.empty()) return layout.pp_layers;
-  const int pieces = pipeline_shape(layout).pieces();
-  cut_pieces(config, pieces, {});  // says so where there are too many
-  return balanced_parts(layer_costs(config.decoder.layers, products), pieces);
+namespace {
+
+/// What balanced_pieces() makes least, the first one first.
+using PieceScore = std::array<double, 3>;
+
+PieceScore score_of(const LayerCosts& costs, const PipelineShape& shape, const std::vector<int64_t>& sizes) {
+  std::vector<double> of_rank(shape.ranks);
+  PieceScore score{};
+  size_t layer = 0;
+  for (int piece = 0; piece < shape.pieces(); ++piece) {
+    double cost = (piece == 0 ? costs.before : 0) + (piece + 1 == shape.pieces() ? costs.after : 0);
+    for (int64_t i = 0; i < sizes[piece]; ++i) cost += costs.layers[layer++];
+    of_rank[place_of(shape, piece).rank] += cost;
+    score[2] += cost * cost;
+  }
+  for (const double cost : of_rank) {
+    score[0] = std::max(score[0], cost);
+    score[1] += cost * cost;
+  }
+  return score;
+}
+
+/// Sums in another order differ in their last bits, which must not move layers to and fro.
+bool is_better(const PieceScore& a, const PieceScore& b) {
+  constexpr double kSame = 1e-9;
+  for (size_t i = 0; i < a.size(); ++i)
+    if (std::abs(a[i] - b[i]) > kSame * b[i]) return a[i] < b[i];
+  return false;
+}
+
+}  // namespace
+
+std::vector<int64_t> balanced_pieces(const LayerCosts& costs, const PipelineShape& shape) {
+  const int pieces = shape.pieces();
+  std::vector<int64_t> sizes = balanced_parts(costs, pieces);
+  if (shape.chunks == 1) return sizes;
+  PieceScore score = score_of(costs, shape, sizes);
+  for (bool moved = true; moved;) {
+    moved = false;
+    std::vector<int64_t> best;
+    for (int from = 0; from < pieces; ++from) {
+      if (sizes[from] <= (from == 0 || from + 1 == pieces ? 0 : 1)) continue;
+      for (int to = 0; to < pieces; ++to) {
+        if (to == from) continue;
+        std::vector<int64_t> tried = sizes;
+        --tried[from];
+        ++tried[to];
+        const PieceScore of_tried = score_of(costs, shape, tried);
+        if (!is_better(of_tried, score)) continue;
+        score = of_tried;
+        best = std::move(tried);
+        moved = true;
+      }
+    }
+    if (moved) sizes = std::move(best);
+  }
+  return sizes;
+}
+
+void balance_pipeline(const ModelConfig& config, const std::vector<Product>& products, ParallelConfig& layout) {
+  layout.piece_flops.clear();
+  if (layout.pp == 1) return;
+  const PipelineShape shape = pipeline_shape(layout);
+  if (layout.pp_layers.empty()) {
+    cut_pieces(config, shape.pieces(), {});  // says so where there are too many
+    layout.pp_layers = balanced_pieces(layer_costs(config.decoder.layers, products), shape);
+  }
+  const std::vector<PieceRange> pieces = cut_pieces(config, shape.pieces(), layout.pp_layers);
+  layout.piece_flops.resize(3 * pieces.size());
+  for (const Product& product : products) {
+    const Flops& f = product.flops;
+    double* of_piece = &layout.piece_flops[3 * piece_of(product, pieces)];
+    if (product.part == Product::Part::kHead) {  // its gradients are made in the forward
+      of_piece[0] += f.total();
+      continue;
+    }
+    const double weight = product.trains ? f.forward : 0;
+    of_piece[0] += f.forward;
+    of_piece[1] += f.backward - weight + f.again;
+    of_piece[2] += weight;
+  }
 }
 
 }  // namespace hanok

@@ -25,6 +25,11 @@ PipelineShape pipeline_shape(const ParallelConfig& layout) {
   HANOK_REQUIRE(fits, kConfig) << "parallel.chunks: got " << shape.chunks << " with schedule " << layout.schedule
                                << ", expected " << (has_chunks ? 2 : 1)
                                << "; only interleaved takes any number; set chunks: 0, or schedule: interleaved";
+  if (layout.piece_flops.size() == 3 * static_cast<size_t>(shape.pieces()))
+    for (int piece = 0; piece < shape.pieces(); ++piece) {
+      const double* flops = &layout.piece_flops[3 * piece];
+      shape.times.push_back({flops[0], flops[1], flops[2]});
+    }
   return shape;
 }
 

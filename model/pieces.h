@@ -16,7 +16,8 @@ struct PieceRange {
   bool is_first = true, is_last = true;
 };
 
-/// Schedule and chunks of a layout; one piece where pp is 1. errors: kConfig for chunks that the schedule does not have
+/// Schedule, chunks and times of the pieces of a layout; one piece where pp is 1. errors: kConfig for chunks that the
+/// schedule does not have
 PipelineShape pipeline_shape(const ParallelConfig& layout);
 
 /// All pieces in order. `layers`: of each piece, as parallel.pp_layers says; empty: as many in each, as far as it goes

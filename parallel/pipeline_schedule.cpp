@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
+#include <compare>
 #include <map>
 #include <mutex>
+#include <tuple>
 
 #include "base/error.h"
 
@@ -127,6 +130,7 @@ double span_of(const Lists& actions,
 /// Ticks of an action.
 struct Ticks {
   int forward, input, weight;
+  auto operator<=>(const Ticks&) const = default;
 };
 /// Input gradients pass attention, norms and activations, which have no weights to speak of: lists made for equal times
 /// would let all ranks wait for them in every micro-batch.
@@ -145,10 +149,12 @@ struct Rule {
 /// The V: whenever a rank is free, it takes the most urgent action that is possible. The lists are what they did.
 class ZeroBubbleV {
  public:
-  ZeroBubbleV(const PipelineShape& shape, int micro_batches, const Rule& rule)
+  /// `ticks`: of each piece.
+  ZeroBubbleV(const PipelineShape& shape, int micro_batches, const Rule& rule, std::vector<Ticks> ticks)
       : shape_(shape),
         m_(micro_batches),
         rule_(rule),
+        ticks_(std::move(ticks)),
         ranks_(shape.ranks),
         forward_end_(table()),
         backward_end_(table()) {}
@@ -223,16 +229,16 @@ class ZeroBubbleV {
     const int piece = piece_of(shape_, {rank, action.chunk});
     switch (action.kind) {
       case Kind::kForward:
-        forward_end_[piece][action.micro_batch] = r.free_at = now_ + rule_.ticks.forward;
+        forward_end_[piece][action.micro_batch] = r.free_at = now_ + ticks_[piece].forward;
         ++r.forwards[action.chunk];
         ++r.live;
         break;
       case Kind::kBackwardInput:
-        backward_end_[piece][action.micro_batch] = r.free_at = now_ + rule_.ticks.input;
+        backward_end_[piece][action.micro_batch] = r.free_at = now_ + ticks_[piece].input;
         ++r.inputs[action.chunk];
         break;
       default:
-        r.free_at = now_ + rule_.ticks.weight;
+        r.free_at = now_ + ticks_[piece].weight;
         ++r.weights[action.chunk];
         --r.live;
     }
@@ -241,6 +247,7 @@ class ZeroBubbleV {
   PipelineShape shape_;
   int m_;
   Rule rule_;
+  std::vector<Ticks> ticks_;
   std::vector<Rank> ranks_;
   Table forward_end_, backward_end_;
   int now_ = 0;
@@ -248,7 +255,7 @@ class ZeroBubbleV {
 
 struct Course {
   Lists actions;
-  double span = 0;  // in ticks, at kTypical
+  double waiting = 0;  // beside the mean of what ranks work
 };
 
 /// Which rule brings what into which gap cannot be told beforehand. Of 90 that were played through for 2 to 8 ranks and
@@ -262,26 +269,64 @@ constexpr Rule kRules[] = {{{10, 12, 10}, Urgent::kLaterForwards},
                            {{10, 16, 8}, Urgent::kInputs, 0},
                            {{10, 14, 8}, Urgent::kForwards}};
 
-Course best_zero_bubble_v(const PipelineShape& shape, int micro_batches) {
-  const std::vector<PieceSeconds> pieces(shape.pieces(), {kTypical.forward, kTypical.input, kTypical.weight});
+/// What the pieces of the shape take, so that they take as long as kTypical on average but in finer steps where they
+/// differ.
+std::vector<Ticks> ticks_of(const PipelineShape& shape) {
+  if (shape.times.empty()) return std::vector<Ticks>(shape.pieces(), kTypical);
+  constexpr double kFiner = 3;
+  double sum = 0;
+  for (const PieceSeconds& piece : shape.times) sum += piece.all();
+  const double scale =
+      sum > 0 ? kFiner * (kTypical.forward + kTypical.input + kTypical.weight) * shape.pieces() / sum : 0;
+  const auto ticks = [&](double time) { return std::max(1, static_cast<int>(std::lround(time * scale))); };
+  std::vector<Ticks> out;
+  for (const PieceSeconds& piece : shape.times)
+    out.push_back({ticks(piece.forward), ticks(piece.backward_input), ticks(piece.backward_weight)});
+  return out;
+}
+
+/// As the rule looks at them.
+std::vector<Ticks> seen_by(const Rule& rule, std::vector<Ticks> pieces) {
+  const auto scaled = [](int ticks, int ours, int typical) {
+    return std::max(1, (ticks * ours + typical / 2) / typical);
+  };
+  for (Ticks& piece : pieces)
+    piece = {scaled(piece.forward, rule.ticks.forward, kTypical.forward),
+             scaled(piece.input, rule.ticks.input, kTypical.input),
+             scaled(piece.weight, rule.ticks.weight, kTypical.weight)};
+  return pieces;
+}
+
+Course best_zero_bubble_v(const PipelineShape& shape, int micro_batches, const std::vector<Ticks>& ticks) {
+  std::vector<PieceSeconds> pieces;
+  double work = 0;
+  for (const Ticks& piece : ticks) {
+    pieces.push_back({double(piece.forward), double(piece.input), double(piece.weight)});
+    work += pieces.back().all() * micro_batches / shape.ranks;
+  }
+  // Lists for pieces that are alike are at times the better ones for those that differ, too.
+  std::vector<std::vector<Ticks>> views = {ticks};
+  if (!shape.times.empty()) views.emplace_back(shape.pieces(), kTypical);
   Course best;
   for (const Rule& rule : kRules) {
-    Lists actions = ZeroBubbleV(shape, micro_batches, rule).run();
-    if (actions.empty()) continue;
-    const double span = span_of(actions, shape, micro_batches, pieces, 0);
-    if (best.actions.empty() || span < best.span) best = {std::move(actions), span};
+    for (const std::vector<Ticks>& view : views) {
+      Lists actions = ZeroBubbleV(shape, micro_batches, rule, seen_by(rule, view)).run();
+      if (actions.empty()) continue;
+      const double waiting = span_of(actions, shape, micro_batches, pieces, 0) / work - 1;
+      if (best.actions.empty() || waiting < best.waiting) best = {std::move(actions), waiting};
+    }
   }
   return best;
 }
 
-/// The same, made once for each length of a pipeline and number of micro-batches: every step asks for the lists of all
-/// ranks.
+/// The same, made once for each pipeline and number of micro-batches: every step asks for the lists of all ranks.
 const Course& zero_bubble_v(const PipelineShape& shape, int micro_batches) {
   static std::mutex mutex;  // ranks may be threads
-  static std::map<std::pair<int, int>, Course> known;
+  static std::map<std::tuple<int, int, std::vector<Ticks>>, Course> known;
+  const std::vector<Ticks> ticks = ticks_of(shape);
   const std::lock_guard lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({shape.ranks, micro_batches});
-  if (is_new) entry->second = best_zero_bubble_v(shape, micro_batches);
+  const auto [entry, is_new] = known.try_emplace({shape.ranks, micro_batches, ticks});
+  if (is_new) entry->second = best_zero_bubble_v(shape, micro_batches, ticks);
   return entry->second;
 }
 
@@ -350,10 +395,7 @@ double waiting_share(const PipelineShape& shape, int micro_batches) {
     case Schedule::k1F1B: return plain;
     case Schedule::kInterleaved: return plain / shape.chunks;
     case Schedule::kZeroBubbleH1: return plain / 3;
-    case Schedule::kZeroBubbleV: {
-      const double work = 2.0 * micro_batches * (kTypical.forward + kTypical.input + kTypical.weight);
-      return zero_bubble_v(shape, micro_batches).span / work - 1;
-    }
+    case Schedule::kZeroBubbleV: return zero_bubble_v(shape, micro_batches).waiting;
   }
   return plain;
 }

@@ -19,10 +19,19 @@ enum class Schedule {
 Schedule schedule_of(std::string_view name);
 std::string_view name(Schedule schedule);
 
+/// Of one micro-batch on one piece.
+struct PieceSeconds {
+  double forward = 0, backward_input = 0, backward_weight = 0;
+  double all() const { return forward + backward_input + backward_weight; }
+};
+
 /// A pipeline of `ranks` x `chunks` pieces of a model.
 struct PipelineShape {
   Schedule schedule = Schedule::k1F1B;
   int ranks = 1, chunks = 1;
+  /// What pieces take beside each other, in any unit, the same on every rank; empty: all alike. The lists of the V are
+  /// made for it.
+  std::vector<PieceSeconds> times = {};
   int pieces() const { return ranks * chunks; }
   bool splits_weight_gradients() const {
     return schedule == Schedule::kZeroBubbleH1 || schedule == Schedule::kZeroBubbleV;
@@ -58,11 +67,6 @@ struct Action {
 /// source: Megatron-LM arXiv:2104.04473 (1F1B, interleaved); zero bubble arXiv:2401.10241 (H1), 2405.15362 (V)
 std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int micro_batches);
 
-/// Of one micro-batch on one piece.
-struct PieceSeconds {
-  double forward = 0, backward_input = 0, backward_weight = 0;
-  double all() const { return forward + backward_input + backward_weight; }
-};
 /// How long a step takes whose pieces take these seconds, `passing` seconds from one rank to the next.
 double pipeline_span(const PipelineShape& shape,
                      int micro_batches,
@@ -73,7 +77,8 @@ double pipeline_span(const PipelineShape& shape,
 double peak_live_chunks(const PipelineShape& shape, int rank, int micro_batches, std::vector<double> sizes = {});
 /// Time that ranks wait, as a share of the time that they work, where a backward takes as long as two forwards and a
 /// weight gradient as long as an input gradient: (p - 1) / m, divided by the chunks or, for H1, by three; for V
-/// what its lists take, which are chosen for input gradients of 1.4 forwards and weight gradients of 0.8.
+/// what its lists take where pieces take what the shape says, or else input gradients 1.4 forwards and weight gradients
+/// 0.8.
 double waiting_share(const PipelineShape& shape, int micro_batches);
 
 }  // namespace hanok

@@ -290,11 +290,13 @@ void export_handed_on(Run& run, const CheckpointPath& from, Vlm& model) {
 
 /// Deals the layers to the pieces of a pipeline by what the first rows cost. The same on every rank, and after every
 /// start: it reads the stage's first step.
-void balance_pipeline(const RunConfig& config, const StageData& data, StageConfig& stage) {
+void balance_by_first_rows(const RunConfig& config, const StageData& data, StageConfig& stage) {
   ParallelConfig& layout = stage.parallel;
-  if (layout.pp == 1 || !layout.pp_layers.empty()) return;
+  if (layout.pp == 1) return;
+  const bool is_given = !layout.pp_layers.empty();
   const Work work = work_of_first_rows(data);
-  layout.pp_layers = balanced_layers(config.model, stage, work);
+  balance_pipeline(config.model, work, stage);
+  if (is_given) return;
   HANOK_LOG_RANK0(INFO) << "pipeline: decoder layers of its pieces " << c10::IntArrayRef(layout.pp_layers)
                         << ", balanced for rows of which " << short_number(100 * picture_share(config.model, work))
                         << " % of the tokens are of pictures (parallel.pp_layers)";
@@ -308,7 +310,7 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   enter_layout(run, stage.parallel);
   const StageData data = make_stage_data(config, stage, run.datasets, run.encoder.vision, run.groups);
   require_labels(data, stage);
-  balance_pipeline(config, data, stage);
+  balance_by_first_rows(config, data, stage);
 
   require_room_for_weights(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
   Vlm model(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
@@ -409,11 +411,11 @@ RunResult run_stages(const RunConfig& given, World& world, at::Device device, co
   return run.result;
 }
 
-std::vector<int64_t> balanced_layers(const ModelConfig& model, const StageConfig& stage, const Work& work) {
-  if (stage.parallel.pp == 1 || !stage.parallel.pp_layers.empty()) return stage.parallel.pp_layers;
+void balance_pipeline(const ModelConfig& model, const Work& work, StageConfig& stage) {
+  if (stage.parallel.pp == 1) return;
   Vlm whole(model, make_single_groups(), at::kFloat, at::kMeta);
   freeze(whole.params(), stage);
-  return balanced_layers(model, stage.parallel, products_of(model, whole.params(), work, recompute_of(stage)));
+  balance_pipeline(model, products_of(model, whole.params(), work, recompute_of(stage)), stage.parallel);
 }
 
 Groups make_stage_groups(const ParallelConfig& layout, World& world) {

@@ -46,8 +46,7 @@ EvalOptions evaluation_options(const RunConfig& config,
 void freeze(ParamTable& params, const StageConfig& stage);
 /// The same for the table of the whole model and this rank's part of it.
 void freeze(Vlm& model, const StageConfig& stage);
-/// parallel.pp_layers by what the stage's products cost for `work`; what the stage says itself, and nothing where it
-/// has no pipeline. errors: kConfig as the registry and freeze() say
-std::vector<int64_t> balanced_layers(const ModelConfig& model, const StageConfig& stage, const Work& work);
+/// model/balance.h for the stage: what its products cost for `work`. errors: kConfig as the registry and freeze() say
+void balance_pipeline(const ModelConfig& model, const Work& work, StageConfig& stage);
 
 }  // namespace hanok

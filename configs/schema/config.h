@@ -238,6 +238,8 @@ struct ParallelConfig {
   int64_t tp = 1, pp = 1, cp = 1, ep = 1, etp = 1, dp = 0, chunks = 0;
   std::string schedule = "1f1b";
   std::vector<int64_t> pp_layers;
+  /// No key: set where layers are balanced. Of each piece of the pipeline forward, input and weight gradients.
+  std::vector<double> piece_flops;
   bool sequence = true, overlap = true;
   std::string context = "auto";
 

@@ -54,12 +54,72 @@ TEST(Balance, NoWayIsBetter) {
   }
 }
 
+double largest_rank(const LayerCosts& costs, const PipelineShape& shape, const std::vector<int64_t>& sizes) {
+  std::vector<double> ranks(shape.ranks);
+  size_t at = 0;
+  for (int piece = 0; piece < shape.pieces(); ++piece) {
+    double& sum = ranks[place_of(shape, piece).rank];
+    sum += (piece == 0 ? costs.before : 0) + (piece + 1 == shape.pieces() ? costs.after : 0);
+    for (int64_t i = 0; i < sizes[piece]; ++i) sum += costs.layers[at++];
+  }
+  return *std::max_element(ranks.begin(), ranks.end());
+}
+
+/// The best of all ways to deal `left` more layers to the pieces from `piece` on.
+double least_largest_rank(
+    const LayerCosts& costs, const PipelineShape& shape, std::vector<int64_t>& sizes, int piece, int64_t left) {
+  const bool is_end = piece == 0 || piece + 1 == shape.pieces();
+  if (piece + 1 == shape.pieces()) {
+    sizes[piece] = left;
+    return largest_rank(costs, shape, sizes);
+  }
+  double best = 1e300;
+  for (sizes[piece] = is_end ? 0 : 1; sizes[piece] <= left; ++sizes[piece]) {
+    const int64_t own = sizes[piece];
+    best = std::min(best, least_largest_rank(costs, shape, sizes, piece + 1, left - own));
+    sizes[piece] = own;
+  }
+  return best;
+}
+
+TEST(Balance, RanksOfSeveralPiecesAreBalancedByTheirSums) {
+  at::manual_seed(62);
+  for (const PipelineShape& shape : {PipelineShape{Schedule::kZeroBubbleV, 2, 2},
+                                     {Schedule::kZeroBubbleV, 3, 2},
+                                     {Schedule::kInterleaved, 2, 2},
+                                     {Schedule::kInterleaved, 2, 3}}) {
+    for (int layers = shape.pieces(); layers < shape.pieces() + 6; ++layers) {
+      LayerCosts costs{.layers = std::vector<double>(layers, 1.0)};
+      costs.before = layers % 3 * at::rand({}).item<double>();
+      costs.after = layers % 2 * 3 * at::rand({}).item<double>();
+      const std::vector<int64_t> sizes = balanced_pieces(costs, shape);
+      EXPECT_EQ(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), layers);
+      for (int i = 1; i + 1 < shape.pieces(); ++i) EXPECT_GE(sizes[i], 1);
+      std::vector<int64_t> tried(shape.pieces());
+      EXPECT_NEAR(largest_rank(costs, shape, sizes), least_largest_rank(costs, shape, tried, 0, layers), 1e-12)
+          << name(shape.schedule) << " " << shape.ranks << " x " << shape.chunks << ", " << layers << " layers";
+    }
+  }
+}
+
+// The 8B's 36 layers and a head of three over eight ranks: pieces balanced one by one would give a rank of the V six.
+TEST(Balance, NoRankOfAVHoldsTwoLargePieces) {
+  LayerCosts costs{.layers = std::vector<double>(36, 1.0), .after = 3};
+  for (const auto& [ranks, most] : {std::pair{2, 20.0}, {4, 10.0}, {8, 5.0}}) {
+    const PipelineShape shape{Schedule::kZeroBubbleV, ranks, 2};
+    EXPECT_EQ(largest_rank(costs, shape, balanced_pieces(costs, shape)), most);
+  }
+  const PipelineShape eight{Schedule::kZeroBubbleV, 8, 2};
+  EXPECT_EQ(largest_rank(costs, eight, balanced_parts(costs, 16)), 6);
+}
+
 std::vector<int64_t> layers_of(const char* shape,
                                const Work& work,
                                const ParallelConfig& layout,
                                StageConfig stage = {}) {
   stage.parallel = layout;
-  return balanced_layers(read_model_config(concat(HANOK_SOURCE_DIR "/configs/model/", shape, ".yaml")), stage, work);
+  balance_pipeline(read_model_config(concat(HANOK_SOURCE_DIR "/configs/model/", shape, ".yaml")), work, stage);
+  return stage.parallel.pp_layers;
 }
 
 constexpr double kRow = 4096;
