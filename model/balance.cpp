@@ -146,7 +146,9 @@ void balance_pipeline(const ModelConfig& config, const std::vector<Product>& pro
       of_piece[0] += f.total();
       continue;
     }
-    const double weight = product.trains ? f.forward : 0;
+    // Attention is half of each gradient here: what an input gradient takes longer is of whole layers, attention
+    // included.
+    const double weight = product.weight == nullptr ? f.backward / 2 : product.trains ? f.forward : 0;
     of_piece[0] += f.forward;
     of_piece[1] += f.backward - weight + f.again;
     of_piece[2] += weight;

@@ -28,7 +28,7 @@ PipelineShape pipeline_shape(const ParallelConfig& layout) {
   if (layout.piece_flops.size() == 3 * static_cast<size_t>(shape.pieces()))
     for (int piece = 0; piece < shape.pieces(); ++piece) {
       const double* flops = &layout.piece_flops[3 * piece];
-      shape.times.push_back({flops[0], flops[1], flops[2]});
+      shape.flops.push_back({flops[0], flops[1], flops[2]});
     }
   return shape;
 }

@@ -16,7 +16,7 @@ struct PieceRange {
   bool is_first = true, is_last = true;
 };
 
-/// Schedule, chunks and times of the pieces of a layout; one piece where pp is 1. errors: kConfig for chunks that the
+/// Schedule, chunks and FLOPs of the pieces of a layout; one piece where pp is 1. errors: kConfig for chunks that the
 /// schedule does not have
 PipelineShape pipeline_shape(const ParallelConfig& layout);
 

@@ -163,7 +163,7 @@ class ZeroBubbleV {
   Lists run() {
     const size_t all = static_cast<size_t>(3 * m_) * shape_.pieces();
     Lists out(shape_.ranks);
-    for (size_t done = 0; done < all; ++now_) {
+    for (size_t done = 0; done < all;) {
       std::vector<std::pair<int, Action>> tick;  // decided by what has ended by now
       for (int rank = 0; rank < shape_.ranks; ++rank) {
         Action action{};
@@ -175,8 +175,11 @@ class ZeroBubbleV {
         out[rank].push_back(action);
       }
       done += tick.size();
-      const auto is_free = [&](const Rank& rank) { return rank.free_at <= now_; };
-      if (tick.empty() && std::all_of(ranks_.begin(), ranks_.end(), is_free)) return {};
+      int next = kNever;  // nothing changes before an action ends
+      for (const Rank& rank : ranks_)
+        if (rank.free_at > now_) next = std::min(next, rank.free_at);
+      if (next == kNever) return {};
+      now_ = next;
     }
     return out;
   }
@@ -269,19 +272,24 @@ constexpr Rule kRules[] = {{{10, 12, 10}, Urgent::kLaterForwards},
                            {{10, 16, 8}, Urgent::kInputs, 0},
                            {{10, 14, 8}, Urgent::kForwards}};
 
-/// What the pieces of the shape take, so that they take as long as kTypical on average but in finer steps where they
-/// differ.
+/// What the pieces take: as long as kTypical on average, in finer steps where they differ.
 std::vector<Ticks> ticks_of(const PipelineShape& shape) {
-  if (shape.times.empty()) return std::vector<Ticks>(shape.pieces(), kTypical);
+  if (shape.flops.empty()) return std::vector<Ticks>(shape.pieces(), kTypical);
   constexpr double kFiner = 3;
+  std::vector<PieceSeconds> times;
   double sum = 0;
-  for (const PieceSeconds& piece : shape.times) sum += piece.all();
-  const double scale =
-      sum > 0 ? kFiner * (kTypical.forward + kTypical.input + kTypical.weight) * shape.pieces() / sum : 0;
-  const auto ticks = [&](double time) { return std::max(1, static_cast<int>(std::lround(time * scale))); };
+  for (const PieceFlops& f : shape.flops) {
+    times.push_back(
+        {kTypical.forward * f.forward, kTypical.input * f.backward_input, kTypical.weight * f.backward_weight});
+    sum += times.back().all();
+  }
+  const double mean = kFiner * (kTypical.forward + kTypical.input + kTypical.weight);
+  const auto ticks = [&](double time) {
+    return std::max(1, sum > 0 ? static_cast<int>(std::lround(time / sum * mean * shape.pieces())) : 1);
+  };
   std::vector<Ticks> out;
-  for (const PieceSeconds& piece : shape.times)
-    out.push_back({ticks(piece.forward), ticks(piece.backward_input), ticks(piece.backward_weight)});
+  for (const PieceSeconds& time : times)
+    out.push_back({ticks(time.forward), ticks(time.backward_input), ticks(time.backward_weight)});
   return out;
 }
 
@@ -306,7 +314,7 @@ Course best_zero_bubble_v(const PipelineShape& shape, int micro_batches, const s
   }
   // Lists for pieces that are alike are at times the better ones for those that differ, too.
   std::vector<std::vector<Ticks>> views = {ticks};
-  if (!shape.times.empty()) views.emplace_back(shape.pieces(), kTypical);
+  if (!shape.flops.empty()) views.emplace_back(shape.pieces(), kTypical);
   Course best;
   for (const Rule& rule : kRules) {
     for (const std::vector<Ticks>& view : views) {

@@ -25,13 +25,16 @@ struct PieceSeconds {
   double all() const { return forward + backward_input + backward_weight; }
 };
 
+struct PieceFlops {
+  double forward = 0, backward_input = 0, backward_weight = 0;
+};
+
 /// A pipeline of `ranks` x `chunks` pieces of a model.
 struct PipelineShape {
   Schedule schedule = Schedule::k1F1B;
   int ranks = 1, chunks = 1;
-  /// What pieces take beside each other, in any unit, the same on every rank; empty: all alike. The lists of the V are
-  /// made for it.
-  std::vector<PieceSeconds> times = {};
+  /// FLOPs of the pieces, in any unit, the same on every rank; empty: all alike. The lists of the V are made for it.
+  std::vector<PieceFlops> flops = {};
   int pieces() const { return ranks * chunks; }
   bool splits_weight_gradients() const {
     return schedule == Schedule::kZeroBubbleH1 || schedule == Schedule::kZeroBubbleV;
@@ -77,8 +80,8 @@ double pipeline_span(const PipelineShape& shape,
 double peak_live_chunks(const PipelineShape& shape, int rank, int micro_batches, std::vector<double> sizes = {});
 /// Time that ranks wait, as a share of the time that they work, where a backward takes as long as two forwards and a
 /// weight gradient as long as an input gradient: (p - 1) / m, divided by the chunks or, for H1, by three; for V
-/// what its lists take where pieces take what the shape says, or else input gradients 1.4 forwards and weight gradients
-/// 0.8.
+/// what its lists take where an input gradient takes 1.4 times and a weight gradient 0.8 times as long as a forward of
+/// as many FLOPs.
 double waiting_share(const PipelineShape& shape, int micro_batches);
 
 }  // namespace hanok
