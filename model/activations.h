@@ -38,7 +38,7 @@ struct ActivationBytes {
   double tower = 0;      // kept by autograd, as are the next three
   double connector = 0;  //
   double decoder = 0;    // rotary tables included
-  double head = 0;       // final hidden states, labelled rows of them
+  double head = 0;       // final hidden states, gradient of the labelled ones
   double stream = 0;     // what a pipeline stage hands on to the next
   double on_host = 0;    // what recomputed layers keep in host memory; not in kept()
   // Not all at once: each is gone before the next phase.

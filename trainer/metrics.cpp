@@ -116,7 +116,7 @@ EventFile::Scalars scalars_of(const json& evaluation) {
 
 std::string readable_line(const StepMetrics& s, double eta_s, int columns) {
   std::string text = concat(s.stage, " ", s.step, "/", s.num_steps);
-  if (!s.applied) text += "  SKIPPED: not finite";
+  if (!s.applied) text += s.label_tokens > 0 ? "  SKIPPED: not finite" : "  SKIPPED: no label";
   const auto add = [&](const std::string& field) {
     if (columns <= 0 || text.size() + 2 + field.size() <= static_cast<size_t>(columns)) text += "  " + field;
   };

@@ -231,7 +231,10 @@ TEST(ReadableLine, SaysWhatIsAskedFor) {
   EXPECT_EQ(readable_line(step, -1, 40), "sft 12/100  loss 2.3457  norm 0.712");
   StepMetrics bad = step;
   bad.applied = false;
-  EXPECT_NE(readable_line(bad, 1, 20).find("SKIPPED"), std::string::npos);
+  bad.label_tokens = 8;
+  EXPECT_NE(readable_line(bad, 1, 20).find("SKIPPED: not finite"), std::string::npos);
+  bad.label_tokens = 0;
+  EXPECT_NE(readable_line(bad, 1, 20).find("SKIPPED: no label"), std::string::npos);
 }
 
 }  // namespace
