@@ -8,7 +8,7 @@
 namespace hanok {
 namespace {
 
-constexpr double kLeft = 62, kRight = 20, kTop = 58, kBottom = 46;
+constexpr double kLeft = 70, kRight = 20, kTop = 58, kBottom = 46;
 
 struct Range {
   double low = 0, high = 1;
@@ -146,7 +146,7 @@ std::string stage_bands(const Frame& frame, const std::vector<PlotStage>& stages
 std::string tick_text(double value, double step) {
   if (std::abs(value) >= 1000) return short_number(value);
   if (step < 1e-4) return printed("%.3g", value);
-  const int decimals = std::clamp(static_cast<int>(-std::floor(std::log10(step) + 1e-9)), 0, 8);
+  const int decimals = std::clamp(static_cast<int>(-std::floor(std::log10(step) + 1e-9)), 0, 4);
   return printed(("%." + std::to_string(decimals) + "f").c_str(), value);
 }
 
@@ -260,7 +260,7 @@ std::string chart_svg(const Chart& chart) {
                     escaped(chart.title) + "\" viewBox=\"0 0 " + printed("%.0f", chart.width) + " " +
                     printed("%.0f", chart.height) + "\">\n";
   svg += stage_bands(frame, chart.stages) + axes(frame, chart.unit);
-  svg += text_at(kLeft - 48, 30, "class=\"title\"", chart.title) + legend(frame, chart, has_marks);
+  svg += text_at(kLeft - 56, 30, "class=\"title\"", chart.title) + legend(frame, chart, has_marks);
   svg += path_of(frame, thinned(curve, buckets), chart.smoothed ? "curve" : "mean");
   if (chart.smoothed) svg += path_of(frame, thinned(running_mean(curve, chart.stages, frame.y), buckets), "mean");
   if (std::isfinite(chart.level))
