@@ -111,14 +111,11 @@ class Timer {
       const Flops& f = product.flops;
       PieceParts& parts = parts_[piece_of(product, pieces_)];
       if (product.weight) {
-        const double rate = matmul_rate(product), weight = product.trains ? f.forward : 0;
-        if (product.part == Product::Part::kHead) {  // its gradients are made in the forward
-          parts.matrices.forward += f.total() * share / rate;
-          continue;
-        }
-        parts.matrices.forward += f.forward * share / rate;
-        parts.matrices.backward_input += (f.backward - weight + f.again) * share / rate;
-        parts.matrices.backward_weight += weight * share / rate;
+        const PassFlops passes = pass_flops(product);
+        const double rate = matmul_rate(product);
+        parts.matrices.forward += passes.forward * share / rate;
+        parts.matrices.backward_input += passes.backward_input * share / rate;
+        parts.matrices.backward_weight += passes.backward_weight * share / rate;
         continue;
       }
       const bool tower = product.part == Product::Part::kTowerAttention;

@@ -401,9 +401,8 @@ class Walk {
     out_.head = cut(static_cast<double>(batch_.tokens)) * width * size_;  // held by who asked for the loss
     if (grad_) out_.head += labels * (width * size_ + 8);  // gradient of the labelled rows, and which they are
     const double vocab = rows_of(name);
-    const auto largest_shard = static_cast<double>((decoder.vocab + groups_.tp->size() - 1) / groups_.tp->size());
     const auto most = static_cast<double>(
-        rows_of_logits(static_cast<int64_t>(largest_shard), decoder.hidden, weight_trains, kernels_.on_gpu));
+        rows_of_logits(decoder.vocab, groups_.tp->size(), decoder.hidden, weight_trains, kernels_.on_gpu));
     const double chunk = std::min(labels, most) * vocab;
     // On the CPU logits are widened; a GPU's kernels widen what they read. The gradient takes their place, and is
     // narrowed on the CPU, where products of 16 bits are added to a table of their own, too.

@@ -140,18 +140,17 @@ void balance_pipeline(const ModelConfig& config, const std::vector<Product>& pro
   const std::vector<PieceRange> pieces = cut_pieces(config, shape.pieces(), layout.pp_layers);
   layout.piece_flops.resize(3 * pieces.size());
   for (const Product& product : products) {
-    const Flops& f = product.flops;
-    double* of_piece = &layout.piece_flops[3 * piece_of(product, pieces)];
-    if (product.part == Product::Part::kHead) {  // its gradients are made in the forward
-      of_piece[0] += f.total();
-      continue;
+    PassFlops f = pass_flops(product);
+    if (product.weight == nullptr) {
+      // What an input gradient takes longer is of whole layers, attention included: half of attention's counts as
+      // theirs.
+      f.backward_weight = product.flops.backward / 2;
+      f.backward_input -= f.backward_weight;
     }
-    // Attention is half of each gradient here: what an input gradient takes longer is of whole layers, attention
-    // included.
-    const double weight = product.weight == nullptr ? f.backward / 2 : product.trains ? f.forward : 0;
+    double* of_piece = &layout.piece_flops[3 * piece_of(product, pieces)];
     of_piece[0] += f.forward;
-    of_piece[1] += f.backward - weight + f.again;
-    of_piece[2] += weight;
+    of_piece[1] += f.backward_input;
+    of_piece[2] += f.backward_weight;
   }
 }
 

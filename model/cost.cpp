@@ -109,6 +109,13 @@ Flops FlopsByPart::sum() const {
   return all;
 }
 
+PassFlops pass_flops(const Product& product) {
+  const Flops& f = product.flops;
+  if (product.part == Product::Part::kHead) return {.forward = f.total() + f.again};
+  const double weight = product.weight && product.trains ? f.forward : 0;
+  return {.forward = f.forward, .backward_input = f.backward - weight + f.again, .backward_weight = weight};
+}
+
 std::vector<Product> products_of(const ModelConfig& config,
                                  const ParamTable& params,
                                  const Work& work,

@@ -278,7 +278,7 @@ std::vector<Ticks> ticks_of(const PipelineShape& shape) {
   constexpr double kFiner = 3;
   std::vector<PieceSeconds> times;
   double sum = 0;
-  for (const PieceFlops& f : shape.flops) {
+  for (const PassFlops& f : shape.flops) {
     times.push_back(
         {kTypical.forward * f.forward, kTypical.input * f.backward_input, kTypical.weight * f.backward_weight});
     sum += times.back().all();

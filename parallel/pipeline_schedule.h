@@ -25,7 +25,7 @@ struct PieceSeconds {
   double all() const { return forward + backward_input + backward_weight; }
 };
 
-struct PieceFlops {
+struct PassFlops {
   double forward = 0, backward_input = 0, backward_weight = 0;
 };
 
@@ -34,7 +34,7 @@ struct PipelineShape {
   Schedule schedule = Schedule::k1F1B;
   int ranks = 1, chunks = 1;
   /// FLOPs of the pieces, in any unit, the same on every rank; empty: all alike. The lists of the V are made for it.
-  std::vector<PieceFlops> flops = {};
+  std::vector<PassFlops> flops = {};
   int pieces() const { return ranks * chunks; }
   bool splits_weight_gradients() const {
     return schedule == Schedule::kZeroBubbleH1 || schedule == Schedule::kZeroBubbleV;

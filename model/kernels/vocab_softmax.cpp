@@ -48,9 +48,10 @@ struct Gradient {
 
 }  // namespace
 
-int64_t rows_of_logits(int64_t vocab, int64_t width, bool weight_trains, bool on_gpu) {
+int64_t rows_of_logits(int64_t vocab, int64_t shards, int64_t width, bool weight_trains, bool on_gpu) {
   constexpr int64_t kLeast = 256, kHide = 1024, kMost = 4096;
-  const int64_t fill = (on_gpu ? int64_t{1} << 27 : int64_t{1} << 20) / std::max<int64_t>(1, vocab);
+  const int64_t fill =
+      (on_gpu ? int64_t{1} << 27 : int64_t{1} << 20) / std::max<int64_t>(1, (vocab + shards - 1) / shards);
   const int64_t hide = on_gpu && weight_trains ? std::clamp(width, kHide, kMost) : 0;
   return std::max({kLeast, fill / kLeast * kLeast, hide / kLeast * kLeast});
 }

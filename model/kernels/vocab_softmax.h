@@ -6,8 +6,9 @@ namespace hanok {
 
 /// Rows of y whose logits exist at one time: on the CPU a chunk stays near the cache, on a GPU it fills the device
 /// (256 MB of bf16). Where the weight trains, its gradient is read and written once a chunk, and so many rows are taken
-/// that the product hides it, up to the size of the weight itself.
-int64_t rows_of_logits(int64_t vocab, int64_t width, bool weight_trains, bool on_gpu);
+/// that the product hides it, up to the size of the weight itself. `vocab`: all of it, over `shards` ranks; by the
+/// largest shard, so that every rank takes the same chunks.
+int64_t rows_of_logits(int64_t vocab, int64_t shards, int64_t width, bool weight_trains, bool on_gpu);
 
 /// y W^T, rounded to the dtype of y as HF does; on the CPU widened to what is summed in (f32, f64 for f64), because a
 /// GPU's kernels widen what they read. shapes: y_ND, weight_VD (the rows of one shard)

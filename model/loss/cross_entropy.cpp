@@ -33,14 +33,15 @@ Reduced reduce_over_shards(const VocabStats& stats, Comm& tp) {
 /// Labelled rows against one shard of the vocabulary.
 struct Labelled {
   Tensor y_ND, weight_VD, target_N;  // targets counted from the shard's first row
-  int64_t largest_shard = 0;         // rows of it: every rank of tp must take the same chunks
+  int64_t vocab = 0;                 // of all shards
 };
 
 /// f(first, count, z, statistics over all shards) for every chunk of rows; z is the caller's to overwrite.
 template <class F>
 void for_each_chunk(const Labelled& rows, bool weight_trains, Comm& tp, const F& f) {
   const int64_t all = rows.y_ND.size(0);
-  const int64_t most = rows_of_logits(rows.largest_shard, rows.weight_VD.size(1), weight_trains, !rows.y_ND.is_cpu());
+  const int64_t most =
+      rows_of_logits(rows.vocab, tp.size(), rows.weight_VD.size(1), weight_trains, !rows.y_ND.is_cpu());
   for (int64_t first = 0; first < all; first += most) {
     const int64_t count = std::min(most, all - first);
     Tensor z = vocab_logits(rows.y_ND.narrow(0, first, count), rows.weight_VD);
@@ -77,7 +78,7 @@ class WeightGradient {
       add_product(target_.buffer, dz.t(), y);
   }
   /// What is left for autograd to add: undefined where everything lies in the buffer.
-  Tensor rest() {
+  Tensor finish() {
     if (target_.is_empty) target_.buffer.zero_();
     return is_own_ ? target_.buffer.to(weight_.scalar_type()) : Tensor();
   }
@@ -94,12 +95,12 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
                         const Tensor& weight_VD,
                         const Tensor& local_target_N,
                         const Tensor& weight_N,
-                        int64_t largest_shard,
+                        int64_t vocab,
                         bool with_gradients,
                         const std::shared_ptr<Comm>& tp) {
     const bool y_trains = with_gradients && y_ND.requires_grad(),
                weight_trains = with_gradients && weight_VD.requires_grad();
-    const Labelled rows{y_ND.detach(), weight_VD.detach(), local_target_N, largest_shard};
+    const Labelled rows{y_ND.detach(), weight_VD.detach(), local_target_N, vocab};
     const auto wide = accumulate_type(y_ND.scalar_type());
     const Tensor g_N = weight_N.to(wide);
     Tensor loss_N = at::empty({y_ND.size(0)}, y_ND.options().dtype(wide));
@@ -118,7 +119,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       }
       if (weight_trains) dweight->add(dz, rows.y_ND.narrow(0, first, count));
     });
-    const Tensor rest = dweight ? dweight->rest() : Tensor();
+    const Tensor rest = dweight ? dweight->finish() : Tensor();
     ctx->save_for_backward({dy, rest});
     ctx->saved_data["is_added"] = weight_trains && !rest.defined();
     return loss_N.sum();
@@ -151,10 +152,6 @@ void require_weight(const Tensor& y, const Tensor& weight) {
       << ", expected the same width";
 }
 
-int64_t largest_shard(const VocabShard& head, const Groups& groups) {
-  return (head.total + groups.tp->size() - 1) / groups.tp->size();
-}
-
 /// errors: kShape
 Labelled labelled_rows(const Tensor& y_TD, const VocabShard& head, const Tensor& targets_T, const Groups& groups) {
   require_weight(y_TD, head.weight_VD);
@@ -169,7 +166,7 @@ Labelled labelled_rows(const Tensor& y_TD, const VocabShard& head, const Tensor&
   return {.y_ND = y.index_select(0, moved(rows)),
           .weight_VD = head.weight_VD,
           .target_N = moved(target - head.begin),
-          .largest_shard = largest_shard(head, groups)};
+          .vocab = head.total};
 }
 
 }  // namespace
@@ -180,7 +177,7 @@ Tensor linear_cross_entropy(
   HANOK_REQUIRE(weight_N.dim() == 1 && weight_N.size(0) == rows.y_ND.size(0), kShape)
       << "weights of labels: got " << weight_N.sizes() << ", expected [" << rows.y_ND.size(0) << "], one per label";
   return LinearCrossEntropy::apply(
-      rows.y_ND, rows.weight_VD, rows.target_N, weight_N, rows.largest_shard, at::GradMode::is_enabled(), groups.tp);
+      rows.y_ND, rows.weight_VD, rows.target_N, weight_N, rows.vocab, at::GradMode::is_enabled(), groups.tp);
 }
 
 Tensor label_losses(const Tensor& y_TD, const VocabShard& head, const Tensor& targets_T, const Groups& groups) {
@@ -199,7 +196,7 @@ Tensor candidate_logprobs(
   const Labelled asked{.y_ND = redistribute(y_TD, Layout::kSequence, Layout::kFull, groups).index_select(0, rows),
                        .weight_VD = weight_VD,
                        .target_N = at::full(rows.sizes(), -1, candidates_C.options()),
-                       .largest_shard = largest_shard(head, groups)};
+                       .vocab = head.total};
   const Tensor log_sum_N = reduced_rows(asked, *groups.tp).log_sum_N;
   const Tensor local = candidates_C - head.begin;
   const Tensor held = local.ge(0).logical_and(local.lt(weight_VD.size(0)));

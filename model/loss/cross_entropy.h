@@ -18,10 +18,9 @@ struct VocabShard {
 /// shapes: y_TD in sequence layout (local rows when sequence parallelism is on); head: local rows of V; targets_T int64
 ///         over all T rows (on the host or the device), -100 = no label; weight_N one per labelled token, in order
 /// errors: kShape if a target is outside the vocabulary
-/// grads:  y_TD, head.weight_VD. Both are made here, while the logits of a chunk of rows are at hand, and the one of
-/// the
-///         weight is added straight to its buffer or dense .grad: whoever has one must run the backward with a gradient
-///         of 1, and scale weight_N instead. Memory: O(chunk x V / tp), never T x V
+/// grads:  y_TD, head.weight_VD. Both are made here, while the logits of a chunk of rows are at hand, and the weight's
+///         is added straight to its buffer or dense .grad: whoever has one must run the backward with a gradient of 1,
+///         and scale weight_N instead. Memory: O(chunk x V / tp), never T x V
 /// source: Megatron-LM's vocabulary-parallel cross-entropy (max and sum all-reduced); arXiv 2410.10989 for gradients in
 ///         the forward
 Tensor linear_cross_entropy(

@@ -13,6 +13,7 @@
 #include "model/kernels/scatter_rows.h"
 #include "model/kernels/swiglu.h"
 #include "model/kernels/vocab_softmax.h"
+#include "model/loss/cross_entropy.h"
 #include "parallel/squared_norm.h"
 #include "tests/model/on_device.h"
 #include "tests/support/close.h"
@@ -196,6 +197,16 @@ TEST(KernelsOnDevice, VocabSoftmax) {
       turn_into_vocab_gradient(z, target, log_sum, g);
       turn_into_vocab_gradient(device_z, target.to(at::kCUDA), log_sum.to(at::kCUDA, wide), g.to(at::kCUDA, wide));
       EXPECT_CLOSE(device_z, z, 16);
+      const auto grads_on = [&](const Tensor& y_here, const Tensor& weight_here) {
+        const Tensor y_leaf = y_here.set_requires_grad(true), w_leaf = weight_here.set_requires_grad(true);
+        const Tensor labels = target.clamp_min(0);
+        const Tensor loss =
+            linear_cross_entropy(y_leaf, {w_leaf, 0, vocab}, labels, g.to(y_here.device()), make_single_groups());
+        return torch::autograd::grad({loss}, {y_leaf, w_leaf});
+      };
+      const auto grads = grads_on(y.clone(), weight.clone()), device_grads = grads_on(device(y), device(weight));
+      EXPECT_CLOSE(device_grads[0], grads[0], vocab);
+      EXPECT_CLOSE(device_grads[1], grads[1], rows);
     }
   }
 }

@@ -261,7 +261,7 @@ TEST(PipelineSchedule, TheVOfUnevenPiecesStaysNearItsBusiestRank) {
 TEST(PipelineSchedule, TheVOfKnownPiecesFollowsThem) {
   PipelineShape shape{Schedule::kZeroBubbleV, 8, 2};
   std::vector<PieceSeconds> pieces;
-  std::vector<PieceFlops> flops;
+  std::vector<PassFlops> flops;
   double work = 0;
   for (const double layers : {2, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, 0}) {
     pieces.push_back({3.2 * layers, 4.2 * layers, 2.43 * layers});

@@ -13,47 +13,6 @@
 namespace hanok {
 namespace {
 
-/// The largest sum of the best of all ways, tried one by one.
-double least_largest(const LayerCosts& costs, int parts, size_t first = 0, bool is_first = true) {
-  const size_t layers = costs.layers.size();
-  const double extra = is_first ? costs.before : 0;
-  if (parts == 1)
-    return extra + costs.after +
-           std::accumulate(costs.layers.begin() + static_cast<int64_t>(first), costs.layers.end(), 0.0);
-  double best = 1e300, own = extra;
-  for (size_t end = first; end <= layers; own += end < layers ? costs.layers[end] : 0, ++end)
-    if (end > first || is_first) best = std::min(best, std::max(own, least_largest(costs, parts - 1, end, false)));
-  return best;
-}
-
-double largest(const LayerCosts& costs, const std::vector<int64_t>& sizes) {
-  double most = 0;
-  size_t at = 0;
-  for (size_t part = 0; part < sizes.size(); ++part) {
-    double sum = (part == 0 ? costs.before : 0) + (part + 1 == sizes.size() ? costs.after : 0);
-    for (int64_t i = 0; i < sizes[part]; ++i) sum += costs.layers[at++];
-    most = std::max(most, sum);
-  }
-  return most;
-}
-
-TEST(Balance, NoWayIsBetter) {
-  at::manual_seed(61);
-  for (int trial = 0; trial < 60; ++trial) {
-    const int layers = 2 + trial % 7, parts = 2 + trial % 4;
-    if (parts > layers + 2) continue;
-    LayerCosts costs;
-    for (int i = 0; i < layers; ++i) costs.layers.push_back(at::rand({}).item<double>() + 0.1);
-    costs.before = trial % 3 * at::rand({}).item<double>();
-    costs.after = trial % 2 * 3 * at::rand({}).item<double>();
-    const std::vector<int64_t> sizes = balanced_parts(costs, parts);
-    EXPECT_EQ(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), layers);
-    for (int i = 1; i + 1 < parts; ++i) EXPECT_GE(sizes[i], 1);
-    EXPECT_NEAR(largest(costs, sizes), least_largest(costs, parts), 1e-12)
-        << layers << " layers, " << parts << " parts";
-  }
-}
-
 double largest_rank(const LayerCosts& costs, const PipelineShape& shape, const std::vector<int64_t>& sizes) {
   std::vector<double> ranks(shape.ranks);
   size_t at = 0;
@@ -80,6 +39,25 @@ double least_largest_rank(
     sizes[piece] = own;
   }
   return best;
+}
+
+TEST(Balance, NoWayIsBetter) {
+  at::manual_seed(61);
+  for (int trial = 0; trial < 60; ++trial) {
+    const int layers = 2 + trial % 7, parts = 2 + trial % 4;
+    if (parts > layers + 2) continue;
+    LayerCosts costs;
+    for (int i = 0; i < layers; ++i) costs.layers.push_back(at::rand({}).item<double>() + 0.1);
+    costs.before = trial % 3 * at::rand({}).item<double>();
+    costs.after = trial % 2 * 3 * at::rand({}).item<double>();
+    const std::vector<int64_t> sizes = balanced_parts(costs, parts);
+    EXPECT_EQ(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), layers);
+    for (int i = 1; i + 1 < parts; ++i) EXPECT_GE(sizes[i], 1);
+    const PipelineShape shape{Schedule::k1F1B, parts, 1};
+    std::vector<int64_t> tried(parts);
+    EXPECT_NEAR(largest_rank(costs, shape, sizes), least_largest_rank(costs, shape, tried, 0, layers), 1e-12)
+        << layers << " layers, " << parts << " parts";
+  }
 }
 
 TEST(Balance, RanksOfSeveralPiecesAreBalancedByTheirSums) {
