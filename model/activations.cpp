@@ -64,11 +64,7 @@ class Walk {
     // When the backward reaches the tower, what decoder and loss kept is gone.
     const double in_loss = held + out_.logits, in_decoder = held + decoder_redone_ + decoder_gradients_,
                  in_tower = out_.input + out_.tower + out_.connector + tower_redone_ + tower_gradients_;
-    // Last comes the embedding, whose gradient a GPU makes whole.
-    const bool whole_table = kernels_.on_gpu && trains("decoder.embed.weight");
-    const double in_embedding =
-        out_.input + (whole_table ? static_cast<double>(param("decoder.embed.weight").value.nbytes()) : 0);
-    out_.peak = std::max({held + forward_, in_loss, in_decoder, in_tower, in_embedding});
+    out_.peak = std::max({held + forward_, in_loss, in_decoder, in_tower});
     return out_;
   }
 

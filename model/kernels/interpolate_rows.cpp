@@ -65,6 +65,8 @@ Tensor cuda_backward(const Tensor& dy, const Tensor& index, const Tensor& weight
                   .weight = data_of(weight),
                   .dy = data_of(dy),
                   .out = mutable_data_of(dtable),
+                  .is_wide = false,
+                  .adds = false,
                   .partial = mutable_data_of(partial),
                   .uses = index.numel(),
                   .taps = index.size(1),

@@ -9,6 +9,7 @@
 #include "model/kernels/dispatch.h"
 #include "model/kernels/lookup_rows_cuda.h"
 #include "model/kernels/sum_by_row_cuda.h"
+#include "parallel/grad_buffer.h"
 
 namespace hanok {
 namespace {
@@ -47,24 +48,79 @@ Tensor cuda_forward(const Tensor& table, const Tensor& index, int64_t first) {
   return y;
 }
 
-/// Dense: which rows were used is known on the device only.
-Tensor cuda_backward(const Tensor& dy, const Tensor& table, const Tensor& index, int64_t first) {
-  Tensor dtable = at::zeros_like(table);
+/// Rows of `to` = or += what their uses received; other rows are not touched. `to` has the dtype of dy, or the wide
+/// one.
+void cuda_add(Tensor& to, bool adds, const Tensor& dy, const Tensor& index, int64_t first) {
+  const auto wide = accumulate_type(dy.scalar_type());
   const auto [key, use] = at::sort(index, /*stable=*/true, 0, /*descending=*/false);
-  const Tensor partial = at::empty({sum_by_row_partials(index.size(0)), table.size(1)},
-                                   dy.options().dtype(accumulate_type(dy.scalar_type())));
+  const Tensor partial = at::empty({sum_by_row_partials(index.size(0)), to.size(1)}, dy.options().dtype(wide));
   launch(SumByRow{.call = cuda_call(dy, "lookup_rows"),
                   .key = key.const_data_ptr<int64_t>(),
                   .use = use.const_data_ptr<int64_t>(),
                   .dy = data_of(dy),
-                  .out = mutable_data_of(dtable),
+                  .out = mutable_data_of(to),
+                  .is_wide = to.scalar_type() == wide,
+                  .adds = adds,
                   .partial = mutable_data_of(partial),
                   .uses = index.size(0),
                   .taps = 1,
-                  .rows = table.size(0),
-                  .width = table.size(1),
+                  .rows = to.size(0),
+                  .width = to.size(1),
                   .first = first});
-  return dtable;
+}
+
+/// The same for any dtype of `to`.
+void cpu_add(Tensor& to, bool adds, const Tensor& dy, const Tensor& index, int64_t first) {
+  const Uses uses = group_by_row(index, first, to.size(0));
+  const int64_t used = static_cast<int64_t>(uses.rows.size()), width = to.size(1);
+  dispatch_float(dy.scalar_type(), "lookup_rows", [&](auto tag) {
+    using A = Accumulate<decltype(tag)>;
+    const auto* dy_data = dy.const_data_ptr<decltype(tag)>();
+    dispatch_float(to.scalar_type(), "lookup_rows", [&](auto to_tag) {
+      using O = decltype(to_tag);
+      using W = std::common_type_t<A, Accumulate<O>>;
+      O* to_data = to.mutable_data_ptr<O>();
+      at::parallel_for(0, used, row_grain(width), [&](int64_t begin, int64_t end) {
+        std::vector<A> sum(width);
+        for (int64_t group = begin; group < end; ++group) {
+          std::fill(sum.begin(), sum.end(), A(0));
+          for (int64_t use = uses.starts[group]; use < uses.starts[group + 1]; ++use) {
+            const auto* row = dy_data + uses.order[use] * width;
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) sum[i] += static_cast<A>(row[i]);
+          }
+          O* here = to_data + uses.rows[group] * width;
+          for (int64_t i = 0; i < width; ++i)
+            here[i] = static_cast<O>((adds ? static_cast<W>(here[i]) : W(0)) + sum[i]);
+        }
+      });
+    });
+  });
+}
+
+void add_rows(Tensor& to, bool adds, const Tensor& dy, const Tensor& index, int64_t first) {
+  to.is_cpu() ? cpu_add(to, adds, dy, index, first) : cuda_add(to, adds, dy, index, first);
+}
+
+bool takes_rows(const Tensor& buffer, const Tensor& dy) {
+  const auto dtype = buffer.scalar_type();
+  return buffer.is_contiguous() &&
+         (buffer.is_cpu() || dtype == dy.scalar_type() || dtype == accumulate_type(dy.scalar_type()));
+}
+
+/// The gradient of `table`: undefined where it was added to its buffer.
+Tensor gradient_of(const Tensor& table, const Tensor& dy, const Tensor& index, int64_t first) {
+  GradTarget target = grad_target(table);
+  if (target.buffer.defined() && takes_rows(target.buffer, dy)) {
+    if (target.is_empty) target.buffer.zero_();
+    add_rows(target.buffer, !target.is_empty, dy, index, first);
+    return {};
+  }
+  Tensor gradient = at::zeros_like(table, at::MemoryFormat::Contiguous);
+  add_rows(gradient, false, dy, index, first);
+  if (!target.buffer.defined()) return gradient;
+  target.is_empty ? target.buffer.copy_(gradient) : target.buffer.add_(gradient);
+  return {};
 }
 
 struct LookupRows : torch::autograd::Function<LookupRows> {
@@ -100,38 +156,7 @@ struct LookupRows : torch::autograd::Function<LookupRows> {
                                                torch::autograd::tensor_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &table = saved[0], &index = saved[1];
-    const Tensor dy = grads[0].contiguous();
-    const int64_t width = table.size(1), first = ctx->saved_data["first"].toInt();
-    if (!table.is_cpu()) return {cuda_backward(dy, table, index, first), Tensor(), Tensor()};
-    const Uses uses = group_by_row(index, first, table.size(0));
-    const int64_t used = static_cast<int64_t>(uses.rows.size());
-    const bool sparse = table.grad().defined() && !table.grad().is_sparse();
-    Tensor values = at::empty({used, width}, table.options());
-    dispatch_float(table.scalar_type(), "lookup_rows", [&](auto tag) {
-      using T = decltype(tag);
-      using A = Accumulate<T>;
-      const T* dy_data = dy.const_data_ptr<T>();
-      T* values_data = values.mutable_data_ptr<T>();
-      at::parallel_for(0, used, row_grain(width), [&](int64_t begin, int64_t end) {
-        std::vector<A> sum(width);
-        for (int64_t group = begin; group < end; ++group) {
-          std::fill(sum.begin(), sum.end(), A(0));
-          for (int64_t use = uses.starts[group]; use < uses.starts[group + 1]; ++use) {
-            const T* row = dy_data + uses.order[use] * width;
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) sum[i] += static_cast<A>(row[i]);
-          }
-          for (int64_t i = 0; i < width; ++i) values_data[group * width + i] = static_cast<T>(sum[i]);
-        }
-      });
-    });
-    const Tensor rows = at::tensor(uses.rows, at::kLong);
-    if (sparse)
-      return {at::_sparse_coo_tensor_unsafe(
-                  rows.unsqueeze(0), values, table.sizes(), table.options().layout(at::kSparse), /*is_coalesced=*/true),
-              Tensor(),
-              Tensor()};
-    return {at::zeros_like(table).index_copy_(0, rows, values), Tensor(), Tensor()};
+    return {gradient_of(table, grads[0].contiguous(), index, ctx->saved_data["first"].toInt()), Tensor(), Tensor()};
   }
 };
 

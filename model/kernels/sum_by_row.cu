@@ -26,19 +26,20 @@ struct Spot {
         at((blockIdx.x - group * tiles) * 32 + threadIdx.x) {}
 };
 
-template <class T, int N>
-__device__ inline void store_sum(T* out, const Wide<T> (&sum)[N]) {
-  Pack<T, N> total;
+template <class O, int N>
+__device__ inline void put_sum(O* out, const Wide<O> (&sum)[N], bool adds) {
+  Pack<O, N> total = {};
+  if (adds) total = load<N>(out);
 #pragma unroll
-  for (int n = 0; n < N; ++n) total.v[n] = narrow<T>(sum[n]);
+  for (int n = 0; n < N; ++n) total.v[n] = narrow<O>(adds ? widen(total.v[n]) + sum[n] : sum[n]);
   store<N>(out, total);
 }
 
 // A key whose uses all lie in the chunk is done here. Of the others the chunk's sums go to `partial`: row 0 of its two
 // for the key that came over from the chunk before, row 1 for the key that begins here and goes on.
-template <class T, int N>
-__global__ void __launch_bounds__(32 * kWarps, sizeof(T) < 8 ? 3 : 2)
-    sum_chunks(Uses uses, const Wide<T>* weight, const T* dy, T* out, Wide<T>* partial, int64_t packs, unsigned tiles) {
+template <class T, class O, int N>
+__global__ void __launch_bounds__(32 * kWarps, sizeof(T) < 8 ? 3 : 2) sum_chunks(
+    Uses uses, const Wide<T>* weight, const T* dy, O* out, Wide<T>* partial, int64_t packs, unsigned tiles, bool adds) {
   using A = Wide<T>;
   const Spot spot(tiles);
   if (spot.begin >= uses.count) return;
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(32 * kWarps, sizeof(T) < 8 ? 3 : 2)
         else
           store_sums(row, sum);
       } else if (in_row) {
-        store_sum(out + (key - uses.first) * width + spot.at * N, sum);
+        put_sum(out + (key - uses.first) * width + spot.at * N, sum, adds);
       }
 #pragma unroll
       for (int n = 0; n < N; ++n) sum[n] = 0;
@@ -108,10 +109,10 @@ __device__ inline int64_t last_chunk_of(int64_t key, int64_t next, const Uses& u
 
 // Adds up the keys that begin in a chunk and go on in the next ones: a warp those of a few chunks, the block together
 // those of many.
-template <class T, int N>
+template <class O, int N>
 __global__ void __launch_bounds__(32 * kWarps)
-    join_chunks(Uses uses, const Wide<T>* partial, T* out, int64_t packs, unsigned tiles) {
-  using A = Wide<T>;
+    join_chunks(Uses uses, const Wide<O>* partial, O* out, int64_t packs, unsigned tiles, bool adds) {
+  using A = Wide<O>;
   __shared__ int64_t lasts[kWarps];  // 0: nothing to join
   __shared__ A sums[kWarps][N][32];
   const Spot spot(tiles);
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   if (last && !is_long && in_row) {
     A sum[N] = {};
     add_up(spot.chunk, spot.chunk, 1, last, sum);
-    store_sum(out + (uses.key[spot.end] - uses.first) * width + spot.at * N, sum);
+    put_sum(out + (uses.key[spot.end] - uses.first) * width + spot.at * N, sum, adds);
   }
   if (threadIdx.x == 0) lasts[threadIdx.y] = is_long ? last : 0;
   __syncthreads();
@@ -153,13 +154,13 @@ __global__ void __launch_bounds__(32 * kWarps)
       for (int other = 1; other < kWarps; ++other)
 #pragma unroll
         for (int n = 0; n < N; ++n) sum[n] += sums[other][n][threadIdx.x];
-      store_sum(out + (uses.key[(chunk + 1) * kChunk] - uses.first) * width + spot.at * N, sum);
+      put_sum(out + (uses.key[(chunk + 1) * kChunk] - uses.first) * width + spot.at * N, sum, adds);
     }
     __syncthreads();
   }
 }
 
-template <class T, int N>
+template <class T, class O, int N>
 void sum_on(const SumByRow& a) {
   const int64_t packs = a.width / N, chunks = divide_up(a.uses, kChunk);
   const Uses uses{a.key, a.use, a.uses, a.taps, a.rows, a.first};
@@ -168,18 +169,21 @@ void sum_on(const SumByRow& a) {
       << "sum_by_row: got " << a.uses << " uses of rows of width " << a.width << ", expected fewer than 2^32 uses and "
       << "2^31 blocks of them; shorten the row, or cut it over more ranks";
   auto* partial = static_cast<Wide<T>*>(a.partial);
-  sum_chunks<T, N>
-      <<<static_cast<unsigned>(blocks), dim3(32, kWarps), 0, a.call.stream>>>(uses,
-                                                                              static_cast<const Wide<T>*>(a.weight),
-                                                                              static_cast<const T*>(a.dy),
-                                                                              static_cast<T*>(a.out),
-                                                                              partial,
-                                                                              packs,
-                                                                              static_cast<unsigned>(tiles));
+  auto* out = static_cast<O*>(a.out);
+  const dim3 grid(static_cast<unsigned>(blocks)), block(32, kWarps);
+  const auto* weight = static_cast<const Wide<T>*>(a.weight);
+  const auto* dy = static_cast<const T*>(a.dy);
+  sum_chunks<T, O, N>
+      <<<grid, block, 0, a.call.stream>>>(uses, weight, dy, out, partial, packs, static_cast<unsigned>(tiles), a.adds);
   check_launch("sum_by_row");
   if (chunks == 1) return;
-  join_chunks<T, N><<<static_cast<unsigned>(blocks), dim3(32, kWarps), 0, a.call.stream>>>(
-      uses, partial, static_cast<T*>(a.out), packs, static_cast<unsigned>(tiles));
+  join_chunks<O, N><<<grid, block, 0, a.call.stream>>>(uses, partial, out, packs, static_cast<unsigned>(tiles), a.adds);
+}
+
+template <class T, class O>
+void sum_into(const SumByRow& a) {
+  constexpr int N = kPackOf<T>;
+  fits_packs<N, T>(a.width, a.dy) && is_aligned(a.out) ? sum_on<T, O, N>(a) : sum_on<T, O, 1>(a);
 }
 
 }  // namespace
@@ -189,8 +193,7 @@ void launch(const SumByRow& args) {
   if (args.uses == 0 || args.width == 0) return;
   cuda::dispatch(args.call.type, [&](auto tag) {
     using T = decltype(tag);
-    constexpr int N = cuda::kPackOf<T>;
-    cuda::fits_packs<N, T>(args.width, args.dy, args.out) ? cuda::sum_on<T, N>(args) : cuda::sum_on<T, 1>(args);
+    args.is_wide ? cuda::sum_into<T, cuda::Wide<T>>(args) : cuda::sum_into<T, T>(args);
   });
   cuda::check_launch("sum_by_row of several chunks");
 }

@@ -77,15 +77,18 @@ __global__ void __launch_bounds__(kThreads)
   const T* logits = z + row * columns;
   const int64_t head = head_of(logits, columns), packs = (columns - head) / N, tail = head + packs * N;
   Running<A> running;
-  int64_t pack = threadIdx.x;
-  for (; pack + (kPacksAtOnce - 1) * kThreads < packs; pack += kPacksAtOnce * kThreads) {
+  for (int64_t pack = threadIdx.x; pack < packs; pack += kPacksAtOnce * kThreads) {
     Pack<T, N> v[kPacksAtOnce];
 #pragma unroll
-    for (int p = 0; p < kPacksAtOnce; ++p) v[p] = load<N>(logits + head + (pack + p * kThreads) * N);
-    take(running, v);
-  }
-  for (; pack < packs; pack += kThreads) {
-    const Pack<T, N> v[1] = {load<N>(logits + head + pack * N)};
+    for (int p = 0; p < kPacksAtOnce; ++p) {
+      const int64_t at = pack + p * kThreads;
+      if (at < packs) {
+        v[p] = load<N>(logits + head + at * N);
+      } else {  // taken one by one, the last packs would each wait for memory
+#pragma unroll
+        for (int i = 0; i < N; ++i) v[p].v[i] = narrow<T>(-INFINITY);
+      }
+    }
     take(running, v);
   }
   for (int64_t i = threadIdx.x; i < head; i += kThreads) take_one(running, logits[i]);

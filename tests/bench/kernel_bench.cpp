@@ -109,6 +109,8 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
                       nullptr,
                       data_of(y),
                       mutable_data_of(dtable),
+                      false,
+                      false,
                       mutable_data_of(partial),
                       count,
                       1,
@@ -116,6 +118,12 @@ void rows(const Bench& bench, int64_t count, int64_t width) {
                       width,
                       0};
   kernel(bench, "sum_by_row" + shape, bytes(index), sums);
+  const Tensor buffer = at::zeros(table.sizes(), on(at::kFloat));
+  SumByRow added = sums;
+  added.out = mutable_data_of(buffer);
+  added.is_wide = added.adds = true;
+  // Rows of the buffer are read and written in f32.
+  kernel(bench, "sum_by_row, added to f32" + shape, bytes_of(y) + 4 * (bytes(index) - bytes_of(y)), added);
   const Tensor picture = index.clone();
   picture.narrow(0, 0, tokens).fill_(151655);
   const auto [picture_key, picture_use] = at::sort(picture, true, 0, false);
@@ -175,6 +183,8 @@ void positions(const Bench& bench, int64_t images) {
                   data_of(share),
                   data_of(y),
                   mutable_data_of(table),
+                  false,
+                  false,
                   mutable_data_of(partial),
                   taps.numel(),
                   4,

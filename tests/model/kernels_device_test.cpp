@@ -14,6 +14,7 @@
 #include "model/kernels/swiglu.h"
 #include "model/kernels/vocab_softmax.h"
 #include "model/loss/cross_entropy.h"
+#include "parallel/grad_buffer.h"
 #include "parallel/squared_norm.h"
 #include "tests/model/on_device.h"
 #include "tests/support/close.h"
@@ -171,6 +172,36 @@ TEST(KernelsOnDevice, Rows) {
          }});
   }
   check_all(cases);
+}
+
+TEST(KernelsOnDevice, LookupRowsAddsToItsGradientBuffer) {
+  at::manual_seed(7);
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  const Tensor index = at::randint(0, 60, {4000}, at::kLong);
+  index.narrow(0, 500, 2500).fill_(17);
+  for (const int64_t width : {5, 72, 520}) {
+    for (const at::ScalarType dtype : kDtypes) {
+      for (const at::ScalarType of_buffer : {dtype, at::kFloat, at::kDouble}) {
+        SCOPED_TRACE(concat("width ", width, " ", at::toString(dtype), " into ", at::toString(of_buffer)));
+        const Tensor table = random_f64({50, width}), dy = random_f64({4000, width}).to(dtype);
+        const auto sums_on = [&](at::Device device) {
+          const Tensor weight = table.to(device, dtype).set_requires_grad(true);
+          Tensor buffer = at::full({50, width}, 3, weight.options().dtype(of_buffer).requires_grad(false));
+          attach_grad_buffer(weight, buffer);
+          begin_gradient(weight);
+          for (int i = 0; i < 2; ++i) lookup_rows(weight, index.to(device), 6).backward(dy.to(device));
+          detach_grad_buffer(weight);
+          return buffer.cpu();
+        };
+        const Tensor got = sums_on(at::kCUDA), expected = sums_on(at::kCPU);
+        // A buffer that rows cannot be added to gets a gradient that was rounded.
+        const auto judged = of_buffer == at::kDouble ? dtype : of_buffer;
+        const Closeness close = compare(got, expected, 2600, judged);
+        EXPECT_TRUE(close.ok) << close.text();
+        EXPECT_FALSE(compare(got + 8 * close.tolerance, expected, 2600, judged).ok);
+      }
+    }
+  }
 }
 
 TEST(KernelsOnDevice, VocabSoftmax) {
