@@ -57,6 +57,7 @@ struct Checkpointer::State {
 
   bool is_root() const { return groups.rank == 0; }
   void prepare(int stage);
+  /// Begins to make the memory of the copy from which is written while training goes on.
   void begin_memory(const Vlm& model, AdamW& optimizer);
   /// Nothing, or why some rank's host has no room for the copy; then no rank has one.
   std::optional<Error> await_memory();
@@ -84,12 +85,13 @@ void Checkpointer::State::prepare(int stage) {
 }
 
 void Checkpointer::State::begin_memory(const Vlm& model, AdamW& optimizer) {
-  if (snapshot && snapshot->has_memory()) return;
   if (!snapshot) snapshot = std::make_shared<Snapshot>(device_of(model));
-  snapshot->prepare(model.params(), shard_buffers(optimizer), groups);
+  if (config.save.background && !snapshot->has_memory())
+    snapshot->prepare(model.params(), shard_buffers(optimizer), groups);
 }
 
 std::optional<Error> Checkpointer::State::await_memory() {
+  if (!config.save.background) return {};
   Background& making = snapshot->preparation();
   while (!all_ended(making, kHeartbeat, *groups.control)) {
   }
@@ -191,15 +193,16 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
                                                .threads = at::get_num_threads()});
   const ShardBuffers buffers = shard_buffers(optimizer);
   Snapshot& snapshot = *s.snapshot;
+  const bool waits = no_room || !s.config.save.background;
   const std::vector<StoredPiece>& pieces =
-      no_room ? snapshot.lay_open(model.params(), buffers, s.groups) : snapshot.take(model.params(), buffers, s.groups);
+      waits ? snapshot.lay_open(model.params(), buffers, s.groups) : snapshot.take(model.params(), buffers, s.groups);
   optimizer.update_after(snapshot.copied());
   s.phase = State::Phase::kWriting;
   s.background.start([job = s.in_flight, snapshot = s.snapshot, &pieces, rank = s.groups.rank] {
     snapshot->copied().wait_on_host();
     write_store_shard(job->directory, rank, pieces);
   });
-  if (no_room || !s.config.save.background) finish();
+  if (waits) finish();
   s.last_stall_s = now_s() - start;
 }
 

@@ -26,9 +26,10 @@ class Checkpointer {
   /// Begins to copy to the host and returns; on a GPU the copies run beside the next step, whose update waits for them.
   /// The first save also waits for the memory of that copy. A thread writes shards, and the commit (manifest, rename,
   /// retention, by world rank 0) follows in the background once poll() or finish() has seen all ranks done. An earlier
-  /// save still in flight is finished first. Where a host has no room for the copy, that is said (WARNING) and the
-  /// shards are written from the device before this returns. Collective. Failures (kIo: full disk, read-only) are
-  /// logged as ERROR by world rank 0 and kept in failed(); earlier checkpoints stay as they are and training goes on.
+  /// save still in flight is finished first. Where a host has no room for the copy, which is said (WARNING), or none is
+  /// wanted (save.background), the shards are written from the device before this returns. Collective. Failures (kIo:
+  /// full disk, read-only) are logged as ERROR by world rank 0 and kept in failed(); earlier checkpoints stay as they
+  /// are and training goes on.
   void save(const TrainState& state, const Vlm& model, AdamW& optimizer);
   /// A save will follow: a thread begins to make the memory for its copy, beside training. Later calls do nothing.
   void expect_save(const Vlm& model, AdamW& optimizer);

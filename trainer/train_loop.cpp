@@ -101,10 +101,13 @@ void save(Trainer& t, bool is_best) {
   t.report.refresh(t.metrics.history());
 }
 
-/// Where the trace of the coming step goes; empty: none is wanted of it.
+/// Where the trace of the coming step goes; empty: none is wanted of it. One rank of each pipeline stage writes one.
 std::string trace_of_next_step(const Trainer& t) {
-  const bool wanted = groups_of(t).rank == 0 && t.state.step + 1 == t.config.log.profile_step;
-  return wanted ? t.folder.file(concat("trace_", t.learner.stage.name, "_", t.state.step + 1, ".json")) : "";
+  const Groups& groups = groups_of(t);
+  const bool speaks = groups.at.dp == 0 && groups.at.cp == 0 && groups.at.tp == 0;
+  if (!speaks || t.state.step + 1 != t.config.log.profile_step) return "";
+  const std::string stage = groups.pp->size() > 1 ? concat("_pp", groups.at.pp) : "";
+  return t.folder.file(concat("trace_", t.learner.stage.name, "_", t.state.step + 1, stage, ".json"));
 }
 
 void advance(Trainer& t, const StepReport& report, bool applied) {

@@ -1,12 +1,14 @@
 """The 8B on many layouts of the same GPUs: rate, idle beside the formula of the pipeline, memory and time beside what `trainer plan` says.
 usage: layouts.py [LAYOUT ...] [--gpus 4] [--rows R] [--model bench/8b] [--work bench] [--steps 7] [--budget 240] [--seq-len N] [--json FILE] [--set KEY=VALUE]
 Without names: all of LAYOUTS, in order, until the budget of seconds is spent; what was not begun is said. A name may end in *.
-Every layout gets the same tokens a step. Idle: share of a step of rank 0 in which no kernel but NCCL's runs, from its trace (pipelines only)."""
+Every layout gets the same tokens a step. Idle: share of a step in which no kernel but NCCL's runs, mean of the pipeline stages, from their traces
+(pipelines only)."""
 import argparse
 import dataclasses
 import fnmatch
 import json
 import os
+import statistics
 import sys
 import time
 
@@ -86,9 +88,10 @@ def measure(layout, options):
     result |= measured_run.figures(run, options.gpus, run.steps[2:] or run.steps)
     result |= {"formula": bubble, "step_s_planned": run.plan.get("step_s_planned"), "peak_gib_planned": run.plan.get("memory_peak_gib_planned"),
                "peaks_gib": run.plan.get("memory_peak_gib", [run.steps[-1]["memory_peak_gib"]])}
-    times = gpu_trace.times_of(gpu_trace.events_of(run.trace())) if run.trace() else None
+    times = [times for trace in run.traces() if (times := gpu_trace.times_of(gpu_trace.events_of(trace)))]
     if times:  # waiting for others is idleness as well
-        result["idle"] = (times["idle_ms"] + times["exposed_ms"]) / times["span_ms"]
+        result["idle_of_stages"] = [(t["idle_ms"] + t["exposed_ms"]) / t["span_ms"] for t in times]
+        result["idle"] = statistics.mean(result["idle_of_stages"])
     return result
 
 

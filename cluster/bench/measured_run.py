@@ -99,9 +99,13 @@ class Run:
     steps: list  # lines of metrics.jsonl (trainer/README.md)
     plan: dict  # its line about the plan; empty: there is none
 
+    def traces(self):
+        """Files of the traced step, one of each pipeline stage; empty: none was asked for."""
+        return sorted(glob.glob(os.path.join(self.folder, "trace_*.json")))
+
     def trace(self):
-        """File of the traced step; empty: none was asked for."""
-        return next(iter(glob.glob(os.path.join(self.folder, "trace_*.json"))), "")
+        """That of the first stage."""
+        return next(iter(self.traces()), "")
 
 
 def lines_of(folder):
