@@ -14,6 +14,7 @@
 #include "trainer/background.h"
 #include "trainer/checkpoint_pieces.h"
 #include "trainer/checkpoint_state.h"
+#include "trainer/host_memory.h"
 #include "trainer/progress.h"
 #include "trainer/step.h"
 
@@ -23,11 +24,11 @@ namespace {
 /// Ranks that wait for a slow disk meet this often, so that nobody waits longer than the stall timeout.
 constexpr auto kHeartbeat = std::chrono::seconds(2);
 
-double gigabytes(const std::vector<StoredTensor>& tensors) {
+double bytes_of(const std::vector<StoredTensor>& tensors) {
   double bytes = 0;
   for (const StoredTensor& tensor : tensors)
     bytes += static_cast<double>(c10::multiply_integers(tensor.shape) * c10::elementSize(tensor.dtype));
-  return bytes / 1e9;
+  return bytes;
 }
 
 }  // namespace
@@ -61,6 +62,7 @@ struct Checkpointer::State {
   void begin_memory(const Vlm& model, AdamW& optimizer);
   /// Nothing, or why some rank's host has no room for the copy; then no rank has one.
   std::optional<Error> await_memory();
+  void require_memory_for_shards();
   void start_commit();
   /// Whether all ranks have done their part of the phase; then the next phase begins.
   bool advance(std::chrono::milliseconds patience);
@@ -100,6 +102,16 @@ std::optional<Error> Checkpointer::State::await_memory() {
   return failure;
 }
 
+/// Asked when the copy has its memory.
+void Checkpointer::State::require_memory_for_shards() {
+  run_together(*groups.control, [&] {
+    if (is_root())
+      require_memory_for_files(std::filesystem::path(in_flight->directory).parent_path().string(),
+                               bytes_of(in_flight->tensors),
+                               host_memory().available_bytes);
+  });
+}
+
 void Checkpointer::State::start_commit() {
   phase = Phase::kCommitting;
   if (!is_root()) return;
@@ -133,7 +145,7 @@ void Checkpointer::State::end_phase() {
   committed_stage = in_flight->stage_name;
   mark_if_committed();
   HANOK_LOG_RANK0(INFO) << "checkpoint " << in_flight->directory
-                        << printed(" is complete: %.3f GB", gigabytes(in_flight->tensors))
+                        << printed(" is complete: %.3f GB", bytes_of(in_flight->tensors) / 1e9)
                         << printed(" after %.2f s", now_s() - in_flight->began);
 }
 
@@ -174,17 +186,19 @@ void Checkpointer::save(const TrainState& train, const Vlm& model, AdamW& optimi
   s.in_flight->directory = s.folder.checkpoint(stage_name, train.step);
   s.in_flight->step = train.step;
   s.in_flight->began = start;
+  s.in_flight->tensors = stored_tensors(model.whole());
   s.begin_memory(model, optimizer);
+  std::optional<Error> no_room;
   try {
     s.prepare(train.stage);
+    no_room = s.await_memory();
+    s.require_memory_for_shards();
   } catch (const Error& error) {
     return s.fail(error);
   }
-  const std::optional<Error> no_room = s.await_memory();
   if (no_room) {
     HANOK_LOG_RANK0(WARNING) << no_room->what() << "; training waits while it is written without a copy";
   }
-  s.in_flight->tensors = stored_tensors(model.whole());
   s.in_flight->state = to_json(CheckpointState{.train = train,
                                                .stage_name = stage_name,
                                                .config = echo(s.config),

@@ -1,9 +1,15 @@
 #include "trainer/host_memory.h"
 
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
 #include <algorithm>
 #include <fstream>
 #include <sstream>
 #include <vector>
+
+#include "base/error.h"
+#include "trainer/progress.h"
 
 namespace hanok {
 namespace {
@@ -70,6 +76,16 @@ HostMemory host_memory(const std::string& root) {
     }
   }
   return memory;
+}
+
+void require_memory_for_files(const std::string& folder, double bytes, double available_bytes) {
+  struct statfs system {};
+  if (::statfs(folder.c_str(), &system) != 0 || (system.f_type != TMPFS_MAGIC && system.f_type != RAMFS_MAGIC)) return;
+  constexpr double kGB = 1e9;
+  HANOK_REQUIRE(bytes <= available_bytes, kIo)
+      << "folder in memory: got " << printed("%.2f GB", available_bytes / kGB) << " of memory available, expected "
+      << printed("%.2f GB", bytes / kGB) << " for the files; " << folder
+      << "; take a folder on a disk, or save.background=false, which needs no copy in memory";
 }
 
 }  // namespace hanok

@@ -13,4 +13,8 @@ struct HostMemory {
 /// `root`: where /proc and /sys lie, for tests.
 HostMemory host_memory(const std::string& root = "");
 
+/// Files of `bytes` in `folder` (which exists) must not take memory that this host has not: where the folder lies in
+/// memory (tmpfs, ramfs), the kernel would end the job instead of refusing the files. errors: kIo
+void require_memory_for_files(const std::string& folder, double bytes, double available_bytes);
+
 }  // namespace hanok

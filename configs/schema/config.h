@@ -382,7 +382,9 @@ struct SaveConfig {
     v("every", self.every, "steps between checkpoints; 0: only at the end of a stage", at_least(0));
     v("keep", self.keep, "newest checkpoints kept, beside the best one", at_least(1));
     v("best", self.best, "keep the checkpoint with the best eval.metric");
-    v("background", self.background, "write while training goes on");
+    v("background",
+      self.background,
+      "write from a copy in the host's memory while training goes on; false: training waits, and there is no copy");
     v("at_end", self.at_end, "save where a stage ends; false: for measurements, with one stage and no export");
     v("export_model", self.export_model, "write a Hugging Face folder at the end of the run");
     v("export",

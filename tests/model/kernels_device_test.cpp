@@ -181,21 +181,22 @@ TEST(KernelsOnDevice, LookupRowsAddsToItsGradientBuffer) {
   index.narrow(0, 500, 2500).fill_(17);
   for (const int64_t width : {5, 72, 520}) {
     for (const at::ScalarType dtype : kDtypes) {
+      const Tensor table = random_f64({50, width}), dy = random_f64({4000, width}).to(dtype).to(at::kDouble);
+      const auto sums_on = [&](at::Device device, at::ScalarType of_table, at::ScalarType of_buffer) {
+        const Tensor weight = table.to(device, of_table).set_requires_grad(true);
+        const Tensor buffer = at::full({50, width}, 3, at::device(device).dtype(of_buffer));
+        attach_grad_buffer(weight, buffer);
+        begin_gradient(weight);
+        for (int i = 0; i < 2; ++i) lookup_rows(weight, index.to(device), 6).backward(dy.to(device, of_table));
+        detach_grad_buffer(weight);
+        return buffer.cpu();
+      };
+      const Tensor expected = sums_on(at::kCPU, at::kDouble, at::kDouble);
       for (const at::ScalarType of_buffer : {dtype, at::kFloat, at::kDouble}) {
         SCOPED_TRACE(concat("width ", width, " ", at::toString(dtype), " into ", at::toString(of_buffer)));
-        const Tensor table = random_f64({50, width}), dy = random_f64({4000, width}).to(dtype);
-        const auto sums_on = [&](at::Device device) {
-          const Tensor weight = table.to(device, dtype).set_requires_grad(true);
-          Tensor buffer = at::full({50, width}, 3, weight.options().dtype(of_buffer).requires_grad(false));
-          attach_grad_buffer(weight, buffer);
-          begin_gradient(weight);
-          for (int i = 0; i < 2; ++i) lookup_rows(weight, index.to(device), 6).backward(dy.to(device));
-          detach_grad_buffer(weight);
-          return buffer.cpu();
-        };
-        const Tensor got = sums_on(at::kCUDA), expected = sums_on(at::kCPU);
         // A buffer that rows cannot be added to gets a gradient that was rounded.
         const auto judged = of_buffer == at::kDouble ? dtype : of_buffer;
+        const Tensor got = sums_on(at::kCUDA, dtype, of_buffer);
         const Closeness close = compare(got, expected, 2600, judged);
         EXPECT_TRUE(close.ok) << close.text();
         EXPECT_FALSE(compare(got + 8 * close.tolerance, expected, 2600, judged).ok);

@@ -188,6 +188,14 @@ TEST(HostMemory, IsTheLeastOfTheMachineAndItsControlGroups) {
   expect(500000, 0);
 }
 
+TEST(HostMemory, FilesInMemoryMustFitThere) {
+  const std::string shared = "/dev/shm";  // a tmpfs wherever Linux is set up as usual
+  require_memory_for_files(shared, 1000, 1000);
+  EXPECT_ERROR(
+      error_of([&] { require_memory_for_files(shared, 1001, 1000); }), ErrorKind::kIo, "save.background=false");
+  require_memory_for_files("/proc", 1001, 1000);  // no memory holds its files
+}
+
 TEST(HostMemory, OfThisHostIsThere) {
   const HostMemory found = host_memory();
   EXPECT_GT(found.available_bytes, kMiB);
