@@ -34,7 +34,7 @@ std::vector<int64_t> powers_up_to(int64_t most) {
 /// How much of the machinery a combination uses.
 int complexity(const StageConfig& s) {
   const ParallelConfig& p = s.parallel;
-  return (p.tp > 1) + (p.pp > 1) + (p.cp > 1) + (p.ep > 1) + (p.pp > 1 && p.schedule != "1f1b") +
+  return (p.tp > 1) + (p.pp > 1) + (p.cp > 1) + (p.ep > 1) + (p.pp > 1 && p.schedule != "1f1b") + (p.pp_room > 0) +
          (s.recompute != "none") + s.offload;
 }
 
@@ -71,7 +71,7 @@ class Chooser {
     layout.etp = 1;
     layout.dp = gpus_ / (tp * pp * cp);
     layout.pp_layers.clear();
-    layout.chunks = 0;
+    layout.chunks = layout.pp_room = 0;
     layout.context = "auto";
     const int64_t most_ep = config_.model.decoder.is_moe() ? layout.dp * cp * tp : 1;
     for (const int64_t ep : powers_up_to(most_ep)) {
@@ -79,7 +79,12 @@ class Chooser {
       for (const char* schedule : {"1f1b", "interleaved", "zb-h1", "zb-v"}) {
         if (pp == 1 && std::string_view(schedule) != "1f1b") break;
         layout.schedule = schedule;
-        add_rows(stage);
+        for (const int64_t room : {int64_t{0}, pp, 2 * pp}) {
+          layout.pp_room = room;
+          add_rows(stage);
+          if (layout.schedule != "zb-v") break;
+        }
+        layout.pp_room = 0;
       }
     }
   }
@@ -203,6 +208,7 @@ class Chooser {
         {"tp", p.tp}, {"pp", p.pp}, {"cp", p.cp}, {"ep", p.ep}, {"dp", p.dp}};
     for (const auto& [name, size] : axes) sets.push_back(concat("parallel.", name, "=", size));
     if (p.pp > 1) sets.push_back("parallel.schedule=" + p.schedule);
+    if (p.pp_room > 0) sets.push_back(concat("parallel.pp_room=", p.pp_room));
     sets.push_back(concat(of_stage, "rows_per_micro_batch=", stage.rows_per_micro_batch));
     sets.push_back(of_stage + "recompute=" + stage.recompute);
     if (stage.offload) sets.push_back(of_stage + "offload=true");
@@ -243,8 +249,11 @@ class Chooser {
                            most->text,
                            printed(" (%.1f %%)", 100 * most_s / total))
                   : std::string("the fastest; nothing but the work itself");
-    if (!most) return "as fast, with more machinery";
-    return printed("%.1f %% slower: ", 100 * (total / first.total() - 1)) + concat("more for ", most->text);
+    const double slower = 100 * (total / first.total() - 1);
+    constexpr double kVisible = 0.05;  // less is printed as 0.0
+    if (slower < -kVisible) return printed("%.1f %% faster, with more machinery", -slower);
+    if (!most || slower < kVisible) return "as fast, with more machinery";
+    return printed("%.1f %% slower: ", slower) + concat("more for ", most->text);
   }
 
   RunConfig config_;

@@ -17,6 +17,7 @@ std::string layout_text(const ParallelConfig& p) {
   for (const auto& [name, size] : axes)
     if (size > 1) text += concat(text.empty() ? "" : " ", name, size);
   if (p.pp > 1) text += " " + p.schedule;
+  if (p.pp_room > 0) text += concat(" +", p.pp_room);
   return text.empty() ? "1 rank" : text;
 }
 

@@ -16,7 +16,9 @@ int64_t sum_of(const std::vector<int64_t>& values) {
 
 PipelineShape pipeline_shape(const ParallelConfig& layout) {
   if (layout.pp == 1) return {};
-  PipelineShape shape{.schedule = schedule_of(layout.schedule), .ranks = static_cast<int>(layout.pp)};
+  PipelineShape shape{.schedule = schedule_of(layout.schedule),
+                      .ranks = static_cast<int>(layout.pp),
+                      .room = static_cast<int>(layout.pp_room)};
   const bool has_chunks = shape.schedule == Schedule::kInterleaved || shape.schedule == Schedule::kZeroBubbleV;
   shape.chunks = static_cast<int>(layout.chunks > 0 ? layout.chunks : has_chunks ? 2 : 1);
   const bool fits = shape.schedule == Schedule::kInterleaved   ? shape.chunks >= 1

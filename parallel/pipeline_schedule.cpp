@@ -6,6 +6,7 @@
 #include <compare>
 #include <map>
 #include <mutex>
+#include <set>
 #include <tuple>
 
 #include "base/error.h"
@@ -202,7 +203,7 @@ class ZeroBubbleV {
 
   bool has_forward(int rank, int chunk) const {
     const int piece = piece_of(shape_, {rank, chunk}), i = ranks_[rank].forwards[chunk];
-    const int room = 2 * shape_.ranks - (chunk == 0 ? rule_.kept_for_later : 0);
+    const int room = 2 * shape_.ranks + shape_.room - (chunk == 0 ? rule_.kept_for_later : 0);
     if (i >= m_ || ranks_[rank].live >= room) return false;
     return piece == 0 || forward_end_[piece - 1][i] <= now_;
   }
@@ -316,12 +317,16 @@ Course best_zero_bubble_v(const PipelineShape& shape, int micro_batches, const s
   std::vector<std::vector<Ticks>> views = {ticks};
   if (!shape.flops.empty()) views.emplace_back(shape.pieces(), kTypical);
   Course best;
-  for (const Rule& rule : kRules) {
-    for (const std::vector<Ticks>& view : views) {
-      Lists actions = ZeroBubbleV(shape, micro_batches, rule, seen_by(rule, view)).run();
-      if (actions.empty()) continue;
-      const double waiting = span_of(actions, shape, micro_batches, pieces, 0) / work - 1;
-      if (best.actions.empty() || waiting < best.waiting) best = {std::move(actions), waiting};
+  for (const int room : std::set<int>{0, shape.room / 2, shape.room}) {  // more of it may lead a rule astray
+    PipelineShape with = shape;
+    with.room = room;
+    for (const Rule& rule : kRules) {
+      for (const std::vector<Ticks>& view : views) {
+        Lists actions = ZeroBubbleV(with, micro_batches, rule, seen_by(rule, view)).run();
+        if (actions.empty()) continue;
+        const double waiting = span_of(actions, shape, micro_batches, pieces, 0) / work - 1;
+        if (best.actions.empty() || waiting < best.waiting) best = {std::move(actions), waiting};
+      }
     }
   }
   return best;
@@ -330,10 +335,10 @@ Course best_zero_bubble_v(const PipelineShape& shape, int micro_batches, const s
 /// The same, made once for each pipeline and number of micro-batches: every step asks for the lists of all ranks.
 const Course& zero_bubble_v(const PipelineShape& shape, int micro_batches) {
   static std::mutex mutex;  // ranks may be threads
-  static std::map<std::tuple<int, int, std::vector<Ticks>>, Course> known;
+  static std::map<std::tuple<int, int, int, std::vector<Ticks>>, Course> known;
   const std::vector<Ticks> ticks = ticks_of(shape);
   const std::lock_guard lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({shape.ranks, micro_batches, ticks});
+  const auto [entry, is_new] = known.try_emplace({shape.ranks, shape.room, micro_batches, ticks});
   if (is_new) entry->second = best_zero_bubble_v(shape, micro_batches, ticks);
   return entry->second;
 }

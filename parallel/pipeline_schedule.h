@@ -33,6 +33,7 @@ struct PassFlops {
 struct PipelineShape {
   Schedule schedule = Schedule::k1F1B;
   int ranks = 1, chunks = 1;
+  int room = 0;  // of the V: chunks that a rank may hold beyond 2 ranks
   /// FLOPs of the pieces, in any unit, the same on every rank; empty: all alike. The lists of the V are made for it.
   std::vector<PassFlops> flops = {};
   int pieces() const { return ranks * chunks; }
@@ -66,7 +67,7 @@ struct Action {
 /// wait for each other in a circle, provided that sending does not wait.
 /// Live chunks on a rank (from forward to the end of its backward) are at most
 ///   1F1B: min(m, p - rank); interleaved: its warm-up, about 2 (p - rank - 1) + (chunks - 1) p + 1
-///   zero-bubble H1: min(m, p); zero-bubble V: 2 p chunks of half the size
+///   zero-bubble H1: min(m, p); zero-bubble V: 2 p + room chunks of half the size
 /// source: Megatron-LM arXiv:2104.04473 (1F1B, interleaved); zero bubble arXiv:2401.10241 (H1), 2405.15362 (V)
 std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int micro_batches);
 

@@ -64,6 +64,17 @@ const Rule<S> kStageRules[] = {
                      s.parallel.schedule == "zb-v" ? 2 : 1,
                      " (only interleaved takes any number); set chunks: 0, or schedule: interleaved");
      }},
+    {"room_of_zb_v",
+     [](const S& s) { return s.parallel.pp_room == 0 || (s.parallel.pp > 1 && s.parallel.schedule == "zb-v"); },
+     [](const S& s) {
+       return concat("parallel.pp_room: got ",
+                     s.parallel.pp_room,
+                     " with parallel.pp ",
+                     s.parallel.pp,
+                     " and parallel.schedule ",
+                     s.parallel.schedule,
+                     ", expected 0, or a pipeline with zb-v, the schedule that has a use for it; set pp_room: 0");
+     }},
     {"offload_of_recomputed",
      [](const S& s) { return !s.offload || s.recompute != "none"; },
      [](const S& s) {

@@ -235,7 +235,7 @@ struct DataConfig {
 };
 
 struct ParallelConfig {
-  int64_t tp = 1, pp = 1, cp = 1, ep = 1, etp = 1, dp = 0, chunks = 0;
+  int64_t tp = 1, pp = 1, cp = 1, ep = 1, etp = 1, dp = 0, chunks = 0, pp_room = 0;
   std::string schedule = "1f1b";
   std::vector<int64_t> pp_layers;
   /// No key: set where layers are balanced. Of each piece of the pipeline forward, input and weight gradients.
@@ -253,6 +253,11 @@ struct ParallelConfig {
       "waiting, more messages; zb-h1: weight gradients fill the gaps; zb-v: the same with two chunks folded as a V",
       one_of({"1f1b", "interleaved", "zb-h1", "zb-v"}));
     v("chunks", self.chunks, "chunks of layers a pipeline rank; 0: two where the schedule has them", between(0, 64));
+    v("pp_room",
+      self.pp_room,
+      "zb-v: chunks of micro-batches, each half of a rank's layers, that a rank may hold beyond the 2 x pp that 1f1b's "
+      "memory has room for: less waiting, most with few micro-batches; 2 x pp of them are about all that help",
+      between(0, 1 << 14));
     v("pp_layers",
       self.pp_layers,
       "decoder layers of each piece of the pipeline (pp x chunks), first to last; empty: balanced by cost");

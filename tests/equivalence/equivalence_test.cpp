@@ -56,6 +56,7 @@ const Layout kLayouts[] = {
     {{.pp = 2, .pp_layers = {0, 3}}},
     {{.pp = 4, .schedule = "1f1b"}},
     {{.pp = 4, .schedule = "zb-h1"}},
+    {{.pp = 2, .pp_room = 3, .schedule = "zb-v"}},
     {{.tp = 2, .pp = 2, .schedule = "interleaved"}},
     {{.tp = 2, .pp = 2, .schedule = "zb-v", .sequence = false}},
     {{.pp = 2, .dp = 2, .schedule = "1f1b"}},

@@ -65,6 +65,8 @@ def draw_layout(rng, model, stage):
             schedules += ["zb-v"] if layers >= 2 * pp else []
             schedules += ["interleaved"] if layers >= 2 * pp and stage["rows_per_step"] // (dp * stage["rows_per_micro_batch"]) % pp == 0 else []
             out["parallel.schedule"] = rng.choice(schedules)
+            if out["parallel.schedule"] == "zb-v":
+                out["parallel.pp_room"] = stage["rows_per_step"] % (2 * pp + 1)  # any; drawn by nobody, so that seeds keep their runs
         if experts:
             out["parallel.ep"] = rng.choice([n for n in (1, 2, 4) if tp * cp * dp % n == 0 and experts % n == 0])
             out["parallel.etp"] = rng.choice([n for n in (1, 1, 2, 4) if tp * cp * dp % (n * out["parallel.ep"]) == 0])
