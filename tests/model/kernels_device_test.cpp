@@ -183,7 +183,7 @@ TEST(KernelsOnDevice, LookupRowsAddsToItsGradientBuffer) {
     for (const at::ScalarType dtype : kDtypes) {
       const Tensor table = random_f64({50, width}), dy = random_f64({4000, width}).to(dtype).to(at::kDouble);
       const auto sums_on = [&](at::Device device, at::ScalarType of_table, at::ScalarType of_buffer) {
-        const Tensor weight = table.to(device, of_table).set_requires_grad(true);
+        const Tensor weight = table.to(device, of_table, false, /*copy=*/true).set_requires_grad(true);
         const Tensor buffer = at::full({50, width}, 3, at::device(device).dtype(of_buffer));
         attach_grad_buffer(weight, buffer);
         begin_gradient(weight);
