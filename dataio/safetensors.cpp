@@ -109,12 +109,22 @@ Tensor SafetensorsFile::view(const std::string& name) const {
       const_cast<char*>(begin), e.shape, [map = map_](void*) {}, options);
 }
 
-void SafetensorsFile::forget(const std::string& name) const {
+std::string_view SafetensorsFile::bytes(const std::string& name) const {
   const TensorEntry& e = entry(name);
-  forget(header_.data_begin + e.begin, header_.data_begin + e.end);
+  return {map_.get() + header_.data_begin + e.begin, static_cast<size_t>(e.end - e.begin)};
 }
 
-void SafetensorsFile::forget(int64_t begin, int64_t end) const {
+void SafetensorsFile::forget(const std::string& name) const {
+  const TensorEntry& e = entry(name);
+  forget_pages(header_.data_begin + e.begin, header_.data_begin + e.end);
+}
+
+void SafetensorsFile::forget(const std::string& name, int64_t begin, int64_t size) const {
+  const int64_t first = header_.data_begin + entry(name).begin + begin;
+  forget_pages(first, first + size);
+}
+
+void SafetensorsFile::forget_pages(int64_t begin, int64_t end) const {
   // Whole pages, outwards: a page that a neighbour still needs comes back from the file when it is touched.
   const auto page = static_cast<int64_t>(::sysconf(_SC_PAGESIZE));
   begin = begin / page * page;
@@ -130,7 +140,7 @@ bool SafetensorsFile::equals(const std::string& name, const Tensor& value) const
   for (int64_t begin = e.begin; is_same && begin < e.end; begin += kStretch) {
     const int64_t end = std::min(e.end, begin + kStretch), at = header_.data_begin + begin;
     is_same = std::memcmp(map_.get() + at, expected + (begin - e.begin), static_cast<size_t>(end - begin)) == 0;
-    forget(at, header_.data_begin + end);
+    forget_pages(at, header_.data_begin + end);
   }
   return is_same;
 }

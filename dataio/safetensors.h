@@ -49,15 +49,19 @@ class SafetensorsFile {
   std::string_view header_bytes() const { return {map_.get(), static_cast<size_t>(header_.data_begin)}; }
   /// A copy where the file does not align the tensor to its element size. errors: kCheckpoint if the name is absent
   Tensor view(const std::string& name) const;
+  /// Its bytes in the map. errors: as view()
+  std::string_view bytes(const std::string& name) const;
   /// Tells the kernel that the pages of this tensor are not needed any more (streaming loads). Views stay valid.
   void forget(const std::string& name) const;
+  /// The same of a part of its bytes.
+  void forget(const std::string& name, int64_t begin, int64_t size) const;
   /// Whether the tensor has this dtype and shape and the same bytes. Read in stretches that are forgotten again: the
   /// whole of it is never resident. `value`: on the host, contiguous
   bool equals(const std::string& name, const Tensor& value) const;
 
  private:
   const TensorEntry& entry(const std::string& name) const;
-  void forget(int64_t begin, int64_t end) const;  // of the file
+  void forget_pages(int64_t begin, int64_t end) const;  // of the file
 
   std::string path_;
   SafetensorsHeader header_;

@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "dataio/ordered_workers.h"
 #include "dataio/safetensors.h"
 #include "dataio/store/store_format.h"
 #include "dataio/store/strict_json.h"
@@ -65,6 +66,7 @@ struct TensorStore::State {
   int64_t num_elements(const Entry& entry) const;
   const Entry& entry(const std::string& tensor) const;
   void gather(const std::string& tensor, const std::vector<StoredRun>& runs, const CopyRun& copy) const;
+  void verify(const Piece& piece) const;
 };
 
 TensorStore::State::State(const std::string& directory) : directory(directory) {
@@ -219,30 +221,44 @@ TensorStore::TensorStore(const std::string& directory) : state_(std::make_unique
 
 TensorStore::~TensorStore() = default;
 
-void TensorStore::verify(int index, int count) const {
+void TensorStore::State::verify(const Piece& piece) const {
+  const SafetensorsFile& shard = shards[piece.shard];
+  const std::string_view bytes = shard.bytes(piece.tensor);
+  const std::string got = xxh3_text(bytes);
+  HANOK_REQUIRE(got == piece.xxh3, kCheckpoint)
+      << "tensor " << shown(piece.tensor) << ": got xxh3 " << got << ", expected " << piece.xxh3 << "; "
+      << path(store_data_name(static_cast<int>(piece.shard))) << kDamaged;
+  shard.forget(piece.tensor);
+}
+
+void TensorStore::verify(int index, int count, int64_t num_threads) const {
   assert(0 <= index && index < count);
   const auto bytes_of = [&](const State::Piece& piece) {
-    const TensorEntry& entry = state_->shards[piece.shard].header().tensors.at(piece.tensor);
-    return entry.end - entry.begin;
+    return static_cast<int64_t>(state_->shards[piece.shard].bytes(piece.tensor).size());
   };
   int64_t total = 0;
   for (const State::Piece& piece : state_->pieces) total += bytes_of(piece);
   // Equal stretches of bytes in shard order: with as many ranks as shards, each reads about its own.
   const auto cut = [&](int64_t part) { return total / count * part + std::min(part, total % count); };
+  std::vector<const State::Piece*> own;
   int64_t begin = 0;
   for (const State::Piece& piece : state_->pieces) {
     const int64_t size = bytes_of(piece);
-    if (size > 0 && begin >= cut(index) && begin < cut(index + 1)) {
-      const SafetensorsFile& shard = state_->shards[piece.shard];
-      const Tensor values = shard.view(piece.tensor);
-      const std::string got = xxh3_text(values.const_data_ptr(), values.nbytes());
-      HANOK_REQUIRE(got == piece.xxh3, kCheckpoint)
-          << "tensor " << shown(piece.tensor) << ": got xxh3 " << got << ", expected " << piece.xxh3 << "; "
-          << state_->path(store_data_name(static_cast<int>(piece.shard))) << kDamaged;
-      shard.forget(piece.tensor);
-    }
+    if (size > 0 && begin >= cut(index) && begin < cut(index + 1)) own.push_back(&piece);
     begin += size;
   }
+  size_t next = 0;
+  OrderedWorkers<const State::Piece*, bool> workers(
+      num_threads,
+      static_cast<int64_t>(own.size()) + 1,
+      [&]() -> std::optional<const State::Piece*> {
+        return next < own.size() ? std::optional(own[next++]) : std::nullopt;
+      },
+      [&](const State::Piece* piece) {
+        state_->verify(*piece);
+        return true;
+      });
+  while (workers.take()) continue;
 }
 
 void TensorStore::check_complete() const {
@@ -277,15 +293,25 @@ void TensorStore::read(const std::string& tensor, const std::vector<StoredRun>& 
       << ", expected " << wanted << " elements of " << c10::toString(dtype) << ", contiguous on the host; "
       << state_->directory << "; allocate it from the runs";
   const auto width = static_cast<int64_t>(c10::elementSize(dtype));
-  std::vector<Tensor> views(entry.pieces.size());
+  struct Source {
+    std::string_view bytes;
+    int64_t begin = 0, end = 0;  // of it, what was read
+  };
+  std::vector<Source> sources(entry.pieces.size());
+  const auto shard_of = [&](size_t piece) -> const SafetensorsFile& {
+    return state_->shards[state_->pieces[entry.pieces[piece]].shard];
+  };
   auto* to_bytes = static_cast<char*>(out.mutable_data_ptr());
   state_->gather(tensor, runs, [&](size_t piece, int64_t from, int64_t to, int64_t size) {
-    if (!views[piece].defined()) views[piece] = state_->shards[state_->pieces[entry.pieces[piece]].shard].view(tensor);
-    const auto* from_bytes = static_cast<const char*>(views[piece].const_data_ptr());
-    std::memcpy(to_bytes + to * width, from_bytes + from * width, static_cast<size_t>(size * width));
+    Source& source = sources[piece];
+    if (source.end == 0) source = {shard_of(piece).bytes(tensor), from * width, from * width};
+    source.begin = std::min(source.begin, from * width);
+    source.end = std::max(source.end, (from + size) * width);
+    std::memcpy(to_bytes + to * width, source.bytes.data() + from * width, static_cast<size_t>(size * width));
   });
-  for (size_t i = 0; i < views.size(); ++i) {
-    if (views[i].defined()) state_->shards[state_->pieces[entry.pieces[i]].shard].forget(tensor);
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const Source& source = sources[i];
+    if (source.end > source.begin) shard_of(i).forget(tensor, source.begin, source.end - source.begin);
   }
 }
 

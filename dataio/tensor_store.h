@@ -56,7 +56,7 @@ class TensorStore {
   ~TensorStore();
   /// xxh3 of every piece against the manifest; reads all bytes. errors: kCheckpoint naming shard, tensor, both hashes.
   /// `index`, `count`: check only this rank's part of the bytes; all parts together are all bytes.
-  void verify(int index = 0, int count = 1) const;
+  void verify(int index = 0, int count = 1, int64_t num_threads = 1) const;
   /// Every element of every tensor is in some piece. Reads no tensor data. errors: kCheckpoint naming what is missing
   void check_complete() const;
   const nlohmann::json& state() const;

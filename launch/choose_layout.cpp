@@ -110,7 +110,7 @@ class Chooser {
     config_.stages.front() = stage;
     if (!violations(config_, gpus_).empty()) return false;
     const PipelineShape shape = pipeline_shape(stage.parallel);
-    return shape.ranks == 1 || shape.pieces() <= config_.model.decoder.layers + 2;
+    return shape.ranks == 1 || shape.pieces() <= most_pieces(config_.model);
   }
 
   /// Weights of a rank that would hold all layers.
@@ -148,11 +148,10 @@ class Chooser {
     if (!held_.contains(held_key)) held_[held_key] = held_elements(params, groups);
     auto& products = products_[{recompute.every, recompute.selective}];
     if (products.empty()) products = products_of(config_.model, params, load.work, recompute);
-    balance_pipeline(config_.model, products, stage.parallel);
-    const TimedStage timed{.config = config_,
+    TimedStage timed{.config = config_,
                            .stage = stage,
                            .groups = groups,
-                           .shape = pipeline_shape(stage.parallel),
+                           .shape = {},
                            .products = products,
                            .load = load,
                            .micro_batches = micro_batches_of(stage, mesh.shape()),
@@ -161,6 +160,8 @@ class Chooser {
                            .without = kept({}),
                            .kept = kept(recompute),
                            .held = held_[held_key]};
+    if (p.pp > 1) balance_pipeline(config_.model, sublayer_seconds(timed, gpu_), stage.parallel);
+    timed.shape = pipeline_shape(stage.parallel);
     const double least = least_bytes(timed);
     if (least > room()) return;
     options_.push_back({stage, seconds_of(timed, gpu_), least});

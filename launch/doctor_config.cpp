@@ -177,7 +177,7 @@ std::vector<Problem> config_problems(const Arguments& arguments, int world_size,
   for (const StageConfig& given : config.stages) {
     note(problems, [&] {
       const Supposed supposed = supposed_by_default(config);
-      const StageConfig stage = with_balanced_pipeline(config, given, supposed);
+      const StageConfig stage = with_balanced_pipeline(config, given, supposed, gpu);
       ParallelConfig layout = stage.parallel;
       layout.dp = data_parallel_size(layout, world_size);
       estimates.push_back(estimate(config, stage, plan_model(config, stage, layout, gpu), supposed, gpu));

@@ -187,13 +187,6 @@ bool fits(const Estimate& estimate, const GpuConfig& gpu) {
   return estimate.peak_bytes <= gpu.memory_gib * 1024 * kMiB;
 }
 
-StageConfig with_balanced_pipeline(const RunConfig& config, const StageConfig& stage, const Supposed& supposed) {
-  StageConfig out = stage;
-  const Work work = load_of(config, stage, make_single_groups(), supposed).work;
-  balance_pipeline(config.model, work, out);
-  return out;
-}
-
 PlannedModel plan_model(const RunConfig& config,
                         const StageConfig& stage,
                         const ParallelConfig& layout,
@@ -212,6 +205,19 @@ PlannedModel plan_model(const RunConfig& config,
   return out;
 }
 
+StageConfig with_balanced_pipeline(const RunConfig& config,
+                                   const StageConfig& stage,
+                                   const Supposed& supposed,
+                                   const GpuConfig* gpu) {
+  StageConfig out = stage;
+  if (stage.parallel.pp == 1) return out;
+  const Work work = load_of(config, stage, make_single_groups(), supposed).work;
+  const SublayerCosts costs =
+      gpu ? sublayer_seconds(config, stage, supposed, *gpu) : sublayer_flops(config.model, work, stage);
+  balance_pipeline(config.model, costs, out.parallel);
+  return out;
+}
+
 namespace {
 
 /// Whether gradients pass the first piece of this stage.
@@ -227,14 +233,12 @@ Estimate::Stage stage_of(const PlannedModel& planned, const ActivationBytes& act
   const int rank = planned.groups.at.pp;
   Estimate::Stage out{.kept = act.input + act.kept()};
   const auto range_of = [&](int chunk) { return planned.model->pieces().at(piece_of(shape, {rank, chunk})); };
-  for (int chunk = 0; chunk < shape.chunks; ++chunk) out.layers += range_of(chunk).last - range_of(chunk).first;
+  for (int chunk = 0; chunk < shape.chunks; ++chunk) out.layers += range_of(chunk).layers();
   for (const Param& param : planned.model->params()) out.parameters += static_cast<double>(param.value.numel());
   std::vector<double> sizes;  // of what each chunk keeps
   for (int chunk = 0; chunk < shape.chunks; ++chunk) {
     const PieceRange range = range_of(chunk);
-    const double share =
-        static_cast<double>(range.last - range.first) / static_cast<double>(std::max<int64_t>(1, out.layers));
-    sizes.push_back(act.decoder * share + act.stream / shape.chunks +
+    sizes.push_back(act.decoder * act.decoder_share(range.first, range.last) + act.stream / shape.chunks +
                     (range.is_first ? act.input + act.tower + act.connector : 0) + (range.is_last ? act.head : 0));
   }
   out.live = std::max(1.0, peak_live_chunks(shape, rank, micro_batches, sizes) / out.kept);
@@ -335,6 +339,32 @@ Estimate estimate_stage(const RunConfig& config,
   return e;
 }
 
+/// `unpiped`: all of the model on the other axes of the layout. The stage is kept by reference.
+TimedStage timed_stage(const RunConfig& config,
+                       const StageConfig& stage,
+                       const PlannedModel& unpiped,
+                       const PipelineShape& shape,
+                       const Supposed& supposed,
+                       const GpuConfig& gpu) {
+  const Groups& groups = unpiped.groups;
+  const ParamTable& params = unpiped.model->params();
+  const StepLoad load = load_of(config, stage, groups, supposed);
+  const KernelSet kernels = kernels_on(config, stage, &gpu);
+  const Recompute recompute = recompute_of(stage);
+  return {.config = config,
+          .stage = stage,
+          .groups = groups,
+          .shape = shape,
+          .products = products_of(config.model, params, load.work, recompute),
+          .load = load,
+          .micro_batches = micro_batches_of(stage, groups.mesh.shape()),
+          .dtype = dtype_on(config.model, &gpu),
+          .kernels = kernels,
+          .without = activation_bytes(config.model, params, groups, load.batch, {}, kernels),
+          .kept = activation_bytes(config.model, params, groups, load.batch, recompute, kernels),
+          .held = held_elements(params, groups)};
+}
+
 }  // namespace
 
 Estimate::Seconds step_seconds(const RunConfig& config,
@@ -343,24 +373,17 @@ Estimate::Seconds step_seconds(const RunConfig& config,
                                const PipelineShape& shape,
                                const Supposed& supposed,
                                const GpuConfig& gpu) {
-  const Groups& groups = unpiped.groups;
-  const ParamTable& params = unpiped.model->params();
-  const StepLoad load = load_of(config, stage, groups, supposed);
-  const KernelSet kernels = kernels_on(config, stage, &gpu);
-  const Recompute recompute = recompute_of(stage);
-  return seconds_of({.config = config,
-                     .stage = stage,
-                     .groups = groups,
-                     .shape = shape,
-                     .products = products_of(config.model, params, load.work, recompute),
-                     .load = load,
-                     .micro_batches = micro_batches_of(stage, groups.mesh.shape()),
-                     .dtype = dtype_on(config.model, &gpu),
-                     .kernels = kernels,
-                     .without = activation_bytes(config.model, params, groups, load.batch, {}, kernels),
-                     .kept = activation_bytes(config.model, params, groups, load.batch, recompute, kernels),
-                     .held = held_elements(params, groups)},
-                    gpu);
+  return seconds_of(timed_stage(config, stage, unpiped, shape, supposed, gpu), gpu);
+}
+
+SublayerCosts sublayer_seconds(const RunConfig& config,
+                               const StageConfig& stage,
+                               const Supposed& supposed,
+                               const GpuConfig& gpu) {
+  ParallelConfig layout = stage.parallel;
+  layout.pp = 1;
+  const PlannedModel unpiped = plan_model(config, stage, layout, &gpu);
+  return sublayer_seconds(timed_stage(config, stage, unpiped, {}, supposed, gpu), gpu);
 }
 
 Estimate estimate(const RunConfig& config,

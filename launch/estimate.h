@@ -8,6 +8,7 @@
 #include "configs/schema/config.h"
 #include "configs/schema/gpu.h"
 #include "model/activations.h"
+#include "model/balance.h"
 #include "model/cost.h"
 #include "model/vlm.h"
 
@@ -63,16 +64,19 @@ struct Estimate {
   double tokens_per_s() const { return seconds ? tokens_per_step / seconds->total() : 0; }
   double always_bytes() const;
   struct Stage {
-    int64_t layers = 0;
+    double layers = 0;
     double parameters = 0, always = 0, kept = 0, peak = 0;  // of this rank; `kept`: of one micro-batch
     double live = 1;                                        // micro-batches held at once, whole ones
   };
   std::vector<Stage> stages;  // of a pipeline, by rank of pp; the bytes above are those of the largest
 };
 
-/// The stage with the layers of its pipeline as training would deal them, were its rows so. errors: kConfig as the
-/// registry and freeze() say
-StageConfig with_balanced_pipeline(const RunConfig& config, const StageConfig& stage, const Supposed& supposed);
+/// The stage with the layers of its pipeline as training would deal them, were its rows so: by seconds on this kind of
+/// GPU; null: by FLOPs. errors: kConfig as the registry and freeze() say
+StageConfig with_balanced_pipeline(const RunConfig& config,
+                                   const StageConfig& stage,
+                                   const Supposed& supposed,
+                                   const GpuConfig* gpu);
 
 /// The model of a layout on the meta device, with the stage's frozen weights marked: what shapes and cuts are asked of.
 struct PlannedModel {
@@ -100,6 +104,12 @@ Estimate::Seconds step_seconds(const RunConfig& config,
                                const StageConfig& stage,
                                const PlannedModel& unpiped,
                                const PipelineShape& shape,
+                               const Supposed& supposed,
+                               const GpuConfig& gpu);
+
+/// Seconds of a micro-batch in the sublayers of such a stage, whatever its pipeline.
+SublayerCosts sublayer_seconds(const RunConfig& config,
+                               const StageConfig& stage,
                                const Supposed& supposed,
                                const GpuConfig& gpu);
 

@@ -11,15 +11,12 @@ namespace {
 
 /// One kind of work on one piece, of one micro-batch on one rank.
 struct PieceParts {
-  PieceSeconds matrices, attention, memory, tensor_parallel, context_parallel, expert_parallel, offload;
-  PieceSeconds sum() const {
-    PieceSeconds all;
-    for (const PieceSeconds* part :
-         {&matrices, &attention, &memory, &tensor_parallel, &context_parallel, &expert_parallel, &offload}) {
-      all.forward += part->forward;
-      all.backward_input += part->backward_input;
-      all.backward_weight += part->backward_weight;
-    }
+  PassCosts matrices, attention, memory, tensor_parallel, context_parallel, expert_parallel, offload;
+  PassCosts sum() const {
+    PassCosts all;
+    for (const PassCosts* part :
+         {&matrices, &attention, &memory, &tensor_parallel, &context_parallel, &expert_parallel, &offload})
+      all += *part;
     return all;
   }
 };
@@ -31,11 +28,11 @@ double at_length(double rate, double half, double length) {
 
 class Timer {
  public:
-  Timer(const TimedStage& timed, const GpuConfig& gpu)
+  Timer(const TimedStage& timed, const GpuConfig& gpu, std::vector<PieceRange> pieces)
       : t_(timed),
         gpu_(gpu),
         mesh_(timed.groups.mesh.shape()),
-        pieces_(cut_pieces(timed.config.model, timed.shape.pieces(), timed.stage.parallel.pp_layers)),
+        pieces_(std::move(pieces)),
         parts_(pieces_.size()),
         stage_ranks_(mesh_.dp * mesh_.cp * mesh_.tp),
         held_{timed.held.shard / timed.shape.ranks,
@@ -50,15 +47,21 @@ class Timer {
     if (recompute.every > 0) (recompute.selective ? gathers_again_ : all_again_) = 1.0 / double(recompute.every);
   }
 
-  Estimate::Seconds run() {
+  /// Of a micro-batch, piece by piece.
+  std::vector<PassCosts> time_pieces() {
     products();
     passes_over_memory();
     tensor_parallel();
     context_parallel();
     expert_parallel();
     offload();
-    std::vector<PieceSeconds> sums;
+    std::vector<PassCosts> sums;
     for (const PieceParts& part : parts_) sums.push_back(part.sum());
+    return sums;
+  }
+
+  Estimate::Seconds run() {
+    const std::vector<PassCosts> sums = time_pieces();
     const double passing =
         pieces_.size() == 1 ? 0 : stream_bytes() / bus(stage_ranks_, 2) + gpu_.link.latency_us * 1e-6;
     const double span = pipeline_span(t_.shape, static_cast<int>(t_.micro_batches), sums, passing);
@@ -111,7 +114,7 @@ class Timer {
       const Flops& f = product.flops;
       PieceParts& parts = parts_[piece_of(product, pieces_)];
       if (product.weight) {
-        const PassFlops passes = pass_flops(product);
+        const PassCosts passes = pass_flops(product);
         const double rate = matmul_rate(product);
         parts.matrices.forward += passes.forward * share / rate;
         parts.matrices.backward_input += passes.backward_input * share / rate;
@@ -148,10 +151,9 @@ class Timer {
     const ActivationBytes &all = t_.without, &kept = t_.kept;
     add(parts_.front(), all.tower + all.connector, all.tower - kept.tower);
     add(parts_.back(), all.head, 0);
-    const auto layers = static_cast<double>(t_.config.model.decoder.layers);
     for (const PieceRange& range : pieces_) {
-      const double share = static_cast<double>(range.last - range.first) / layers;
-      add(parts_[range.piece], all.decoder * share, (all.decoder - kept.decoder) * share);
+      const double own = all.decoder * all.decoder_share(range.first, range.last);
+      add(parts_[range.piece], own, own - kept.decoder * kept.decoder_share(range.first, range.last));
     }
   }
 
@@ -161,15 +163,8 @@ class Timer {
            (t_.groups.sequence_parallel ? mesh_.tp : 1);
   }
 
-  /// Every layer of the decoder, by the piece that it lies on.
-  template <class Add>
-  void for_each_layer(const Add& add) {
-    for (const PieceRange& range : pieces_)
-      for (int64_t layer = range.first; layer < range.last; ++layer) add(parts_[range.piece], layer);
-  }
-
-  /// Two gathers and two scatters of the stream a block and pass (facts: 8 L T D (t - 1) / t a micro-batch). A
-  /// recomputed block gathers twice more, and all but its last sum where it keeps none.
+  /// Two gathers and two scatters of the stream a block and pass, half of them in each sublayer (facts: 8 L T D (t - 1)
+  /// / t a micro-batch). A recomputed block gathers twice more, and all but its last sum where it keeps none.
   void tensor_parallel() {
     const double t = mesh_.tp;
     if (mesh_.tp == 1) return;
@@ -178,10 +173,11 @@ class Timer {
     const double again = 2 * gathers_again_ + 3 * all_again_;
     const double text =
         once(static_cast<double>(t_.load.batch.tokens), static_cast<double>(t_.config.model.decoder.hidden));
-    for_each_layer([&](PieceParts& parts, int64_t) {
-      parts.tensor_parallel.forward += 4 * text;
-      parts.tensor_parallel.backward_input += (4 + again) * text;
-    });
+    for (const PieceRange& range : pieces_) {
+      PieceParts& parts = parts_[range.piece];
+      parts.tensor_parallel.forward += 4 * range.layers() * text;
+      parts.tensor_parallel.backward_input += (4 + again) * range.layers() * text;
+    }
     if (t_.load.batch.patches == 0) return;
     const TowerConfig& tower = t_.config.model.tower;
     const double picture = once(static_cast<double>(t_.load.batch.patches), static_cast<double>(tower.hidden));
@@ -212,7 +208,7 @@ class Timer {
     }
     const bool hidden = t_.kernels.context == ContextWay::kRing;
     for (const PieceRange& range : pieces_) {
-      const auto layers = static_cast<double>(range.last - range.first);
+      const auto layers = static_cast<double>(range.attentions().size());
       PieceParts& parts = parts_[range.piece];
       const double beside_forward = hidden ? parts.attention.forward : 0,
                    beside_backward = hidden ? parts.attention.backward_input : 0;
@@ -228,11 +224,14 @@ class Timer {
     if (mesh_.ep == 1 || !d.is_moe()) return;
     const double sent = static_cast<double>(t_.load.batch.tokens) * ranks_of_token(d, mesh_.ep) / mesh_.tp;
     const double once = exchange(sent * static_cast<double>(d.hidden) * size_, mesh_.etp, mesh_.ep);
-    for_each_layer([&](PieceParts& parts, int64_t layer) {
-      if (!d.has_experts(layer)) return;
-      parts.expert_parallel.forward += 2 * once;
-      parts.expert_parallel.backward_input += 2 * (1 + all_again_) * once;
-    });
+    for (const PieceRange& range : pieces_) {
+      const auto [first, last] = range.mlps();
+      for (int64_t layer = first; layer < last; ++layer) {
+        if (!d.has_experts(layer)) continue;
+        parts_[range.piece].expert_parallel.forward += 2 * once;
+        parts_[range.piece].expert_parallel.backward_input += 2 * (1 + all_again_) * once;
+      }
+    }
   }
 
   /// What does not fit under the computation of the same pass.
@@ -242,8 +241,8 @@ class Timer {
         t_.kept.on_host / (gpu_.link.host_gb_s * 1e9) / static_cast<double>(t_.config.model.decoder.layers);
     for (const PieceRange& range : pieces_) {
       PieceParts& parts = parts_[range.piece];
-      const PieceSeconds busy = parts.sum();
-      const double moved = each * static_cast<double>(range.last - range.first);
+      const PassCosts busy = parts.sum();
+      const double moved = each * range.layers();
       parts.offload.forward = std::max(0.0, moved - busy.forward);
       parts.offload.backward_input = std::max(0.0, moved - busy.backward_input - busy.backward_weight);
     }
@@ -282,7 +281,7 @@ class Timer {
 
   /// Sums of gradients run under the backward of the last micro-batch, weights come under the forward of the first; the
   /// end of the one and the beginning of the other stay.
-  void data_parallel(Estimate::Seconds& s, const std::vector<PieceSeconds>& sums) const {
+  void data_parallel(Estimate::Seconds& s, const std::vector<PassCosts>& sums) const {
     const GradSyncOptions gradients = gradient_options(t_.stage);
     const auto travelling = static_cast<double>(c10::elementSize(gradients.reduce.value_or(gradients.accumulate)));
     const int n = mesh_.dp * mesh_.cp, m = stage_ranks_ / (mesh_.ep * mesh_.etp);
@@ -297,7 +296,7 @@ class Timer {
       return;
     }
     double forward = 0, backward = 0;
-    for (const PieceSeconds& piece : sums) {
+    for (const PassCosts& piece : sums) {
       forward += piece.forward / t_.shape.ranks;
       backward += (piece.backward_input + piece.backward_weight) / t_.shape.ranks;
     }
@@ -319,7 +318,16 @@ class Timer {
 }  // namespace
 
 Estimate::Seconds seconds_of(const TimedStage& timed, const GpuConfig& gpu) {
-  return Timer(timed, gpu).run();
+  return Timer(timed, gpu, cut_pieces(timed.config.model, timed.shape.pieces(), timed.stage.parallel.pp_layers)).run();
+}
+
+SublayerCosts sublayer_seconds(const TimedStage& timed, const GpuConfig& gpu) {
+  const ModelConfig& model = timed.config.model;
+  const int64_t pieces = most_pieces(model);
+  std::vector<double> halves(pieces, 0.5);
+  halves.front() = halves.back() = 0;
+  std::vector<PassCosts> costs = Timer(timed, gpu, cut_pieces(model, static_cast<int>(pieces), halves)).time_pieces();
+  return {.sublayers = {costs.begin() + 1, costs.end() - 1}, .before = costs.front(), .after = costs.back()};
 }
 
 }  // namespace hanok

@@ -39,5 +39,7 @@ struct TimedStage {
   HeldElements held;
 };
 Estimate::Seconds seconds_of(const TimedStage& timed, const GpuConfig& gpu);
+/// Of a micro-batch; the shape and layers of a pipeline do not matter.
+SublayerCosts sublayer_seconds(const TimedStage& timed, const GpuConfig& gpu);
 
 }  // namespace hanok

@@ -79,7 +79,7 @@ std::vector<std::string> settings_that_fit(const RunConfig& config,
     if (!read.model.path.empty()) read_model_folder(read.model);
     GpuConfig gpu = gpu_like(refused, gpu_name);
     const Supposed supposed = supposed_by_default(read);
-    const StageConfig stage = with_balanced_pipeline(read, given, supposed);
+    const StageConfig stage = with_balanced_pipeline(read, given, supposed, &gpu);
     ParallelConfig layout = stage.parallel;
     layout.dp = std::max<int64_t>(1, world_size / (layout.tp * layout.pp * layout.cp));
     const Estimate now = estimate(read, stage, plan_model(read, stage, layout, &gpu), supposed, &gpu);

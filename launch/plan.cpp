@@ -81,7 +81,7 @@ StagePlan plan_stage(const RunConfig& config,
                      const Supposed& supposed,
                      const std::vector<const GpuConfig*>& wanted) {
   const GpuConfig* first = wanted.empty() ? nullptr : wanted.front();
-  StagePlan plan{.stage = with_balanced_pipeline(config, given, supposed), .supposed = supposed};
+  StagePlan plan{.stage = with_balanced_pipeline(config, given, supposed, first), .supposed = supposed};
   const StageConfig& stage = plan.stage;
   plan.planned = plan_model(config, stage, stage.parallel, first);
   plan.estimate = estimate(config, stage, plan.planned, supposed, first);

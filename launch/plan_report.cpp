@@ -84,9 +84,9 @@ void print_stages(const Estimate& e) {
               "at the most");
   for (size_t i = 0; i < e.stages.size(); ++i) {
     const Estimate::Stage& s = e.stages[i];
-    std::printf("  %-16zu %7lld %14.0f %12s %16s %6.1f %12s\n",
+    std::printf("  %-16zu %7g %14.0f %12s %16s %6.1f %12s\n",
                 i,
-                static_cast<long long>(s.layers),
+                s.layers,
                 s.parameters,
                 human_bytes(s.always).c_str(),
                 human_bytes(s.kept).c_str(),

@@ -19,29 +19,32 @@ std::optional<GpuConfig> kind_of(at::Device device) {
   return kind ? std::optional(*kind) : std::nullopt;
 }
 
-/// What `found` gives; nothing where it fails: a comparison is not worth a run.
+/// What `found` gives; nothing where it fails: a plan is not worth a run.
 template <class T>
 std::optional<T> or_nothing(const std::function<std::optional<T>()>& found) {
   try {
     return found();
   } catch (const Error& error) {
-    HANOK_LOG_RANK0(WARNING) << "no plan to compare the stage with: " << error.what();
+    HANOK_LOG_RANK0(WARNING) << "no plan of the stage: " << error.what();
     return std::nullopt;
   }
 }
 
-Prediction predict(const RunConfig& config,
-                   const ModelConfig& model,
-                   const StageConfig& stage,
-                   const Work& work,
-                   const GpuConfig& gpu,
-                   int world) {
-  RunConfig resolved = config;
-  resolved.model = model;
-  StageConfig placed = stage;
-  placed.parallel.dp = data_parallel_size(stage.parallel, world);
-  const PlannedModel planned = plan_model(resolved, placed, placed.parallel, &gpu);
-  const Estimate e = estimate(resolved, placed, planned, supposed_of(resolved, placed, work), &gpu);
+/// A stage as it was read and placed.
+struct Placed {
+  RunConfig config;
+  StageConfig stage;
+  Placed(const RunConfig& given, const ModelConfig& model, const StageConfig& of, int world)
+      : config(given), stage(of) {
+    config.model = model;
+    stage.parallel.dp = data_parallel_size(of.parallel, world);
+  }
+};
+
+Prediction predict(const Placed& placed, const Work& work, const GpuConfig& gpu) {
+  const auto& [config, stage] = placed;
+  const PlannedModel planned = plan_model(config, stage, stage.parallel, &gpu);
+  const Estimate e = estimate(config, stage, planned, supposed_of(config, stage, work), &gpu);
   constexpr double kGiB = 1 << 30;
   Prediction out{.step_s = e.seconds->total()};
   for (const Estimate::Stage& on : e.stages) out.peak_gib.push_back((on.peak - e.allowance_bytes) / kGiB);
@@ -54,7 +57,20 @@ Predict predictor(const RunConfig& config, at::Device device, int world) {
   const auto gpu = or_nothing<GpuConfig>([&] { return kind_of(device); });
   if (!gpu) return {};
   return [config, gpu, world](const ModelConfig& model, const StageConfig& stage, const Work& work) {
-    return or_nothing<Prediction>([&] { return std::optional(predict(config, model, stage, work, *gpu, world)); });
+    return or_nothing<Prediction>(
+        [&] { return std::optional(predict(Placed(config, model, stage, world), work, *gpu)); });
+  };
+}
+
+TimeSublayers sublayer_timer(const RunConfig& config, at::Device device, int world) {
+  const auto gpu = or_nothing<GpuConfig>([&] { return kind_of(device); });
+  if (!gpu) return {};
+  return [config, gpu, world](const ModelConfig& model, const StageConfig& stage, const Work& work) {
+    return or_nothing<SublayerCosts>([&] {
+      const Placed placed(config, model, stage, world);
+      const Supposed supposed = supposed_of(placed.config, placed.stage, work);
+      return std::optional(sublayer_seconds(placed.config, placed.stage, supposed, *gpu));
+    });
   };
 }
 

@@ -18,6 +18,7 @@ int train(const Arguments& arguments) {
                   .stop_requested = Bootstrap::stop_requested,
                   .versions = version_text(),
                   .predict = predictor(config, bootstrap.device(), bootstrap.world().size()),
+                  .time_sublayers = sublayer_timer(config, bootstrap.device(), bootstrap.world().size()),
                   .explain_refusal = explain_refusal(config, bootstrap.device(), world_rank(), world_size())});
   if (result.end == StageEnd::kStopRequested) {
     HANOK_LOG_RANK0(INFO) << "stopped" << (Bootstrap::stop_reason().empty() ? "" : " by " + Bootstrap::stop_reason())

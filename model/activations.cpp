@@ -1,11 +1,13 @@
 #include "model/activations.h"
 
 #include <algorithm>
+#include <numeric>
 #include <unordered_map>
 
 #include "model/kernels/parcels.h"
 #include "model/kernels/vocab_softmax.h"
 #include "model/layers/token_rows.h"
+#include "model/pieces.h"
 
 namespace hanok {
 namespace {
@@ -18,12 +20,20 @@ struct BlockSizes {
   double query;               // columns of all local query heads
   double up, act;             // columns out of `up` and into `down`
   bool gated, qk_norm;
+  bool has_attention = true, has_mlp = true;  // of a block that a pipeline cuts, one of them
+};
+
+/// Of the two sublayers of a block.
+struct SublayerBytes {
+  double attention = 0, mlp = 0;
+  double sum() const { return attention + mlp; }
 };
 
 struct BlockBytes {
-  double kept = 0, gradients = 0, workspace = 0;
-  double results = 0;  // kept in place of `kept` where only what is cheap runs again: input and results of products
-  double forward = 0;  // alive at once in a forward that keeps nothing
+  SublayerBytes kept;
+  double gradients = 0, workspace = 0;
+  SublayerBytes results;  // kept in place of `kept` where only what is cheap runs again: input and results of products
+  double forward = 0;     // alive at once in a forward that keeps nothing
   bool keeps_input = false;
 };
 
@@ -190,42 +200,55 @@ class Walk {
                      : layer_norm(prefix + name, s.cut_rows, s.width, keeps);
     };
     BlockBytes out;
-    bool keeps_middle = false;
     const double stream = s.cut_rows * s.width * size_, gathered = s.rows * s.width * size_;
-    out.kept += norm("attn_norm", out.keeps_input);
-    out.kept += linear(prefix + "attn.qkv", gathered);  // gathered over tp: the norm's result lives on only here
-    out.kept += qk_rope(prefix + "attn", s);
-    const bool kept_by_attention = grad_;
-    out.kept += attention(s, out);
-    out.kept += linear(prefix + "attn.out", kept_by_attention ? 0 : s.rows * s.query * size_);
-    double mlp = norm("mlp_norm", keeps_middle);
-    if (has_experts(prefix)) {
-      mlp += experts(prefix + "moe.", s);
-    } else {
-      mlp += linear(prefix + "mlp.up", gathered);
-      mlp += activation(s);
-      mlp += linear(prefix + "mlp.down", s.rows * s.act * size_);
+    if (s.has_attention) {
+      double& kept = out.kept.attention;
+      kept += norm("attn_norm", out.keeps_input);
+      kept += linear(prefix + "attn.qkv", gathered);  // gathered over tp: the norm's result lives on only here
+      kept += qk_rope(prefix + "attn", s);
+      const bool kept_by_attention = grad_;
+      kept += attention(s, out);
+      kept += linear(prefix + "attn.out", kept_by_attention ? 0 : s.rows * s.query * size_);
+      const double projected = s.rows * s.qkv * size_, query = s.rows * s.query * size_;
+      out.forward = stream + gathered + std::max(2 * projected, projected + query + stream);
     }
-    out.kept += mlp;
-    out.results = results(prefix, s);
-    const double projected = s.rows * s.qkv * size_, query = s.rows * s.query * size_;
-    const double in_attention = stream + gathered + std::max(2 * projected, projected + query + stream);
-    out.forward = std::max(in_attention, 3 * stream + gathered + s.rows * (s.up + s.act) * size_);
-    if (grad_) out.gradients = gradients(prefix, s, stream, gathered, mlp, out.workspace);
+    if (s.has_mlp) {
+      bool keeps_middle = false;
+      double& kept = out.kept.mlp;
+      kept += norm("mlp_norm", keeps_middle);
+      if (has_experts(prefix)) {
+        kept += experts(prefix + "moe.", s);
+      } else {
+        kept += linear(prefix + "mlp.up", gathered);
+        kept += activation(s);
+        kept += linear(prefix + "mlp.down", s.rows * s.act * size_);
+      }
+      if (!s.has_attention) out.keeps_input = keeps_middle;
+      out.forward = std::max(out.forward, 3 * stream + gathered + s.rows * (s.up + s.act) * size_);
+    }
+    out.results = {.attention = s.has_attention ? attention_results(s) : 0,
+                   .mlp = s.has_mlp ? mlp_results(prefix, s) : 0};
+    if (grad_) out.gradients = gradients(prefix, s, stream, gathered, out.kept.mlp, out.workspace);
     return out;
   }
 
-  /// What parallel/kept.h keeps of a block: its input, q k v, attention and its log-sums, what `out` makes of it, gate
-  /// and up; of experts the logits of the router, what came and what they made of it. libtorch's attention runs
+  /// What parallel/kept.h keeps of a block: its input, q k v, attention and its log-sums. libtorch's attention runs
   /// again.
-  double results(const std::string& prefix, const BlockSizes& s) const {
+  double attention_results(const BlockSizes& s) const {
     const double stream = s.cut_rows * s.width * size_, query = s.rows * s.query * size_;
-    double bytes = 2 * stream + s.rows * (s.qkv + s.up) * size_;
+    double bytes = stream + s.rows * s.qkv * size_;
     const bool over_cp = s.gated && groups_.cp->size() > 1,
                by_heads = over_cp && kernels_.context == ContextWay::kHeads;
     const bool own = kernels_.attention == AttentionStore::kOwn || kernels_.attention == AttentionStore::kCudnn;
     if (own || (over_cp && !by_heads)) bytes += query + s.rows * s.heads * wide_;
     if (by_heads) bytes += exchanged_columns(s) * s.rows * size_ + query;
+    return bytes;
+  }
+
+  /// And: its input, or what `out` made of the attention, which gives it; gate and up; of experts the logits of the
+  /// router, what came and what they made of it.
+  double mlp_results(const std::string& prefix, const BlockSizes& s) const {
+    double bytes = s.cut_rows * s.width * size_ + s.rows * s.up * size_;
     if (has_experts(prefix)) {
       const double own = s.rows / groups_.tp->size(), row = s.width * size_;
       const double choices = static_cast<double>(config_.decoder.experts_per_token);
@@ -261,31 +284,42 @@ class Walk {
   }
 
   /// A block that may be redone in the backward: then only its input is kept. -> whether that input is kept
-  bool layer(
-      const std::string& prefix, int64_t index, const BlockSizes& s, double& kept, double& redone, double& most) {
+  bool layer(const std::string& prefix,
+             int64_t index,
+             const BlockSizes& s,
+             SublayerBytes& sum,
+             double& redone,
+             double& most) {
     const bool flows_before = grad_;
     const BlockBytes inside = block(prefix, s);
     const double stream = s.cut_rows * s.width * size_;
     most = std::max(most, inside.gradients);
     out_.attention_workspace = std::max(out_.attention_workspace, inside.workspace);
     const bool runs_again = recompute_.applies_to(index) && (flows_before || block_trains(prefix));
-    const double again = recompute_.selective ? inside.results : stream;
+    const SublayerBytes results = recompute_.selective ? inside.results
+                                  : s.has_attention    ? SublayerBytes{.attention = stream}
+                                                       : SublayerBytes{.mlp = stream};
+    const double again = results.sum(), all = inside.kept.sum();
+    const auto keep = [&sum](const SublayerBytes& bytes) {
+      sum.attention += bytes.attention;
+      sum.mlp += bytes.mlp;
+    };
     // The last block meets all that the others kept.
-    forward_ = std::max(inside.forward - (!runs_again ? inside.kept : again - stream), 0.0);
+    forward_ = std::max(inside.forward - (!runs_again ? all : again - stream), 0.0);
     if (!runs_again) {
-      kept += recompute_.applies_to(index) ? 0 : inside.kept;
+      if (!recompute_.applies_to(index)) keep(inside.kept);
       return !recompute_.applies_to(index) && inside.keeps_input;
     }
-    double redone_here = std::max(inside.kept - (inside.keeps_input ? again : again - stream), 0.0);
+    double redone_here = std::max(all - (inside.keeps_input ? again : again - stream), 0.0);
     if (recompute_.offload) {
       out_.on_host += again;
       // The last two layers before the loss stay; elsewhere this layer and the one before it come back.
       if (stays_before_loss(prefix, index))
-        kept += again;
+        keep(results);
       else
         redone_here += 2 * again;
     } else {
-      kept += again;
+      keep(results);
     }
     redone = std::max(redone, redone_here);
     return !recompute_.offload;
@@ -299,10 +333,15 @@ class Walk {
 
   BlockSizes sizes(const std::string& prefix, double rows, double width, int64_t head_dim, bool gated) const {
     BlockSizes s{.cut_rows = cut(rows), .rows = rows, .width = width, .gated = gated, .qk_norm = gated};
-    s.qkv = rows_of(prefix + "attn.qkv.weight");
-    s.query = columns_of(prefix + "attn.out.weight");
-    s.heads = s.query / static_cast<double>(head_dim);
-    s.turned = s.heads + (s.qkv - s.query) / 2 / static_cast<double>(head_dim);
+    s.has_attention = params_.contains(prefix + "attn_norm.weight");
+    s.has_mlp = params_.contains(prefix + "mlp_norm.weight");
+    if (s.has_attention) {
+      s.qkv = rows_of(prefix + "attn.qkv.weight");
+      s.query = columns_of(prefix + "attn.out.weight");
+      s.heads = s.query / static_cast<double>(head_dim);
+      s.turned = s.heads + (s.qkv - s.query) / 2 / static_cast<double>(head_dim);
+    }
+    if (!s.has_mlp) return s;
     if (has_experts(prefix)) {
       // Rows are cut over tp and sent once for each expert chosen; every rank is supposed to receive as many.
       const double copies = static_cast<double>(config_.decoder.experts_per_token) / groups_.tp->size();
@@ -331,7 +370,9 @@ class Walk {
     for (int64_t i = 0; i < tower.depth; ++i) {
       const std::string prefix = "tower.layers." + std::to_string(i) + ".";
       const BlockSizes s = sizes(prefix, rows, width, head_dim, false);
-      tower_inputs_kept_.push_back(layer(prefix, i, s, out_.tower, tower_redone_, tower_gradients_));
+      SublayerBytes kept;
+      tower_inputs_kept_.push_back(layer(prefix, i, s, kept, tower_redone_, tower_gradients_));
+      out_.tower += kept.sum();
       turns |= grad_;
     }
     if (turns) out_.tower += rows * static_cast<double>(head_dim) * wide_;  // cos and sin, half a head wide, f32
@@ -373,13 +414,18 @@ class Walk {
     const bool embeds = trains("decoder.embed.weight");
     grad_ = embeds || (pictures && main_flows_) || batch_.trains_before;
     bool turns = false;
+    out_.sublayers.resize(Sublayer::count(decoder.layers));
     for (int64_t i = 0; i < decoder.layers; ++i) {
       const std::string prefix = "decoder.layers." + std::to_string(i) + ".";
-      if (!params_.contains(prefix + "attn_norm.weight")) continue;  // on another stage of a pipeline
       const BlockSizes s = sizes(prefix, rows, static_cast<double>(decoder.hidden), decoder.head_dim, true);
-      layer(prefix, i, s, out_.decoder, decoder_redone_, decoder_gradients_);
-      turns |= grad_;
-      if (pictures && i < static_cast<int64_t>(tap_flows_.size())) grad_ |= tap_flows_[i];
+      if (!s.has_attention && !s.has_mlp) continue;  // on another stage of a pipeline
+      SublayerBytes kept;
+      layer(prefix, i, s, kept, decoder_redone_, decoder_gradients_);
+      out_.sublayers[Sublayer::attention(i)] = kept.attention;
+      out_.sublayers[Sublayer::mlp(i)] = kept.mlp;
+      out_.decoder += kept.sum();
+      turns |= grad_ && s.has_attention;
+      if (pictures && s.has_mlp && i < static_cast<int64_t>(tap_flows_.size())) grad_ |= tap_flows_[i];
     }
     const double tables = rows * static_cast<double>(decoder.head_dim) * size_;  // cos and sin
     if (turns) out_.decoder += tables;
@@ -424,6 +470,15 @@ class Walk {
 };
 
 }  // namespace
+
+double ActivationBytes::decoder_share(int64_t first, int64_t last) const {
+  const auto sum = [this](int64_t from, int64_t to) {
+    return std::accumulate(sublayers.begin() + from, sublayers.begin() + to, 0.0);
+  };
+  const auto count = static_cast<int64_t>(sublayers.size());
+  const double all = sum(0, count);
+  return all > 0 ? sum(first, last) / all : static_cast<double>(last - first) / static_cast<double>(count);
+}
 
 ActivationBytes activation_bytes(const ModelConfig& config,
                                  const ParamTable& params,

@@ -1,6 +1,8 @@
 // What a micro-batch makes a rank hold from its forward to its backward, counted from the shapes without running it.
 #pragma once
 
+#include <vector>
+
 #include "configs/schema/config.h"
 #include "model/execution.h"
 #include "parallel/param.h"
@@ -38,6 +40,7 @@ struct ActivationBytes {
   double tower = 0;      // kept by autograd, as are the next three
   double connector = 0;  //
   double decoder = 0;    // rotary tables included
+  std::vector<double> sublayers;  // of decoder, those of each sublayer (model/pieces.h) of the whole model
   double head = 0;       // final hidden states, gradient of the labelled ones
   double stream = 0;     // what a pipeline stage hands on to the next
   double on_host = 0;    // what recomputed layers keep in host memory; not in kept()
@@ -48,6 +51,8 @@ struct ActivationBytes {
   double attention_workspace = 0;  // of the attention backward
   double peak = 0;                 // input, activations and what is computed on them, when they take the most
   double kept() const { return tower + connector + decoder + head + stream; }
+  /// Share of decoder that lies in sublayers [first, last); of their number where nothing is kept.
+  double decoder_share(int64_t first, int64_t last) const;
 };
 
 /// `params`: of a model on these groups (meta tensors will do), or of one stage of it; local shapes and `trainable` are

@@ -109,7 +109,7 @@ Flops FlopsByPart::sum() const {
   return all;
 }
 
-PassFlops pass_flops(const Product& product) {
+PassCosts pass_flops(const Product& product) {
   const Flops& f = product.flops;
   if (product.part == Product::Part::kHead) return {.forward = f.total() + f.again};
   const double weight = product.weight && product.trains ? f.forward : 0;

@@ -52,7 +52,7 @@ struct Product {
 
 /// In which pass of a pipeline they are done: what runs again is, beside the input gradient; all of the head, whose
 /// gradients are made where its logits are, in the forward.
-PassFlops pass_flops(const Product& product);
+PassCosts pass_flops(const Product& product);
 
 /// Model FLOPs of all ranks together for `work`: 2 per weight of a matrix multiplication and row it sees, and
 /// 4 n^2 x width for attention, halved where it is causal (Megatron-LM's convention). The backward is twice the forward

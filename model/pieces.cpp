@@ -1,5 +1,6 @@
 #include "model/pieces.h"
 
+#include <cmath>
 #include <numeric>
 
 #include "base/error.h"
@@ -8,11 +9,31 @@
 namespace hanok {
 namespace {
 
-int64_t sum_of(const std::vector<int64_t>& values) {
-  return std::accumulate(values.begin(), values.end(), int64_t{0});
+/// Sublayers of each piece; empty if a number is no multiple of a half.
+std::vector<int64_t> sublayers_of(const std::vector<double>& layers) {
+  std::vector<int64_t> out;
+  for (const double count : layers) {
+    if (!std::isfinite(count) || std::abs(count) > 1e9 || 2 * count != std::floor(2 * count)) return {};
+    out.push_back(static_cast<int64_t>(2 * count));
+  }
+  return out;
 }
 
 }  // namespace
+
+std::optional<int64_t> sublayer_of(std::string_view name) {
+  constexpr std::string_view kLayers = "decoder.layers.";
+  if (!name.starts_with(kLayers)) return std::nullopt;
+  name.remove_prefix(kLayers.size());
+  const size_t dot = name.find('.');
+  const int64_t layer = std::stoll(std::string(name.substr(0, dot)));
+  const bool is_attention = dot != std::string_view::npos && name.substr(dot + 1).starts_with("attn");
+  return is_attention ? Sublayer::attention(layer) : Sublayer::mlp(layer);
+}
+
+int64_t most_pieces(const ModelConfig& config) {
+  return Sublayer::count(config.decoder.layers) + 2;
+}
 
 PipelineShape pipeline_shape(const ParallelConfig& layout) {
   if (layout.pp == 1) return {};
@@ -27,30 +48,32 @@ PipelineShape pipeline_shape(const ParallelConfig& layout) {
   HANOK_REQUIRE(fits, kConfig) << "parallel.chunks: got " << shape.chunks << " with schedule " << layout.schedule
                                << ", expected " << (has_chunks ? 2 : 1)
                                << "; only interleaved takes any number; set chunks: 0, or schedule: interleaved";
-  if (layout.piece_flops.size() == 3 * static_cast<size_t>(shape.pieces()))
+  if (layout.piece_costs.size() == 3 * static_cast<size_t>(shape.pieces()))
     for (int piece = 0; piece < shape.pieces(); ++piece) {
-      const double* flops = &layout.piece_flops[3 * piece];
-      shape.flops.push_back({flops[0], flops[1], flops[2]});
+      const double* costs = &layout.piece_costs[3 * piece];
+      shape.costs.push_back({costs[0], costs[1], costs[2]});
     }
   return shape;
 }
 
-std::vector<PieceRange> cut_pieces(const ModelConfig& config, int pieces, const std::vector<int64_t>& given) {
-  const int64_t layers = config.decoder.layers;
-  std::vector<int64_t> sizes = given;
+std::vector<PieceRange> cut_pieces(const ModelConfig& config, int pieces, const std::vector<double>& given) {
+  const int64_t count = Sublayer::count(config.decoder.layers);
+  std::vector<int64_t> sizes = sublayers_of(given);
   if (given.empty() || pieces == 1) {
-    HANOK_REQUIRE(pieces == 1 || pieces <= layers + 2, kConfig)
-        << "pipeline: got " << pieces << " pieces (parallel.pp x chunks) for " << layers << " decoder layers, expected "
-        << "at most " << layers + 2
-        << ": every piece but the first and the last needs a layer; lower parallel.pp or parallel.chunks";
-    sizes = balanced_parts({.layers = std::vector<double>(layers, 1.0)}, pieces);
+    HANOK_REQUIRE(pieces == 1 || pieces <= most_pieces(config), kConfig)
+        << "pipeline: got " << pieces << " pieces (parallel.pp x chunks) for " << config.decoder.layers
+        << " decoder layers, expected at most " << most_pieces(config)
+        << ": every piece but the first and the last needs half a layer; lower parallel.pp or parallel.chunks";
+    sizes = balanced_parts({.sublayers = std::vector<PassCosts>(count, {.forward = 1})}, pieces);
   }
-  bool fits = static_cast<int>(sizes.size()) == pieces && sum_of(sizes) == layers;
+  bool fits = static_cast<int>(sizes.size()) == pieces &&
+              std::accumulate(sizes.begin(), sizes.end(), int64_t{0}) == count;
   for (int piece = 0; fits && piece < pieces; ++piece)
     fits = sizes[piece] >= (piece == 0 || piece + 1 == pieces ? 0 : 1);
   HANOK_REQUIRE(fits, kConfig)
-      << "parallel.pp_layers: got " << sizes << ", expected " << pieces << " numbers (pp x chunks) that add up to "
-      << layers << " decoder layers, above 0 but for the first and the last; leave it empty to balance by cost";
+      << "parallel.pp_layers: got " << c10::ArrayRef<double>(given) << ", expected " << pieces
+      << " numbers (pp x chunks), whole or with a half, that add up to " << config.decoder.layers
+      << " decoder layers, above 0 but for the first and the last; leave it empty to balance by cost";
   std::vector<PieceRange> out;
   int64_t first = 0;
   for (int piece = 0; piece < pieces; first += sizes[piece++])

@@ -134,12 +134,9 @@ std::function<void()> Vlm::take_weight_gradients() {
 }
 int Vlm::piece_of_weight(const std::string& name) const {
   const std::vector<PieceRange>& pieces = state_->pieces;
-  constexpr std::string_view kLayers = "decoder.layers.";
-  if (name.starts_with(kLayers)) {
-    const int64_t layer = std::stoll(name.substr(kLayers.size()));
+  if (const std::optional<int64_t> sublayer = sublayer_of(name))
     for (const PieceRange& range : pieces)
-      if (layer < range.last) return range.piece;
-  }
+      if (*sublayer < range.last) return range.piece;
   const bool at_end = name.starts_with("decoder.norm.") || name.starts_with("decoder.head.");
   return at_end ? pieces.back().piece : 0;
 }
@@ -230,7 +227,7 @@ std::vector<Tensor> Vlm::stream_into(int piece, const ModelInput& input) const {
   const auto options = at::TensorOptions().dtype(s.dtype).device(s.device);
   const int64_t width = s.config.decoder.hidden, rows = sequence_range(input.tokens_T.size(0), s.groups).size;
   std::vector<Tensor> out = {at::empty({rows, width}, options)};
-  const int64_t taps = static_cast<int64_t>(s.config.taps.size()) - s.pieces.at(piece).first;
+  const int64_t taps = static_cast<int64_t>(s.config.taps.size()) - s.pieces.at(piece).mlps().first;
   const int64_t tokens = input.vision_index_M.defined() ? input.vision_index_M.size(0) : 0;
   const bool has_pictures = tokens > 0 || is_spread(input);
   for (int64_t i = 0; i < taps && has_pictures; ++i) out.push_back(at::empty({tokens, width}, options));
@@ -248,7 +245,7 @@ std::vector<Tensor> Vlm::run_piece(int piece, const ModelInput& input, const std
     decoder.x_TD = stream.front();
     decoder.taps_MD.assign(stream.begin() + 1, stream.end());
   }
-  const auto used = static_cast<size_t>(range.last - range.first);
+  const auto used = static_cast<size_t>(range.mlps().size());
   std::vector<Tensor> out = {s.decoder->forward(decoder, range, s.execution)};
   for (size_t i = used; i < decoder.taps_MD.size() && !range.is_last; ++i) out.push_back(decoder.taps_MD[i]);
   return out;

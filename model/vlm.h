@@ -65,7 +65,7 @@ class Vlm {
   const PipelineShape& pipeline() const;
   const std::vector<PieceRange>& pieces() const;
   /// Empty tensors like those that enter a piece of this micro-batch: x_TD in sequence layout, then the DeepStack
-  /// features of its own and later layers; none for the first piece.
+  /// features that come behind its own and later MLPs; none for the first piece.
   std::vector<Tensor> stream_into(int piece, const ModelInput& input) const;
   /// One piece of this rank: what enters -> what leaves for the next one; of the last piece y_TD alone.
   std::vector<Tensor> run_piece(int piece, const ModelInput& input, const std::vector<Tensor>& stream) const;

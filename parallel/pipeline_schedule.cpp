@@ -81,7 +81,7 @@ using Lists = std::vector<std::vector<Action>>;  // by rank
 double span_of(const Lists& actions,
                const PipelineShape& shape,
                int micro_batches,
-               const std::vector<PieceSeconds>& pieces,
+               const std::vector<PassCosts>& pieces,
                double passing) {
   constexpr double kNotYet = -1;
   const auto table = [&] {
@@ -108,7 +108,7 @@ double span_of(const Lists& actions,
         const int piece = piece_of(shape, {rank, action.chunk});
         const double start = ready(rank, piece, action);
         if (start < 0) break;
-        const PieceSeconds& seconds = pieces[piece];
+        const PassCosts& seconds = pieces[piece];
         now[rank] = std::max(now[rank], start);
         switch (action.kind) {
           case Kind::kForward: forward_end[piece][action.micro_batch] = now[rank] += seconds.forward; break;
@@ -133,8 +133,7 @@ struct Ticks {
   int forward, input, weight;
   auto operator<=>(const Ticks&) const = default;
 };
-/// Input gradients pass attention, norms and activations, which have no weights to speak of: lists made for equal times
-/// would let all ranks wait for them in every micro-batch.
+/// kTypicalCosts. Lists made for equal times would let all ranks wait for input gradients in every micro-batch.
 constexpr Ticks kTypical = {10, 14, 8};
 
 /// What comes first where several actions are possible; weight gradients, which nobody waits for, always come last.
@@ -275,22 +274,17 @@ constexpr Rule kRules[] = {{{10, 12, 10}, Urgent::kLaterForwards},
 
 /// What the pieces take: as long as kTypical on average, in finer steps where they differ.
 std::vector<Ticks> ticks_of(const PipelineShape& shape) {
-  if (shape.flops.empty()) return std::vector<Ticks>(shape.pieces(), kTypical);
+  if (shape.costs.empty()) return std::vector<Ticks>(shape.pieces(), kTypical);
   constexpr double kFiner = 3;
-  std::vector<PieceSeconds> times;
   double sum = 0;
-  for (const PassFlops& f : shape.flops) {
-    times.push_back(
-        {kTypical.forward * f.forward, kTypical.input * f.backward_input, kTypical.weight * f.backward_weight});
-    sum += times.back().all();
-  }
+  for (const PassCosts& costs : shape.costs) sum += costs.all();
   const double mean = kFiner * (kTypical.forward + kTypical.input + kTypical.weight);
-  const auto ticks = [&](double time) {
-    return std::max(1, sum > 0 ? static_cast<int>(std::lround(time / sum * mean * shape.pieces())) : 1);
+  const auto ticks = [&](double cost) {
+    return std::max(1, sum > 0 ? static_cast<int>(std::lround(cost / sum * mean * shape.pieces())) : 1);
   };
   std::vector<Ticks> out;
-  for (const PieceSeconds& time : times)
-    out.push_back({ticks(time.forward), ticks(time.backward_input), ticks(time.backward_weight)});
+  for (const PassCosts& costs : shape.costs)
+    out.push_back({ticks(costs.forward), ticks(costs.backward_input), ticks(costs.backward_weight)});
   return out;
 }
 
@@ -307,7 +301,7 @@ std::vector<Ticks> seen_by(const Rule& rule, std::vector<Ticks> pieces) {
 }
 
 Course best_zero_bubble_v(const PipelineShape& shape, int micro_batches, const std::vector<Ticks>& ticks) {
-  std::vector<PieceSeconds> pieces;
+  std::vector<PassCosts> pieces;
   double work = 0;
   for (const Ticks& piece : ticks) {
     pieces.push_back({double(piece.forward), double(piece.input), double(piece.weight)});
@@ -315,7 +309,7 @@ Course best_zero_bubble_v(const PipelineShape& shape, int micro_batches, const s
   }
   // Lists for pieces that are alike are at times the better ones for those that differ, too.
   std::vector<std::vector<Ticks>> views = {ticks};
-  if (!shape.flops.empty()) views.emplace_back(shape.pieces(), kTypical);
+  if (!shape.costs.empty()) views.emplace_back(shape.pieces(), kTypical);
   Course best;
   for (const int room : std::set<int>{0, shape.room / 2, shape.room}) {  // more of it may lead a rule astray
     PipelineShape with = shape;
@@ -382,7 +376,7 @@ std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int m
 
 double pipeline_span(const PipelineShape& shape,
                      int micro_batches,
-                     const std::vector<PieceSeconds>& pieces,
+                     const std::vector<PassCosts>& pieces,
                      double passing) {
   Lists actions;
   for (int rank = 0; rank < shape.ranks; ++rank) actions.push_back(pipeline_actions(shape, rank, micro_batches));

@@ -19,23 +19,28 @@ enum class Schedule {
 Schedule schedule_of(std::string_view name);
 std::string_view name(Schedule schedule);
 
-/// Of one micro-batch on one piece.
-struct PieceSeconds {
+/// What one micro-batch costs on one piece or a part of it, in any unit: seconds, or FLOPs.
+struct PassCosts {
   double forward = 0, backward_input = 0, backward_weight = 0;
   double all() const { return forward + backward_input + backward_weight; }
+  PassCosts& operator+=(const PassCosts& other) {
+    forward += other.forward;
+    backward_input += other.backward_input;
+    backward_weight += other.backward_weight;
+    return *this;
+  }
 };
-
-struct PassFlops {
-  double forward = 0, backward_input = 0, backward_weight = 0;
-};
+/// Of layers with matrices of equal FLOPs in each pass, where nothing better is known: input gradients pass attention,
+/// norms and activations, which have no weights to speak of.
+constexpr PassCosts kTypicalCosts = {1, 1.4, 0.8};
 
 /// A pipeline of `ranks` x `chunks` pieces of a model.
 struct PipelineShape {
   Schedule schedule = Schedule::k1F1B;
   int ranks = 1, chunks = 1;
   int room = 0;  // of the V: chunks that a rank may hold beyond 2 ranks
-  /// FLOPs of the pieces, in any unit, the same on every rank; empty: all alike. The lists of the V are made for it.
-  std::vector<PassFlops> flops = {};
+  /// Of the pieces, the same on every rank; empty: all alike. The lists of the V are made for it.
+  std::vector<PassCosts> costs = {};
   int pieces() const { return ranks * chunks; }
   bool splits_weight_gradients() const {
     return schedule == Schedule::kZeroBubbleH1 || schedule == Schedule::kZeroBubbleV;
@@ -74,7 +79,7 @@ std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int m
 /// How long a step takes whose pieces take these seconds, `passing` seconds from one rank to the next.
 double pipeline_span(const PipelineShape& shape,
                      int micro_batches,
-                     const std::vector<PieceSeconds>& pieces,
+                     const std::vector<PassCosts>& pieces,
                      double passing);
 
 /// The most that a rank holds at once of chunks of micro-batches, in their sizes; without sizes each counts 1.

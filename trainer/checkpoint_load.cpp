@@ -10,6 +10,7 @@
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_pieces.h"
 #include "trainer/checkpoint_state.h"
+#include "trainer/fill.h"
 
 namespace hanok {
 namespace {
@@ -22,7 +23,7 @@ std::optional<Error> fault_of(const std::string& directory, Comm& control) {
   try {
     const TensorStore store(directory);
     if (control.rank() == 0) store.check_complete();
-    store.verify(control.rank(), control.size());
+    store.verify(control.rank(), control.size(), reading_threads());
   } catch (const Error& error) {
     own = error;
   }

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "trainer/fill.h"
 
 namespace hanok {
 namespace {
@@ -204,31 +205,49 @@ const std::vector<StoredPiece>& Snapshot::lay_open(const ParamTable& params,
   return pieces_;
 }
 
+namespace {
+
+/// `runs`: of `to`, in its order.
+Filling filling_of(
+    const TensorStore& store, const std::string& key, std::vector<FlatRun> runs, at::ScalarType dtype, Tensor to) {
+  return {std::move(to), dtype, [&store, key, runs = std::move(runs)](int64_t begin, Tensor& host) {
+            store.read(key, stored(clipped(runs, begin, host.numel())), host);
+          }};
+}
+
+}  // namespace
+
 bool read_weights(const TensorStore& store, ParamTable& params, const Groups& groups) {
   const at::NoGradGuard no_grad;
   std::map<std::string, at::ScalarType> dtypes;
   for (const StoredTensor& tensor : store.tensors()) dtypes[tensor.name] = tensor.dtype;
   bool converted = false;
+  std::vector<Filling> fillings;
   for (Param& param : params) {
     const std::string key = model_key(param.spec.name);
-    Tensor host = at::empty({param.value.numel()}, dtypes.at(key));
-    store.read(key, stored(flat_runs(param.spec, groups)), host);
-    param.value.copy_(host.view(param.value.sizes()));
-    converted = converted || host.scalar_type() != param.value.scalar_type();
+    const at::ScalarType dtype = dtypes.at(key);
+    fillings.push_back(
+        filling_of(store, key, flat_runs(param.spec, groups), dtype, param.value.detach().view({-1})));
+    converted = converted || dtype != param.value.scalar_type();
   }
+  fill(fillings, params.front().value.device());
   return converted;
 }
 
 void read_shards(const TensorStore& store, const ParamTable& params, const Groups& groups, ShardBuffers& buffers) {
+  std::vector<Filling> fillings;
   for (const ShardPiece& piece : buffers.pieces) {
     const ParamSpec& spec = params[piece.param].spec;
-    const auto runs = stored(clipped(flat_runs(spec, groups), piece.local_begin, piece.size));
-    Tensor host = at::empty({piece.size}, at::kFloat);
-    for (const auto& named : ShardBuffers::named()) {
-      store.read(named.prefix + spec.name, runs, host);
-      (buffers.*named.tensor).narrow(0, piece.shard_begin, piece.size).copy_(host);
-    }
+    auto runs = clipped(flat_runs(spec, groups), piece.local_begin, piece.size);
+    for (FlatRun& run : runs) run.local_begin -= piece.local_begin;
+    for (const auto& named : ShardBuffers::named())
+      fillings.push_back(filling_of(store,
+                                    named.prefix + spec.name,
+                                    runs,
+                                    at::kFloat,
+                                    (buffers.*named.tensor).narrow(0, piece.shard_begin, piece.size)));
   }
+  fill(fillings, buffers.master.device());
 }
 
 void check_same_model(const TensorStore& store, const ParamTable& params, const std::string& directory) {

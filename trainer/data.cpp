@@ -165,12 +165,14 @@ Work work_of_first_rows(const StageData& data) {
   constexpr size_t kSamples = 48;
   Work work;
   Cursor cursor;
-  size_t seen = 0;
-  for (const Row& row : data.sampler->next(cursor)) {
+  size_t num_samples = 0, num_rows = 0;
+  const std::vector<Row> rows = data.sampler->next(cursor);
+  for (const Row& row : rows) {
     for (const SampleRef& ref : row) work += work_of(data.datasets[ref.dataset]->read(ref.index));
-    if ((seen += row.size()) >= kSamples) break;
+    ++num_rows;
+    if ((num_samples += row.size()) >= kSamples) break;
   }
-  return work;
+  return work / (static_cast<double>(num_rows) / static_cast<double>(rows.size()));
 }
 
 int64_t pad_multiple_of(const Groups& groups) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "configs/schema/config.h"
+#include "model/balance.h"
 #include "model/cost.h"
 #include "parallel/groups.h"
 
@@ -17,6 +18,11 @@ struct Prediction {
 };
 /// Of a stage of the model as it was read, whose steps hold `work` in the mean over all ranks.
 using Predict = std::function<std::optional<Prediction>(const ModelConfig&, const StageConfig&, const Work& work)>;
+
+/// Seconds of a micro-batch in each sublayer of such a stage, by which a pipeline is dealt its layers; nothing where
+/// the device's rates are not known.
+using TimeSublayers =
+    std::function<std::optional<SublayerCosts>(const ModelConfig&, const StageConfig&, const Work& work)>;
 
 /// What the steps of one stage took, as every rank knows it.
 struct StageMeasures {

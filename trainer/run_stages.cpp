@@ -288,17 +288,32 @@ void export_handed_on(Run& run, const CheckpointPath& from, Vlm& model) {
   });
 }
 
+/// What rank 0 found: GPUs of other ranks may be of another kind.
+void agree_on(std::vector<double>& values, Comm& control) {
+  Tensor sent = at::tensor(values, at::kDouble);
+  control.broadcast(sent, 0);
+  values.assign(sent.const_data_ptr<double>(), sent.const_data_ptr<double>() + values.size());
+}
+
 /// Deals the layers to the pieces of a pipeline by what the first rows cost. The same on every rank, and after every
-/// start: it reads the stage's first step.
-void balance_by_first_rows(const RunConfig& config, const StageData& data, StageConfig& stage) {
+/// start on the same kind of GPU: it reads the stage's first step. Collective over groups.control.
+void balance_by_first_rows(const Run& run, const StageData& data, StageConfig& stage) {
   ParallelConfig& layout = stage.parallel;
   if (layout.pp == 1) return;
+  const ModelConfig& model = run.config.model;
   const bool is_given = !layout.pp_layers.empty();
   const Work work = work_of_first_rows(data);
-  balance_pipeline(config.model, work, stage);
+  std::optional<SublayerCosts> costs;
+  if (run.options.time_sublayers) costs = run.options.time_sublayers(model, stage, work);
+  const char* unit = costs ? "time" : "FLOPs";
+  if (!costs) costs = sublayer_flops(model, work, stage);
+  balance_pipeline(model, *costs, layout);
+  agree_on(layout.pp_layers, *run.groups.control);
+  agree_on(layout.piece_costs, *run.groups.control);
   if (is_given) return;
-  HANOK_LOG_RANK0(INFO) << "pipeline: decoder layers of its pieces " << c10::IntArrayRef(layout.pp_layers)
-                        << ", balanced for rows of which " << short_number(100 * picture_share(config.model, work))
+  HANOK_LOG_RANK0(INFO) << "pipeline: decoder layers of its pieces " << c10::ArrayRef<double>(layout.pp_layers)
+                        << ", balanced by " << unit << " for rows of which "
+                        << short_number(100 * picture_share(model, work))
                         << " % of the tokens are of pictures (parallel.pp_layers)";
 }
 
@@ -310,7 +325,7 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   enter_layout(run, stage.parallel);
   const StageData data = make_stage_data(config, stage, run.datasets, run.encoder.vision, run.groups);
   require_labels(data, stage);
-  balance_by_first_rows(config, data, stage);
+  balance_by_first_rows(run, data, stage);
 
   require_room_for_weights(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
   Vlm model(config.model, run.groups, model_dtype(config.model, run.device), run.device, stage.parallel);
@@ -411,11 +426,10 @@ RunResult run_stages(const RunConfig& given, World& world, at::Device device, co
   return run.result;
 }
 
-void balance_pipeline(const ModelConfig& model, const Work& work, StageConfig& stage) {
-  if (stage.parallel.pp == 1) return;
+SublayerCosts sublayer_flops(const ModelConfig& model, const Work& work, const StageConfig& stage) {
   Vlm whole(model, make_single_groups(), at::kFloat, at::kMeta);
   freeze(whole.params(), stage);
-  balance_pipeline(model, products_of(model, whole.params(), work, recompute_of(stage)), stage.parallel);
+  return sublayer_flops(model.decoder.layers, products_of(model, whole.params(), work, recompute_of(stage)));
 }
 
 Groups make_stage_groups(const ParallelConfig& layout, World& world) {

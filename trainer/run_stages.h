@@ -19,6 +19,7 @@ struct RunOptions {
   std::string versions = {};  // of the program and its libraries, for the report
   bool settles_late = false;  // on CPUs too, for tests: what a step did is told when the next one is under way
   Predict predict = {};       // asked at the end of a stage; empty: nothing to compare with
+  TimeSublayers time_sublayers = {};  // asked where a pipeline is dealt its layers; empty: by FLOPs
   ExplainRefusal explain_refusal = {};  // where a GPU has too little memory; empty: libtorch's own words
 };
 struct RunResult {
@@ -47,6 +48,6 @@ void freeze(ParamTable& params, const StageConfig& stage);
 /// The same for the table of the whole model and this rank's part of it.
 void freeze(Vlm& model, const StageConfig& stage);
 /// model/balance.h for the stage: what its products cost for `work`. errors: kConfig as the registry and freeze() say
-void balance_pipeline(const ModelConfig& model, const Work& work, StageConfig& stage);
+SublayerCosts sublayer_flops(const ModelConfig& model, const Work& work, const StageConfig& stage);
 
 }  // namespace hanok

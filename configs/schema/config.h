@@ -237,9 +237,9 @@ struct DataConfig {
 struct ParallelConfig {
   int64_t tp = 1, pp = 1, cp = 1, ep = 1, etp = 1, dp = 0, chunks = 0, pp_room = 0;
   std::string schedule = "1f1b";
-  std::vector<int64_t> pp_layers;
+  std::vector<double> pp_layers;
   /// No key: set where layers are balanced. Of each piece of the pipeline forward, input and weight gradients.
-  std::vector<double> piece_flops;
+  std::vector<double> piece_costs;
   bool sequence = true, overlap = true;
   std::string context = "auto";
 
@@ -260,7 +260,8 @@ struct ParallelConfig {
       between(0, 1 << 14));
     v("pp_layers",
       self.pp_layers,
-      "decoder layers of each piece of the pipeline (pp x chunks), first to last; empty: balanced by cost");
+      "decoder layers of each piece of the pipeline (pp x chunks), first to last; a half ends between the attention of "
+      "a layer and its MLP; empty: balanced by cost");
     v("cp", self.cp, "context parallel ranks", between(1, 1 << 14));
     v("ep", self.ep, "expert parallel ranks: experts are cut over so many of dp x cp x tp", between(1, 1 << 14));
     v("etp", self.etp, "tensor parallel ranks inside an expert", between(1, 1 << 14));

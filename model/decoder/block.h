@@ -10,12 +10,17 @@
 
 namespace hanok {
 
+/// Which of its sublayers a rank holds.
+struct BlockParts {
+  bool attention = true, mlp = true;
+};
+
 /// x + attn(norm(x)), then + mlp(norm(.)): pre-norm, no biases, RMSNorm also over each q and k head. The MLP is one of
 /// experts where the config says so.
 class DecoderBlock {
  public:
   /// `layer`: global index
-  DecoderBlock(const DecoderConfig& config, int64_t layer, const BuildContext& ctx);
+  DecoderBlock(const DecoderConfig& config, int64_t layer, BlockParts parts, const BuildContext& ctx);
   Tensor forward(const Tensor& x_TD,
                  const RopeTable& rope,
                  const Segments& segments,
@@ -25,10 +30,11 @@ class DecoderBlock {
   bool ends_in_product() const { return !moe_ || moe_->ends_in_exchange(); }
 
  private:
-  size_t first_;
-  RmsNorm attn_norm_;
-  SelfAttention attn_;
-  RmsNorm mlp_norm_;
+  Tensor feed_forward(const Tensor& normed_TD, const std::shared_ptr<Routing>& routing) const;
+
+  std::optional<RmsNorm> attn_norm_;
+  std::optional<SelfAttention> attn_;
+  std::optional<RmsNorm> mlp_norm_;
   std::optional<GatedMlp> mlp_;
   std::optional<MoeMlp> moe_;  // one of the two
   std::vector<Tensor> weights_;

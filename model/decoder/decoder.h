@@ -28,7 +28,7 @@ class Decoder {
   /// tokens_T -> x_TD, full layout.
   virtual Tensor embed(const Tensor& tokens_T) const = 0;
   /// One piece of a pipeline: x_TD enters in sequence layout where the piece is not the first, and leaves before the
-  /// final norm where it is not the last; taps_MD begin with that of the piece's first layer.
+  /// final norm where it is not the last; taps_MD begin with that of the piece's first MLP.
   virtual Tensor forward(const DecoderInput& input, const PieceRange& piece, const Execution& execution) const = 0;
   /// Local rows of the output head (of the embedding when tied).
   virtual VocabShard head() const = 0;

@@ -26,8 +26,7 @@ class DenseDecoder : public Decoder {
     if (has_first || (has_last && config_.tied))
       embed_.emplace(ctx.in("embed"), config_.vocab, config_.hidden, config_.tied ? ctx.twin() : -1);
     for (const PieceRange& piece : ctx.pieces())
-      for (int64_t i = piece.first; i < piece.last; ++i)
-        blocks_.emplace(i, std::make_unique<DecoderBlock>(config_, i, ctx.in("layers", i)));
+      make_blocks(piece, ctx);
     if (has_last) make_end(ctx);
   }
 
@@ -42,19 +41,21 @@ class DenseDecoder : public Decoder {
     Tensor x_TD = meeting_in_backward(input.x_TD);
     if (piece.is_first) x_TD = to_sequence(x_TD, *groups_);
     LayerRuns layers(execution.recompute);
-    for (int64_t i = piece.first; i < piece.last; ++i) {
-      const DecoderBlock& block = *blocks_.at(i);
+    const auto [first, last] = piece.touched();
+    for (int64_t i = first; i < last; ++i) {
+      const DecoderBlock& block = *blocks_.at({piece.piece, i});
       execution.will_use(block.weights());
       const auto run = [&block, rope, segments, routing = input.routing](const Tensor& x) {
         return block.forward(x, rope, segments, routing);
       };
       x_TD = layers(run, x_TD, {.index = i, .weights = block.weights(), .ends_in_product = block.ends_in_product()});
-      const auto tap = static_cast<size_t>(i - piece.first);
-      if (tap < input.taps_MD.size()) x_TD = add_rows(x_TD, input.vision_index_M, input.taps_MD[tap], rows, *groups_);
+      const auto tap = static_cast<size_t>(i - first);
+      if (piece.mlps().contains(i) && tap < input.taps_MD.size())
+        x_TD = add_rows(x_TD, input.vision_index_M, input.taps_MD[tap], rows, *groups_);
     }
     layers.finish(/*backward_is_next=*/piece.is_last);
     if (input.routing) {
-      input.routing->carry(piece.first, piece.last, accumulate_type(dtype_));
+      input.routing->carry(piece.mlps().first, piece.mlps().last, accumulate_type(dtype_));
       if (piece.is_last) input.routing->finish(*groups_);
     }
     if (!piece.is_last) return x_TD;
@@ -65,6 +66,14 @@ class DenseDecoder : public Decoder {
   VocabShard head() const override { return {head_weight_VD_, head_first_row_, config_.vocab}; }
 
  private:
+  void make_blocks(const PieceRange& piece, const BuildContext& ctx) {
+    const auto [first, last] = piece.touched();
+    for (int64_t i = first; i < last; ++i) {
+      const BlockParts parts{.attention = piece.attentions().contains(i), .mlp = piece.mlps().contains(i)};
+      blocks_[{piece.piece, i}] = std::make_unique<DecoderBlock>(config_, i, parts, ctx.in("layers", i));
+    }
+  }
+
   void make_end(const BuildContext& ctx) {
     const size_t first = ctx.num_params();
     norm_.emplace(ctx.in("norm"), config_.hidden, config_.norm_eps);
@@ -92,9 +101,9 @@ class DenseDecoder : public Decoder {
   DecoderConfig config_;
   at::ScalarType dtype_;
   const Groups* groups_;
-  // What this rank's pieces hold; blocks by their global index.
+  // What this rank's pieces hold; blocks by piece and global index.
   std::optional<Embedding> embed_;
-  std::map<int64_t, std::unique_ptr<DecoderBlock>> blocks_;
+  std::map<std::pair<int, int64_t>, std::unique_ptr<DecoderBlock>> blocks_;
   std::optional<RmsNorm> norm_;
   Tensor head_weight_VD_;
   std::vector<Tensor> end_weights_;  // of the last norm and the head

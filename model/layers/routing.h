@@ -40,7 +40,7 @@ struct Routing {
   Tensor counts_of(int64_t layer);
   /// Called by a layer with counts. `row`: of the rows of `share`.
   void add_shares(int64_t layer, const Tensor& share_TE, const Tensor& row_T);
-  /// After layers first .. last - 1, a piece of the model: adds theirs to what is carried.
+  /// After the MLPs of layers first .. last - 1, a piece of the model: adds theirs to what is carried.
   void carry(int64_t first, int64_t last, at::ScalarType dtype);
   /// After the last layer. Collective over tp and cp, whose ranks hold parts of the rows.
   void finish(const Groups& groups);

@@ -62,14 +62,14 @@ TEST(Plan, ExpertsAreMultipliedWithTheRowsOfAllRanksThatSend) {
 }
 
 TEST(Plan, APipelineTakesItsFormula) {
-  const PieceSeconds even{.forward = 1, .backward_input = 1, .backward_weight = 1};
+  const PassCosts even{.forward = 1, .backward_input = 1, .backward_weight = 1};
   EXPECT_EQ(pipeline_span({}, 7, {even}, 0), 7 * 3);
   for (const int ranks : {2, 4, 8})
     for (const int m : {8, 16, 32}) {
-      const std::vector<PieceSeconds> whole(ranks, even);
+      const std::vector<PassCosts> whole(ranks, even);
       EXPECT_EQ(pipeline_span({Schedule::k1F1B, ranks, 1}, m, whole, 0), 3 * (m + ranks - 1));
       EXPECT_NEAR(pipeline_span({Schedule::kZeroBubbleH1, ranks, 1}, m, whole, 0), 3 * m + ranks - 1, 1e-9);
-      const std::vector<PieceSeconds> halves(2 * ranks,
+      const std::vector<PassCosts> halves(2 * ranks,
                                              {.forward = 0.5, .backward_input = 0.5, .backward_weight = 0.5});
       EXPECT_EQ(pipeline_span({Schedule::kInterleaved, ranks, 2}, m, halves, 0), 3 * m + 1.5 * (ranks - 1));
       // Two schedules that differ in nothing take as long.
@@ -77,7 +77,7 @@ TEST(Plan, APipelineTakesItsFormula) {
                 pipeline_span({Schedule::k1F1B, ranks, 1}, m, whole, 0));
     }
   // One slow piece holds all others up.
-  std::vector<PieceSeconds> uneven(4, even);
+  std::vector<PassCosts> uneven(4, even);
   uneven[2] = {.forward = 2, .backward_input = 2, .backward_weight = 2};
   EXPECT_GE(pipeline_span({Schedule::k1F1B, 4, 1}, 32, uneven, 0), 32 * 6);
 }
@@ -125,7 +125,7 @@ TEST(Plan, LayoutsThatAreTheSameCostTheSame) {
   automatic.parallel = {.pp = 4, .dp = 2};
   said.parallel = automatic.parallel;
   for (const PieceRange& piece : cut_pieces(config.model, 4, {}))
-    said.parallel.pp_layers.push_back(piece.last - piece.first);
+    said.parallel.pp_layers.push_back(piece.layers());
   const Estimate a = estimate_of(config, automatic), b = estimate_of(config, said);
   EXPECT_EQ(a.seconds->total(), b.seconds->total());
   EXPECT_EQ(a.peak_bytes, b.peak_bytes);

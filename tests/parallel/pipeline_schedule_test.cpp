@@ -245,7 +245,7 @@ TEST(PipelineSchedule, TheVWaitsLittleWhereInputGradientsTakeLonger) {
 // An 8B over four ranks, in milliseconds of a row of 4,096 tokens: layers cannot be dealt evenly beside the head, so
 // that the busiest rank alone takes 1.042 of the mean. Lists made for kTypical's ticks alone take 1.116.
 TEST(PipelineSchedule, TheVOfUnevenPiecesStaysNearItsBusiestRank) {
-  std::vector<PieceSeconds> pieces;
+  std::vector<PassCosts> pieces;
   double work = 0;
   for (const double layers : {5, 5, 5, 5, 5, 5, 4, 2}) {
     pieces.push_back({3.2 * layers, 4.2 * layers, 2.43 * layers});
@@ -260,18 +260,18 @@ TEST(PipelineSchedule, TheVOfUnevenPiecesStaysNearItsBusiestRank) {
 // take 1.22 of the mean with 32 micro-batches, though the busiest rank works 1.034 of it.
 TEST(PipelineSchedule, TheVOfKnownPiecesFollowsThem) {
   PipelineShape shape{Schedule::kZeroBubbleV, 8, 2};
-  std::vector<PieceSeconds> pieces;
-  std::vector<PassFlops> flops;
+  std::vector<PassCosts> pieces;
+  std::vector<PassCosts> costs;
   double work = 0;
   for (const double layers : {2, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, 0}) {
     pieces.push_back({3.2 * layers, 4.2 * layers, 2.43 * layers});
-    flops.push_back({layers, layers, layers});
-    if (pieces.size() == 16) pieces.back().forward += 26.5, flops.back().forward += 9;
+    costs.push_back({layers, 1.4 * layers, 0.8 * layers});
+    if (pieces.size() == 16) pieces.back().forward += 26.5, costs.back().forward += 9;
     work += pieces.back().all();
   }
   const auto takes = [&](int m) { return pipeline_span(shape, m, pieces, 0.1) / (work * m / 8); };
   EXPECT_GT(takes(32), 1.2);
-  shape.flops = flops;
+  shape.costs = costs;
   EXPECT_LT(takes(32), 1.15);
   EXPECT_LT(takes(64), 1.1);
   EXPECT_LT(waiting_share(shape, 64), 0.1);
@@ -298,9 +298,9 @@ TEST(PipelineSchedule, ListsForAnyTimesRunToTheirEnd) {
     PipelineShape shape{Schedule::kZeroBubbleV, 1 + trial % 8, 2};
     for (int piece = 0; piece < shape.pieces(); ++piece) {
       const Tensor t = at::rand({3}, at::kDouble) * (trial % 3 == 0 ? 1 : 10) * at::rand({3}).gt(0.2);
-      shape.flops.push_back({t[0].item<double>(), t[1].item<double>(), t[2].item<double>()});
+      shape.costs.push_back({t[0].item<double>(), t[1].item<double>(), t[2].item<double>()});
     }
-    if (trial % 10 == 9) shape.flops.assign(shape.pieces(), {});
+    if (trial % 10 == 9) shape.costs.assign(shape.pieces(), {});
     shape.room = trial % 4 == 0 ? 0 : trial % (2 * shape.ranks + 1);
     const int m = 1 + trial % 23;
     const Simulation s = Simulator(shape, m, {}).run();

@@ -7,6 +7,7 @@
 #include "tests/dataio/temp_folder.h"
 #include "tests/model/tiny.h"
 #include "trainer/checkpoint.h"
+#include "trainer/fill.h"
 #include "trainer/host_buffer.h"
 
 namespace hanok {
@@ -30,6 +31,23 @@ bool is_pinned(const Tensor& x) {  // libtorch's own is_pinned() knows the memor
 
 void await(HostBuffer& buffer) {
   if (const auto failure = buffer.making().take()) throw *failure;
+}
+
+TEST_F(HostBufferOnDevice, FillingsComeToTheDeviceByManyThreads) {
+  for (const at::ScalarType wanted : {at::kFloat, at::kBFloat16}) {
+    std::vector<Filling> fillings;
+    for (int which = 0; which < 40; ++which)
+      fillings.push_back({at::full({1000 + 17 * which}, -1, at::TensorOptions().dtype(wanted).device(kGpu)),
+                          at::kFloat,
+                          [which](int64_t begin, Tensor& host) {
+                            host.copy_((at::arange(begin, begin + host.numel()) + which) % 256);
+                          }});
+    fill(fillings, kGpu, {.threads = 6, .stretch = 100});
+    for (int which = 0; which < 40; ++which) {
+      const Tensor& to = fillings[which].to;
+      EXPECT_TRUE(at::equal(to.cpu().to(at::kLong), (at::arange(to.numel()) + which) % 256)) << which;
+    }
+  }
 }
 
 TEST_F(HostBufferOnDevice, IsPinnedInEveryPieceAndReleasedAtItsEnd) {
