@@ -32,6 +32,7 @@ LAYOUTS = [
     Layout("tpN", "parallel.tp=N"),
     Layout("ppN_1f1b", "parallel.pp=N"),
     Layout("ppN_zb-v", "parallel.pp=N parallel.schedule=zb-v"),
+    Layout("ppN_zb-v_room", "parallel.pp=N parallel.schedule=zb-v parallel.pp_room=N"),
     Layout("ppH_dp2_1f1b", "parallel.pp=H"),
     Layout("cpN_32k_heads", "parallel.cp=N parallel.context=heads", 32768, 2),
     Layout("dpN_selective", "parallel.dp=N s.recompute=selective"),

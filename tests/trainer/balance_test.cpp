@@ -80,27 +80,25 @@ TEST(Balance, RanksOfSeveralPiecesAreBalancedByTheirSums) {
   }
 }
 
-/// The 8B's 36 layers, and a head that takes as long as `head` of them.
-SublayerCosts layers_and_head(double head) {
+/// What the busiest rank works of the mean, with the 8B's 36 layers and a head that takes as long as `head` of them.
+double busiest_of(const std::vector<double>& layer, double head, const PipelineShape& shape) {
   SublayerCosts costs{.after = {.forward = head}};
-  for (int i = 0; i < 36; ++i) {
-    costs.sublayers.push_back({.forward = 0.3});
-    costs.sublayers.push_back({.forward = 0.7});
-  }
-  return costs;
+  for (int i = 0; i < 36; ++i)
+    for (const double part : layer) costs.sublayers.push_back({.forward = part});
+  return largest_rank(costs, shape, balanced_pieces(costs, shape)) / (36 + head) * shape.ranks;
 }
 
-// Whole layers would give the busiest rank 1.034 of the mean, and pieces balanced one by one a rank of the V more.
+// Over four ranks the busiest of the V works 1.2 % more than the mean, where whole layers leave it 3.9 %.
 TEST(Balance, HalvesOfLayersMakeRanksAlike) {
   for (const double head : {2.5, 3.0})
     for (const int ranks : {2, 4, 8})
       for (const Schedule schedule : {Schedule::kZeroBubbleV, Schedule::kInterleaved, Schedule::k1F1B}) {
         const PipelineShape shape{schedule, ranks, schedule == Schedule::k1F1B ? 1 : 2};
-        const SublayerCosts costs = layers_and_head(head);
-        const double mean = (36 + head) / ranks, allowed = ranks == 8 ? 1.045 : 1.02;
-        EXPECT_LT(largest_rank(costs, shape, balanced_pieces(costs, shape)), allowed * mean)
+        EXPECT_LE(busiest_of({0.3, 0.7}, head, shape), busiest_of({1}, head, shape) + 1e-9)
             << name(schedule) << " " << ranks << " " << head;
       }
+  EXPECT_LT(busiest_of({0.3, 0.7}, 2.5, {Schedule::kZeroBubbleV, 4, 2}), 1.012);
+  EXPECT_GT(busiest_of({1}, 2.5, {Schedule::kZeroBubbleV, 4, 2}), 1.035);
 }
 
 std::vector<double> layers_of(const char* shape,
