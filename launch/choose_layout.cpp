@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <optional>
 
 #include "base/error.h"
 #include "configs/schema/check.h"
@@ -22,7 +23,8 @@ constexpr double kSameTime = 0.005;  // what is not faster by more should be sim
 struct Option {
   StageConfig stage;
   Estimate::Seconds seconds;
-  double least_bytes = 0;  // that a rank needs, about
+  size_t number = 0;     // in which order it was found
+  bool is_exact = true;  // else without what stages of a pipeline wait for each other
 };
 
 std::vector<int64_t> powers_up_to(int64_t most) {
@@ -50,11 +52,6 @@ class Chooser {
       for (int64_t pp = 1; pp * tp <= gpus_; ++pp)
         for (const int64_t cp : powers_up_to(gpus_ / (tp * pp)))
           if (gpus_ % (tp * pp * cp) == 0) add_axes(tp, pp, cp);
-    // The fastest first; of those as fast, the simplest.
-    std::stable_sort(options_.begin(), options_.end(), [](const Option& a, const Option& b) {
-      const auto cost = [](const Option& o) { return o.seconds.total() * (1 + kSameTime * complexity(o.stage)); };
-      return cost(a) < cost(b);
-    });
     look();
     return std::move(out_);
   }
@@ -125,7 +122,9 @@ class Chooser {
     return model;
   }
 
-  void add(StageConfig stage) {
+  /// use(what the times of this stage follow from).
+  template <class Use>
+  void with_timed(const StageConfig& stage, const Use& use) {
     const ParallelConfig& p = stage.parallel;
     const PlannedModel& model = model_on(stage, p);
     const ParamTable& params = model.model->params();
@@ -148,10 +147,10 @@ class Chooser {
     if (!held_.contains(held_key)) held_[held_key] = held_elements(params, groups);
     auto& products = products_[{recompute.every, recompute.selective}];
     if (products.empty()) products = products_of(config_.model, params, load.work, recompute);
-    TimedStage timed{.config = config_,
+    use(TimedStage{.config = config_,
                            .stage = stage,
                            .groups = groups,
-                           .shape = {},
+                           .shape = pipeline_shape(p),
                            .products = products,
                            .load = load,
                            .micro_batches = micro_batches_of(stage, mesh.shape()),
@@ -159,12 +158,45 @@ class Chooser {
                            .kernels = kernels,
                            .without = kept({}),
                            .kept = kept(recompute),
-                           .held = held_[held_key]};
-    if (p.pp > 1) balance_pipeline(config_.model, sublayer_seconds(timed, gpu_), stage.parallel);
-    timed.shape = pipeline_shape(stage.parallel);
-    const double least = least_bytes(timed);
-    if (least > room()) return;
-    options_.push_back({stage, seconds_of(timed, gpu_), least});
+                           .held = held_[held_key]});
+  }
+
+  void add(StageConfig stage) {
+    const bool is_pipeline = stage.parallel.pp > 1;
+    if (is_pipeline)
+      with_timed(stage, [&](const TimedStage& timed) {
+        balance_pipeline(config_.model, sublayer_seconds(timed, gpu_), stage.parallel);
+      });
+    with_timed(stage, [&](const TimedStage& timed) {
+      if (least_bytes(timed) > room()) return;
+      const Estimate::Seconds seconds = is_pipeline ? seconds_without_waiting(timed, gpu_) : seconds_of(timed, gpu_);
+      options_.push_back({stage, seconds, options_.size(), !is_pipeline});
+      std::push_heap(options_.begin(), options_.end(), comes_after);
+    });
+  }
+
+  /// The fastest first; of those as fast, the simplest.
+  static bool comes_after(const Option& a, const Option& b) {
+    const auto cost = [](const Option& o) {
+      return std::pair(o.seconds.total() * (1 + kSameTime * complexity(o.stage)), o.number);
+    };
+    return cost(a) > cost(b);
+  }
+
+  /// The first of what is left. How long the ranks of a pipeline wait takes long to find out: it is asked of those only
+  /// that would be the first without.
+  std::optional<Option> next() {
+    while (!options_.empty()) {
+      std::pop_heap(options_.begin(), options_.end(), comes_after);
+      Option option = std::move(options_.back());
+      options_.pop_back();
+      if (option.is_exact) return option;
+      with_timed(option.stage, [&](const TimedStage& timed) { option.seconds = seconds_of(timed, gpu_); });
+      option.is_exact = true;
+      options_.push_back(std::move(option));
+      std::push_heap(options_.begin(), options_.end(), comes_after);
+    }
+    return std::nullopt;
   }
 
   /// Below what the fullest stage holds: an even share of the weights and of what is kept.
@@ -172,14 +204,19 @@ class Chooser {
     const double weight = static_cast<double>(c10::elementSize(t.dtype));
     const auto gradient = static_cast<double>(c10::elementSize(gradient_dtype(t.stage.optimizer.grad_dtype)));
     const double always = t.held.trained * (weight + gradient) + (t.held.shard + t.held.expert_shard) * 12;
-    const double live = peak_live_chunks(t.shape, 0, static_cast<int>(t.micro_batches)) / t.shape.chunks;
+    // Of the V the lists would have to be made for it.
+    const auto micro_batches = static_cast<int>(t.micro_batches);
+    const double live = t.shape.schedule == Schedule::kZeroBubbleV
+                            ? std::min(micro_batches, t.shape.ranks - 1)
+                            : peak_live_chunks(t.shape, 0, micro_batches) / t.shape.chunks;
     return (always + std::max(1.0, live) * t.kept.decoder * 0.9) / t.shape.ranks;
   }
 
   /// Looks at the memory of the fastest until enough fit.
   void look() {
     int looks = 0;
-    for (const Option& option : options_) {
+    while (const std::optional<Option> found = next()) {
+      const Option& option = *found;
       if (out_.best.size() == kShown || looks == kLooks) return;
       if (is_like_one_shown(option.stage)) continue;
       ++looks;

@@ -60,11 +60,12 @@ class Timer {
     return sums;
   }
 
-  Estimate::Seconds run() {
+  Estimate::Seconds run(bool stages_wait) {
     const std::vector<PassCosts> sums = time_pieces();
     const double passing =
         pieces_.size() == 1 ? 0 : stream_bytes() / bus(stage_ranks_, 2) + gpu_.link.latency_us * 1e-6;
-    const double span = pipeline_span(t_.shape, static_cast<int>(t_.micro_batches), sums, passing);
+    const double span =
+        stages_wait ? pipeline_span(t_.shape, static_cast<int>(t_.micro_batches), sums, passing) : 0;
     Estimate::Seconds s = busiest(span);
     optimizer(s);
     data_parallel(s, sums);
@@ -118,7 +119,7 @@ class Timer {
         const double rate = matmul_rate(product);
         parts.matrices.forward += passes.forward * share / rate;
         parts.matrices.backward_input += passes.backward_input * share / rate;
-        parts.matrices.backward_weight += passes.backward_weight * share / rate;
+        parts.matrices.backward_weight += passes.backward_weight * share / (rate * gpu_.matmul_weight_gradient);
         continue;
       }
       const bool tower = product.part == Product::Part::kTowerAttention;
@@ -135,8 +136,11 @@ class Timer {
       const Recompute recompute = recompute_of(t_.stage);
       const bool redone = recompute.selective && !own && recompute.applies_to(product.layer);
       parts.attention.forward += f.forward * share / forward;
+      // Rates of backwards are those of what kernels do: they make the scores once more, five products for a forward's
+      // two.
+      constexpr double kMade = 5.0 / 4;  // of the four that model FLOPs count
       parts.attention.backward_input +=
-          f.backward * share / backward + (f.again + (redone ? f.forward : 0)) * share / forward;
+          kMade * f.backward * share / backward + (f.again + (redone ? f.forward : 0)) * share / forward;
     }
   }
 
@@ -317,8 +321,21 @@ class Timer {
 
 }  // namespace
 
+namespace {
+
+Estimate::Seconds seconds_where(const TimedStage& timed, const GpuConfig& gpu, bool stages_wait) {
+  const int pieces = timed.shape.pieces();
+  return Timer(timed, gpu, cut_pieces(timed.config.model, pieces, timed.stage.parallel.pp_layers)).run(stages_wait);
+}
+
+}  // namespace
+
 Estimate::Seconds seconds_of(const TimedStage& timed, const GpuConfig& gpu) {
-  return Timer(timed, gpu, cut_pieces(timed.config.model, timed.shape.pieces(), timed.stage.parallel.pp_layers)).run();
+  return seconds_where(timed, gpu, /*stages_wait=*/true);
+}
+
+Estimate::Seconds seconds_without_waiting(const TimedStage& timed, const GpuConfig& gpu) {
+  return seconds_where(timed, gpu, /*stages_wait=*/false);
 }
 
 SublayerCosts sublayer_seconds(const TimedStage& timed, const GpuConfig& gpu) {

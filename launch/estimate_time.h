@@ -39,6 +39,8 @@ struct TimedStage {
   HeldElements held;
 };
 Estimate::Seconds seconds_of(const TimedStage& timed, const GpuConfig& gpu);
+/// The same, were no stage of a pipeline to wait for another: never more.
+Estimate::Seconds seconds_without_waiting(const TimedStage& timed, const GpuConfig& gpu);
 /// Of a micro-batch; the shape and layers of a pipeline do not matter.
 SublayerCosts sublayer_seconds(const TimedStage& timed, const GpuConfig& gpu);
 

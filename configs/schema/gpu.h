@@ -33,7 +33,7 @@ struct GpuAttention {
       self.forward,
       "causal attention of a sample of 8,192 tokens, TFLOP/s of the allowed triangle",
       at_least(0));
-    v("backward", self.backward, "its backward", at_least(0));
+    v("backward", self.backward, "its backward, five products for the two of the forward", at_least(0));
     v("forward_half",
       self.forward_half,
       "tokens of a sample at which half of the largest rate is reached",
@@ -48,7 +48,7 @@ struct GpuConfig {
   std::vector<std::string> aliases;
   double compute_capability = 0, memory_gib = 0, copy_gb_s = 0;
   std::map<std::string, double> matmul_tf;
-  double matmul_half = 300;
+  double matmul_half = 300, matmul_weight_gradient = 1;
   GpuAttention attention_tf, flash_tf;
   GpuLink link;
 
@@ -65,6 +65,10 @@ struct GpuConfig {
       self.matmul_half,
       "h of the rate of a product [m, k] x [k, n], which falls as 1 / (1 + h / m + h / k + h / n)",
       at_least(0));
+    v("matmul_weight_gradient",
+      self.matmul_weight_gradient,
+      "products that are added to sums of gradients, beside the rate of others",
+      at_least(0.01));
     v("copy_gb_s", self.copy_gb_s, "device copies, bytes read and written, GB/s", at_least(0.001));
     v("attention_tf", self.attention_tf, "attention on packed rows");
     v("flash_tf", self.flash_tf, "flash kernels, where context parallelism takes them; none: attention_tf");

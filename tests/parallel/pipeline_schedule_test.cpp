@@ -284,8 +284,10 @@ TEST(PipelineSchedule, TheVWaitsLessWithRoomForMoreChunks) {
       const auto waits = [&](int room) {
         return waiting_share({.schedule = Schedule::kZeroBubbleV, .ranks = p, .chunks = 2, .room = room}, m);
       };
-      EXPECT_LE(waits(1), waits(0)) << p << " " << m;
-      EXPECT_LE(waits(p), waits(0)) << p << " " << m;
+      // Lists are chosen by what they take where messages take a little.
+      constexpr double kOfMessages = 0.002;
+      EXPECT_LE(waits(1), waits(0) + kOfMessages) << p << " " << m;
+      EXPECT_LE(waits(p), waits(0) + kOfMessages) << p << " " << m;
       if (p >= 4 && m == 2 * p) EXPECT_LT(waits(2 * p), 0.75 * waits(0)) << p;
     }
   }
