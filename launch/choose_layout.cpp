@@ -148,17 +148,17 @@ class Chooser {
     auto& products = products_[{recompute.every, recompute.selective}];
     if (products.empty()) products = products_of(config_.model, params, load.work, recompute);
     use(TimedStage{.config = config_,
-                           .stage = stage,
-                           .groups = groups,
-                           .shape = pipeline_shape(p),
-                           .products = products,
-                           .load = load,
-                           .micro_batches = micro_batches_of(stage, mesh.shape()),
-                           .dtype = dtype_on(config_.model, &gpu_),
-                           .kernels = kernels,
-                           .without = kept({}),
-                           .kept = kept(recompute),
-                           .held = held_[held_key]});
+                   .stage = stage,
+                   .groups = groups,
+                   .shape = pipeline_shape(p),
+                   .products = products,
+                   .load = load,
+                   .micro_batches = micro_batches_of(stage, mesh.shape()),
+                   .dtype = dtype_on(config_.model, &gpu_),
+                   .kernels = kernels,
+                   .without = kept({}),
+                   .kept = kept(recompute),
+                   .held = held_[held_key]});
   }
 
   void add(StageConfig stage) {

@@ -64,8 +64,7 @@ class Timer {
     const std::vector<PassCosts> sums = time_pieces();
     const double passing =
         pieces_.size() == 1 ? 0 : stream_bytes() / bus(stage_ranks_, 2) + gpu_.link.latency_us * 1e-6;
-    const double span =
-        stages_wait ? pipeline_span(t_.shape, static_cast<int>(t_.micro_batches), sums, passing) : 0;
+    const double span = stages_wait ? pipeline_span(t_.shape, static_cast<int>(t_.micro_batches), sums, passing) : 0;
     Estimate::Seconds s = busiest(span);
     optimizer(s);
     data_parallel(s, sums);

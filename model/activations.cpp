@@ -284,12 +284,8 @@ class Walk {
   }
 
   /// A block that may be redone in the backward: then only its input is kept. -> whether that input is kept
-  bool layer(const std::string& prefix,
-             int64_t index,
-             const BlockSizes& s,
-             SublayerBytes& sum,
-             double& redone,
-             double& most) {
+  bool layer(
+      const std::string& prefix, int64_t index, const BlockSizes& s, SublayerBytes& sum, double& redone, double& most) {
     const bool flows_before = grad_;
     const BlockBytes inside = block(prefix, s);
     const double stream = s.cut_rows * s.width * size_;

@@ -36,14 +36,14 @@ struct MicroBatch {
 
 /// Bytes on one rank.
 struct ActivationBytes {
-  double input = 0;      // tokens, positions, pixels
-  double tower = 0;      // kept by autograd, as are the next three
-  double connector = 0;  //
-  double decoder = 0;    // rotary tables included
+  double input = 0;               // tokens, positions, pixels
+  double tower = 0;               // kept by autograd, as are the next three
+  double connector = 0;           //
+  double decoder = 0;             // rotary tables included
   std::vector<double> sublayers;  // of decoder, those of each sublayer (model/pieces.h) of the whole model
-  double head = 0;       // final hidden states, gradient of the labelled ones
-  double stream = 0;     // what a pipeline stage hands on to the next
-  double on_host = 0;    // what recomputed layers keep in host memory; not in kept()
+  double head = 0;                // final hidden states, gradient of the labelled ones
+  double stream = 0;              // what a pipeline stage hands on to the next
+  double on_host = 0;             // what recomputed layers keep in host memory; not in kept()
   // Not all at once: each is gone before the next phase.
   double redone_block = 0;         // what the largest recomputed block keeps while its backward runs
   double logits = 0;               // chunks of logits and gradients of the loss

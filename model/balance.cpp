@@ -40,7 +40,7 @@ SublayerCosts sublayer_flops(int64_t layers, const std::vector<Product>& product
       passes.backward_input -= passes.backward_weight;
     }
     const std::optional<int64_t> sublayer = sublayer_with(product);
-    PassCosts& sum = sublayer                                    ? costs.sublayers.at(*sublayer)
+    PassCosts& sum = sublayer                               ? costs.sublayers.at(*sublayer)
                      : product.part == Product::Part::kHead ? costs.after
                                                             : costs.before;
     sum += {.forward = passes.forward * kTypicalCosts.forward,

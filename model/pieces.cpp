@@ -66,8 +66,8 @@ std::vector<PieceRange> cut_pieces(const ModelConfig& config, int pieces, const 
         << ": every piece but the first and the last needs half a layer; lower parallel.pp or parallel.chunks";
     sizes = balanced_parts({.sublayers = std::vector<PassCosts>(count, {.forward = 1})}, pieces);
   }
-  bool fits = static_cast<int>(sizes.size()) == pieces &&
-              std::accumulate(sizes.begin(), sizes.end(), int64_t{0}) == count;
+  bool fits =
+      static_cast<int>(sizes.size()) == pieces && std::accumulate(sizes.begin(), sizes.end(), int64_t{0}) == count;
   for (int piece = 0; fits && piece < pieces; ++piece)
     fits = sizes[piece] >= (piece == 0 || piece + 1 == pieces ? 0 : 1);
   HANOK_REQUIRE(fits, kConfig)

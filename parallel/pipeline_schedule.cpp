@@ -272,8 +272,8 @@ constexpr Rule kRules[] = {{{10, 12, 10}, Urgent::kLaterForwards},
                            {{10, 14, 12}, Urgent::kForwards},
                            {{10, 16, 8}, Urgent::kInputs, 0},
                            {{10, 14, 8}, Urgent::kForwards}};
-/// Pieces that differ ask for others: so many are drawn, where lists are short; of 27 pipelines of an 8B they took 0.5 %
-/// off the step on average, and 3 % where eight ranks have room for more chunks.
+/// Pieces that differ ask for others: so many are drawn, where lists are short; of 27 pipelines of an 8B they took 0.5
+/// % off the step on average, and 3 % where eight ranks have room for more chunks.
 constexpr int kDrawnRules = 400, kDrawnActions = 2'000'000;
 
 /// What the pieces take: as long as kTypical on average, in finer steps where they differ. Whole numbers: lists are the

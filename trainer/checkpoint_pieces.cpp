@@ -226,8 +226,7 @@ bool read_weights(const TensorStore& store, ParamTable& params, const Groups& gr
   for (Param& param : params) {
     const std::string key = model_key(param.spec.name);
     const at::ScalarType dtype = dtypes.at(key);
-    fillings.push_back(
-        filling_of(store, key, flat_runs(param.spec, groups), dtype, param.value.detach().view({-1})));
+    fillings.push_back(filling_of(store, key, flat_runs(param.spec, groups), dtype, param.value.detach().view({-1})));
     converted = converted || dtype != param.value.scalar_type();
   }
   fill(fillings, params.front().value.device());

@@ -35,7 +35,8 @@ struct StageData {
   Loader::Options options;
   int64_t num_steps = 0;  // from steps, tokens (as the first steps hold them) or epochs
 };
-/// Of a step, judged by the first rows of the stage, as many as hold a few dozen samples. errors: kData as Dataset::read()
+/// Of a step, judged by the first rows of the stage, as many as hold a few dozen samples. errors: kData as
+/// Dataset::read()
 Work work_of_first_rows(const StageData& data);
 /// What the layout cuts the tokens of a micro-batch by.
 int64_t pad_multiple_of(const Groups& groups);

@@ -16,9 +16,9 @@ namespace hanok {
 struct RunOptions {
   std::string resume = "auto";  // auto, never, or the path of a checkpoint
   std::function<bool()> stop_requested = [] { return false; };
-  std::string versions = {};  // of the program and its libraries, for the report
-  bool settles_late = false;  // on CPUs too, for tests: what a step did is told when the next one is under way
-  Predict predict = {};       // asked at the end of a stage; empty: nothing to compare with
+  std::string versions = {};          // of the program and its libraries, for the report
+  bool settles_late = false;          // on CPUs too, for tests: what a step did is told when the next one is under way
+  Predict predict = {};               // asked at the end of a stage; empty: nothing to compare with
   TimeSublayers time_sublayers = {};  // asked where a pipeline is dealt its layers; empty: by FLOPs
   ExplainRefusal explain_refusal = {};  // where a GPU has too little memory; empty: libtorch's own words
 };

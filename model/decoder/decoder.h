@@ -18,7 +18,7 @@ struct DecoderInput {
   Tensor row_starts;            // int32 [S + 1], host, of the rows of all cp ranks
   std::vector<Tensor> taps_MD;  // added after layers 0, 1, ... at vision_index_M; full layout
   Tensor vision_index_M;        // full T indices
-  RowCut cut;                        // which rows of the micro-batch these are; empty: all
+  RowCut cut;                   // which rows of the micro-batch these are; empty: all
   std::shared_ptr<Routing> routing;  // of layers with experts; null: nothing is recorded
 };
 

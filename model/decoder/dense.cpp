@@ -25,8 +25,7 @@ class DenseDecoder : public Decoder {
     // A tied table lies at both ends of the model.
     if (has_first || (has_last && config_.tied))
       embed_.emplace(ctx.in("embed"), config_.vocab, config_.hidden, config_.tied ? ctx.twin() : -1);
-    for (const PieceRange& piece : ctx.pieces())
-      make_blocks(piece, ctx);
+    for (const PieceRange& piece : ctx.pieces()) make_blocks(piece, ctx);
     if (has_last) make_end(ctx);
   }
 

@@ -69,8 +69,7 @@ TEST(Plan, APipelineTakesItsFormula) {
       const std::vector<PassCosts> whole(ranks, even);
       EXPECT_EQ(pipeline_span({Schedule::k1F1B, ranks, 1}, m, whole, 0), 3 * (m + ranks - 1));
       EXPECT_NEAR(pipeline_span({Schedule::kZeroBubbleH1, ranks, 1}, m, whole, 0), 3 * m + ranks - 1, 1e-9);
-      const std::vector<PassCosts> halves(2 * ranks,
-                                             {.forward = 0.5, .backward_input = 0.5, .backward_weight = 0.5});
+      const std::vector<PassCosts> halves(2 * ranks, {.forward = 0.5, .backward_input = 0.5, .backward_weight = 0.5});
       EXPECT_EQ(pipeline_span({Schedule::kInterleaved, ranks, 2}, m, halves, 0), 3 * m + 1.5 * (ranks - 1));
       // Two schedules that differ in nothing take as long.
       EXPECT_EQ(pipeline_span({Schedule::kInterleaved, ranks, 1}, m, whole, 0),
@@ -124,8 +123,7 @@ TEST(Plan, LayoutsThatAreTheSameCostTheSame) {
   StageConfig automatic = config.stages[0], said = automatic;
   automatic.parallel = {.pp = 4, .dp = 2};
   said.parallel = automatic.parallel;
-  for (const PieceRange& piece : cut_pieces(config.model, 4, {}))
-    said.parallel.pp_layers.push_back(piece.layers());
+  for (const PieceRange& piece : cut_pieces(config.model, 4, {})) said.parallel.pp_layers.push_back(piece.layers());
   const Estimate a = estimate_of(config, automatic), b = estimate_of(config, said);
   EXPECT_EQ(a.seconds->total(), b.seconds->total());
   EXPECT_EQ(a.peak_bytes, b.peak_bytes);
