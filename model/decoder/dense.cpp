@@ -33,10 +33,12 @@ class DenseDecoder : public Decoder {
 
   Tensor forward(const DecoderInput& input, const PieceRange& piece, const Execution& execution) const override {
     const int64_t rows = input.position_3T.size(1);
-    const RopeTable rope =
-        mrope_table(input.position_3T, config_.head_dim, config_.rope_theta, config_.mrope_section, dtype_);
-    const Segments segments =
-        make_row_segments(input.row_starts, input.cut, rows, input.x_TD.device(), execution, *groups_);
+    RopeTable rope;
+    Segments segments;
+    if (piece.attentions().size() > 0) {
+      rope = mrope_table(input.position_3T, config_.head_dim, config_.rope_theta, config_.mrope_section, dtype_);
+      segments = make_row_segments(input.row_starts, input.cut, rows, input.x_TD.device(), execution, *groups_);
+    }
     Tensor x_TD = meeting_in_backward(input.x_TD);
     if (piece.is_first) x_TD = to_sequence(x_TD, *groups_);
     LayerRuns layers(execution.recompute);

@@ -155,6 +155,33 @@ TEST(KeptBytes, OfExpertsEqualWhatAutogradHolds) {
   }
 }
 
+// The middle rank holds the MLP of the first layer and the attention of the second one.
+TEST(KeptBytes, OfHalvesOfLayersEqualWhatAutogradHolds) {
+  cpu();
+  const ModelConfig config = small_config(false);
+  const TinyRow row = row_of(config, false);
+  const Groups groups = make_planned_groups(Mesh({.pp = 3}), 1, false);
+  for (const Recompute& how : {Recompute{}, {.every = 1, .selective = true}, {.every = 1}}) {
+    Vlm model(config, groups, at::kFloat, at::kCPU, {.pp_layers = {0.5, 1, 1.5}});
+    randomise(model, 1);
+    train_only(model, "**");
+    model.set_execution({.recompute = how});
+    const auto forward = [&] {
+      return model.run_piece(1, row.input, {at::randn({400, config.decoder.hidden}).set_requires_grad(true)});
+    };
+    forward();  // what is made at first use is made
+    const double before = static_cast<double>(cpu().live());
+    const std::vector<Tensor> handed_on = forward();
+    const double held = static_cast<double>(cpu().live()) - before;
+    MicroBatch batch = batch_of(row);
+    batch.trains_before = true;
+    const ActivationBytes said = activation_bytes(config, model.params(), groups, batch, how, KernelSet{});
+    EXPECT_NEAR(said.kept() / held, 1, 0.02) << "said " << said.kept() << ", held " << held;
+    EXPECT_EQ(said.sublayers[0] + said.sublayers[3] + said.sublayers[4] + said.sublayers[5], 0);
+    EXPECT_NEAR(said.decoder_share(1, 2) + said.decoder_share(2, 3), 1, 1e-12);
+  }
+}
+
 /// The rows of a text that this rank of cp holds.
 TinyRow own_rows(const TinyRow& row, const Groups& groups) {
   TinyRow own = row;
