@@ -322,12 +322,12 @@ class RuleTrial {
     for (const int room : std::set<int>{0, shape_.room / 2, shape_.room})  // more of it may lead a rule astray
       for (const Rule& rule : kRules)
         for (const std::vector<Ticks>& view : views_) consider(rule, room, view);
-    const int actions = 3 * shape_.pieces() * std::max(1, m_);
+    const int64_t actions = int64_t{3} * shape_.pieces() * std::max(1, m_);
     std::minstd_rand random;  // NOLINT: the same on every rank
     const auto drawn = [&random](int least, int most) {
       return least + static_cast<int>(random() % static_cast<unsigned>(most - least + 1));
     };
-    for (int i = 0; i < std::min(kDrawnRules, kDrawnActions / actions); ++i) {
+    for (int i = 0; i < std::min<int64_t>(kDrawnRules, kDrawnActions / actions); ++i) {
       Rule rule{.ticks = {10, drawn(6, 21), drawn(4, 15)}, .first = static_cast<Urgent>(drawn(0, 2))};
       rule.kept_for_later = drawn(0, 2);
       const std::vector<Ticks>& view = views_[drawn(0, static_cast<int>(views_.size()) - 1)];

@@ -49,24 +49,41 @@ def draw_stages(rng):
     return [{"name": "first", "trainable": frozen, "steps": cut, **common}, {"name": "second", "steps": STEPS - cut, **common}]
 
 
+def most_pieces(layers):
+    """Every piece of a pipeline but the first and the last holds half a layer at least."""
+    return 2 * layers + 2
+
+
+def draw_pieces(rng, layers, count):
+    """Layers of so many pieces, in halves."""
+    while True:
+        cuts = [0, *sorted(rng.randrange(2 * layers + 1) for _ in range(count - 1)), 2 * layers]
+        sizes = [end - begin for begin, end in zip(cuts, cuts[1:])]
+        if all(size > 0 for size in sizes[1:-1]):
+            return [size / 2 for size in sizes]
+
+
 def draw_layout(rng, model, stage):
     """(ranks, settings) that fit the model and the rows of a step."""
     layers, experts = model["model.decoder.layers"], model.get("model.decoder.experts", 0)
     while True:
         tp, cp, pp, dp = (rng.choice(sizes) for sizes in ((1, 1, 2, 4), (1, 1, 2, 3), (1, 1, 2, 3), (1, 1, 2, 3, 4)))
         ranks = tp * cp * pp * dp
-        if ranks > 6 or stage["rows_per_step"] % (dp * stage["rows_per_micro_batch"]) or pp > layers:
+        if ranks > 6 or stage["rows_per_step"] % (dp * stage["rows_per_micro_batch"]):
             continue
         out = {"parallel.tp": tp, "parallel.cp": cp, "parallel.pp": pp, "parallel.sequence": rng.random() < 0.6}
         if cp > 1:
             out["parallel.context"] = rng.choice(["auto", "gather", "ring"])
         if pp > 1:
             schedules = ["1f1b", "zb-h1"]
-            schedules += ["zb-v"] if layers >= 2 * pp else []
-            schedules += ["interleaved"] if layers >= 2 * pp and stage["rows_per_step"] // (dp * stage["rows_per_micro_batch"]) % pp == 0 else []
+            schedules += ["zb-v"] if 2 * pp <= most_pieces(layers) else []
+            micro_batches = stage["rows_per_step"] // (dp * stage["rows_per_micro_batch"])
+            schedules += ["interleaved"] if 2 * pp <= most_pieces(layers) and micro_batches % pp == 0 else []
             out["parallel.schedule"] = rng.choice(schedules)
             if out["parallel.schedule"] == "zb-v":
-                out["parallel.pp_room"] = stage["rows_per_step"] % (2 * pp + 1)  # any; drawn by nobody, so that seeds keep their runs
+                out["parallel.pp_room"] = rng.randrange(2 * pp + 1)
+            if rng.random() < 0.5:
+                out["parallel.pp_layers"] = draw_pieces(rng, layers, pp * (2 if out["parallel.schedule"] in ("zb-v", "interleaved") else 1))
         if experts:
             out["parallel.ep"] = rng.choice([n for n in (1, 2, 4) if tp * cp * dp % n == 0 and experts % n == 0])
             out["parallel.etp"] = rng.choice([n for n in (1, 1, 2, 4) if tp * cp * dp % (n * out["parallel.ep"]) == 0])
