@@ -117,4 +117,21 @@ class OrderedWorkers {
   std::vector<std::thread> threads_;  // last: they use all of the above
 };
 
+/// work(item) for every item, in at most so many threads, and returns when all are done; what the first of them in
+/// order threw comes out.
+template <class Item, class Work>
+void work_in_threads(int64_t num_threads, const std::vector<Item>& items, const Work& work) {
+  const auto count = static_cast<int64_t>(items.size());
+  size_t next = 0;
+  OrderedWorkers<const Item*, bool> workers(
+      std::min(num_threads, count),
+      count,
+      [&]() { return next < items.size() ? std::optional<const Item*>(&items[next++]) : std::nullopt; },
+      [&](const Item* item) {
+        work(*item);
+        return true;
+      });
+  for (int64_t done = 0; done < count; ++done) workers.take();
+}
+
 }  // namespace hanok

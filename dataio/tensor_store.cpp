@@ -247,18 +247,7 @@ void TensorStore::verify(int index, int count, int64_t num_threads) const {
     if (size > 0 && begin >= cut(index) && begin < cut(index + 1)) own.push_back(&piece);
     begin += size;
   }
-  size_t next = 0;
-  OrderedWorkers<const State::Piece*, bool> workers(
-      num_threads,
-      static_cast<int64_t>(own.size()) + 1,
-      [&]() -> std::optional<const State::Piece*> {
-        return next < own.size() ? std::optional(own[next++]) : std::nullopt;
-      },
-      [&](const State::Piece* piece) {
-        state_->verify(*piece);
-        return true;
-      });
-  while (workers.take()) continue;
+  work_in_threads(num_threads, own, [&](const State::Piece* piece) { state_->verify(*piece); });
 }
 
 void TensorStore::check_complete() const {

@@ -68,6 +68,7 @@ class Stages {
 };
 
 void fill_on_host(const Stretch& stretch) {
+  const at::NoGradGuard no_grad;  // a thread's own
   Tensor to = stretch.to();
   if (to.scalar_type() == stretch.of->dtype) return stretch.of->read(stretch.begin, to);
   Tensor stored = at::empty({stretch.size}, stretch.of->dtype);
@@ -83,21 +84,6 @@ std::vector<Stretch> stretches_of(const std::vector<Filling>& fillings, int64_t 
   return out;
 }
 
-/// Threads that do all of them; what one throws comes out here.
-void work_off(const std::vector<Stretch>& stretches, int64_t threads, const std::function<void(const Stretch&)>& work) {
-  size_t next = 0;
-  OrderedWorkers<Stretch, bool> workers(
-      std::min(threads, static_cast<int64_t>(stretches.size())),
-      static_cast<int64_t>(stretches.size()),
-      [&]() { return next < stretches.size() ? std::optional(stretches[next++]) : std::nullopt; },
-      [&](const Stretch& stretch) {
-        const at::NoGradGuard no_grad;
-        work(stretch);
-        return true;
-      });
-  while (workers.take()) continue;
-}
-
 }  // namespace
 
 int64_t reading_threads() {
@@ -108,11 +94,12 @@ int64_t reading_threads() {
 void fill(const std::vector<Filling>& fillings, at::Device device, const FillOptions& options) {
   const std::vector<Stretch> stretches = stretches_of(fillings, options.stretch);
   if (stretches.empty()) return;
-  if (device.is_cpu()) return work_off(stretches, options.threads, fill_on_host);
+  if (device.is_cpu()) return work_in_threads(options.threads, stretches, fill_on_host);
   int64_t largest = 0;
   for (const Stretch& stretch : stretches) largest = std::max(largest, stretch.bytes());
   Stages stages(device, 2 * options.threads, largest);
-  work_off(stretches, options.threads, [&](const Stretch& stretch) {
+  work_in_threads(options.threads, stretches, [&](const Stretch& stretch) {
+    const at::NoGradGuard no_grad;  // a thread's own, as is the device
     const c10::DeviceGuard guard(device);
     std::unique_ptr<Stage> stage = stages.take();
     stage->pass(stretch);
