@@ -61,6 +61,35 @@ TEST(Plan, ExpertsAreMultipliedWithTheRowsOfAllRanksThatSend) {
   EXPECT_LT(matrices(4), matrices(1));
 }
 
+// Rates are measured on kernels, whose backward makes five products where the forward makes two; model FLOPs count
+// four.
+TEST(Plan, AttentionsBackwardTakesWhatItsKernelsDo) {
+  const RunConfig config = run_of("qwen3vl_8b");
+  StageConfig stage = config.stages[0];
+  stage.seq_len = 8192;  // where rates are those of the file
+  stage.parallel = {.dp = 1};
+  const Estimate e = estimate_of(config, stage);
+  const double forward = e.flops.attention.forward / 1e12;
+  const GpuAttention& rate = h200().attention_tf;
+  EXPECT_NEAR(e.seconds->attention / (forward / rate.forward + 2.5 * forward / rate.backward), 1, 1e-9);
+}
+
+// What a sublayer takes is what the plan of one rank says of all of them.
+TEST(Plan, SublayersTakeTheStepTogether) {
+  const RunConfig config = run_of("qwen3vl_8b");
+  StageConfig stage = config.stages[0];
+  stage.parallel = {.dp = 1};
+  const Estimate e = estimate_of(config, stage);
+  const SublayerCosts costs = sublayer_seconds(config, stage, {}, h200());
+  PassCosts sum = costs.before;
+  for (const PassCosts& sublayer : costs.sublayers) sum += sublayer;
+  sum += costs.after;
+  const Estimate::Seconds& s = *e.seconds;
+  EXPECT_EQ(costs.sublayers.size(), 72);
+  EXPECT_NEAR(sum.all() * static_cast<double>(e.micro_batches) / (s.matrices + s.attention + s.memory), 1, 1e-9);
+  EXPECT_GT(costs.sublayers[1].all(), 1.5 * costs.sublayers[0].all());
+}
+
 TEST(Plan, APipelineTakesItsFormula) {
   const PassCosts even{.forward = 1, .backward_input = 1, .backward_weight = 1};
   EXPECT_EQ(pipeline_span({}, 7, {even}, 0), 7 * 3);
