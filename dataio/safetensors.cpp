@@ -115,8 +115,7 @@ std::string_view SafetensorsFile::bytes(const std::string& name) const {
 }
 
 void SafetensorsFile::forget(const std::string& name) const {
-  const TensorEntry& e = entry(name);
-  forget_pages(header_.data_begin + e.begin, header_.data_begin + e.end);
+  forget(name, 0, static_cast<int64_t>(bytes(name).size()));
 }
 
 void SafetensorsFile::forget(const std::string& name, int64_t begin, int64_t size) const {

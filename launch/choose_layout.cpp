@@ -122,7 +122,7 @@ class Chooser {
     return model;
   }
 
-  /// use(what the times of this stage follow from).
+  /// use(what the times of this stage follow from); it refers to `stage`.
   template <class Use>
   void with_timed(const StageConfig& stage, const Use& use) {
     const ParallelConfig& p = stage.parallel;
@@ -147,32 +147,37 @@ class Chooser {
     if (!held_.contains(held_key)) held_[held_key] = held_elements(params, groups);
     auto& products = products_[{recompute.every, recompute.selective}];
     if (products.empty()) products = products_of(config_.model, params, load.work, recompute);
-    use(TimedStage{.config = config_,
-                   .stage = stage,
-                   .groups = groups,
-                   .shape = pipeline_shape(p),
-                   .products = products,
-                   .load = load,
-                   .micro_batches = micro_batches_of(stage, mesh.shape()),
-                   .dtype = dtype_on(config_.model, &gpu_),
-                   .kernels = kernels,
-                   .without = kept({}),
-                   .kept = kept(recompute),
-                   .held = held_[held_key]});
+    TimedStage timed{.config = config_,
+                     .stage = stage,
+                     .groups = groups,
+                     .shape = pipeline_shape(p),
+                     .products = products,
+                     .load = load,
+                     .micro_batches = micro_batches_of(stage, mesh.shape()),
+                     .dtype = dtype_on(config_.model, &gpu_),
+                     .kernels = kernels,
+                     .without = kept({}),
+                     .kept = kept(recompute),
+                     .held = held_[held_key]};
+    use(timed);
   }
 
   void add(StageConfig stage) {
-    const bool is_pipeline = stage.parallel.pp > 1;
-    if (is_pipeline)
-      with_timed(stage, [&](const TimedStage& timed) {
+    with_timed(stage, [&](TimedStage& timed) {
+      const bool is_pipeline = stage.parallel.pp > 1;
+      if (is_pipeline) {
         balance_pipeline(config_.model, sublayer_seconds(timed, gpu_), stage.parallel);
-      });
-    with_timed(stage, [&](const TimedStage& timed) {
+        timed.shape = pipeline_shape(stage.parallel);
+      }
       if (least_bytes(timed) > room()) return;
       const Estimate::Seconds seconds = is_pipeline ? seconds_without_waiting(timed, gpu_) : seconds_of(timed, gpu_);
-      options_.push_back({stage, seconds, options_.size(), !is_pipeline});
-      std::push_heap(options_.begin(), options_.end(), comes_after);
+      push({stage, seconds, options_.size(), !is_pipeline});
     });
+  }
+
+  void push(Option option) {
+    options_.push_back(std::move(option));
+    std::push_heap(options_.begin(), options_.end(), comes_after);
   }
 
   /// The fastest first; of those as fast, the simplest.
@@ -193,8 +198,7 @@ class Chooser {
       if (option.is_exact) return option;
       with_timed(option.stage, [&](const TimedStage& timed) { option.seconds = seconds_of(timed, gpu_); });
       option.is_exact = true;
-      options_.push_back(std::move(option));
-      std::push_heap(options_.begin(), options_.end(), comes_after);
+      push(std::move(option));
     }
     return std::nullopt;
   }

@@ -211,9 +211,9 @@ StageConfig with_balanced_pipeline(const RunConfig& config,
                                    const GpuConfig* gpu) {
   StageConfig out = stage;
   if (stage.parallel.pp == 1) return out;
-  const Work work = load_of(config, stage, make_single_groups(), supposed).work;
   const SublayerCosts costs =
-      gpu ? sublayer_seconds(config, stage, supposed, *gpu) : sublayer_flops(config.model, work, stage);
+      gpu ? sublayer_seconds(config, stage, supposed, *gpu)
+          : sublayer_flops(config.model, load_of(config, stage, make_single_groups(), supposed).work, stage);
   balance_pipeline(config.model, costs, out.parallel);
   return out;
 }

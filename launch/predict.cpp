@@ -53,25 +53,22 @@ Prediction predict(const Placed& placed, const Work& work, const GpuConfig& gpu)
 
 }  // namespace
 
-Predict predictor(const RunConfig& config, at::Device device, int world) {
+Planner planner_of(const RunConfig& config, at::Device device, int world) {
   const auto gpu = or_nothing<GpuConfig>([&] { return kind_of(device); });
   if (!gpu) return {};
-  return [config, gpu, world](const ModelConfig& model, const StageConfig& stage, const Work& work) {
+  Planner out;
+  out.predict = [config, gpu, world](const ModelConfig& model, const StageConfig& stage, const Work& work) {
     return or_nothing<Prediction>(
         [&] { return std::optional(predict(Placed(config, model, stage, world), work, *gpu)); });
   };
-}
-
-TimeSublayers sublayer_timer(const RunConfig& config, at::Device device, int world) {
-  const auto gpu = or_nothing<GpuConfig>([&] { return kind_of(device); });
-  if (!gpu) return {};
-  return [config, gpu, world](const ModelConfig& model, const StageConfig& stage, const Work& work) {
+  out.time_sublayers = [config, gpu, world](const ModelConfig& model, const StageConfig& stage, const Work& work) {
     return or_nothing<SublayerCosts>([&] {
       const Placed placed(config, model, stage, world);
       const Supposed supposed = supposed_of(placed.config, placed.stage, work);
       return std::optional(sublayer_seconds(placed.config, placed.stage, supposed, *gpu));
     });
   };
+  return out;
 }
 
 }  // namespace hanok

@@ -10,6 +10,7 @@ namespace hanok {
 int train(const Arguments& arguments) {
   const RunConfig config = load_run_config(arguments, world_size());
   Bootstrap bootstrap(config);
+  const Planner planner = planner_of(config, bootstrap.device(), bootstrap.world().size());
   const RunResult result =
       run_stages(config,
                  bootstrap.world(),
@@ -17,8 +18,8 @@ int train(const Arguments& arguments) {
                  {.resume = arguments.resume,
                   .stop_requested = Bootstrap::stop_requested,
                   .versions = version_text(),
-                  .predict = predictor(config, bootstrap.device(), bootstrap.world().size()),
-                  .time_sublayers = sublayer_timer(config, bootstrap.device(), bootstrap.world().size()),
+                  .predict = planner.predict,
+                  .time_sublayers = planner.time_sublayers,
                   .explain_refusal = explain_refusal(config, bootstrap.device(), world_rank(), world_size())});
   if (result.end == StageEnd::kStopRequested) {
     HANOK_LOG_RANK0(INFO) << "stopped" << (Bootstrap::stop_reason().empty() ? "" : " by " + Bootstrap::stop_reason())

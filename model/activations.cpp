@@ -284,8 +284,12 @@ class Walk {
   }
 
   /// A block that may be redone in the backward: then only its input is kept. -> whether that input is kept
-  bool layer(
-      const std::string& prefix, int64_t index, const BlockSizes& s, SublayerBytes& sum, double& redone, double& most) {
+  bool layer(const std::string& prefix,
+             int64_t index,
+             const BlockSizes& s,
+             SublayerBytes& kept,
+             double& redone,
+             double& most) {
     const bool flows_before = grad_;
     const BlockBytes inside = block(prefix, s);
     const double stream = s.cut_rows * s.width * size_;
@@ -296,14 +300,10 @@ class Walk {
                                   : s.has_attention    ? SublayerBytes{.attention = stream}
                                                        : SublayerBytes{.mlp = stream};
     const double again = results.sum(), all = inside.kept.sum();
-    const auto keep = [&sum](const SublayerBytes& bytes) {
-      sum.attention += bytes.attention;
-      sum.mlp += bytes.mlp;
-    };
     // The last block meets all that the others kept.
     forward_ = std::max(inside.forward - (!runs_again ? all : again - stream), 0.0);
     if (!runs_again) {
-      if (!recompute_.applies_to(index)) keep(inside.kept);
+      if (!recompute_.applies_to(index)) kept = inside.kept;
       return !recompute_.applies_to(index) && inside.keeps_input;
     }
     double redone_here = std::max(all - (inside.keeps_input ? again : again - stream), 0.0);
@@ -311,11 +311,11 @@ class Walk {
       out_.on_host += again;
       // The last two layers before the loss stay; elsewhere this layer and the one before it come back.
       if (stays_before_loss(prefix, index))
-        keep(results);
+        kept = results;
       else
         redone_here += 2 * again;
     } else {
-      keep(results);
+      kept = results;
     }
     redone = std::max(redone, redone_here);
     return !recompute_.offload;

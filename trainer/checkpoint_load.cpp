@@ -10,7 +10,7 @@
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_pieces.h"
 #include "trainer/checkpoint_state.h"
-#include "trainer/fill.h"
+#include "trainer/host_memory.h"
 
 namespace hanok {
 namespace {
@@ -23,7 +23,7 @@ std::optional<Error> fault_of(const std::string& directory, Comm& control) {
   try {
     const TensorStore store(directory);
     if (control.rank() == 0) store.check_complete();
-    store.verify(control.rank(), control.size(), reading_threads());
+    store.verify(control.rank(), control.size(), helping_threads());
   } catch (const Error& error) {
     own = error;
   }

@@ -1,6 +1,5 @@
 #include "trainer/fill.h"
 
-#include <ATen/Parallel.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <deque>
@@ -85,11 +84,6 @@ std::vector<Stretch> stretches_of(const std::vector<Filling>& fillings, int64_t 
 }
 
 }  // namespace
-
-int64_t reading_threads() {
-  constexpr int64_t kMost = 8;
-  return std::clamp<int64_t>(at::get_num_threads(), 1, kMost);
-}
 
 void fill(const std::vector<Filling>& fillings, at::Device device, const FillOptions& options) {
   const std::vector<Stretch> stretches = stretches_of(fillings, options.stretch);

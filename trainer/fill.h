@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/tensor.h"
+#include "trainer/host_memory.h"
 
 namespace hanok {
 
@@ -15,11 +16,8 @@ struct Filling {
   std::function<void(int64_t begin, Tensor& host)> read;
 };
 
-/// Threads that read files for a rank: its share of the host's cores, and no more than help.
-int64_t reading_threads();
-
 struct FillOptions {
-  int64_t threads = reading_threads();
+  int64_t threads = helping_threads();
   int64_t stretch = int64_t{4} << 20;  // values at once, so that threads share a large tensor
 };
 /// Fills all of them; returns when the values are there. On a GPU through pinned memory, reading beside copying.

@@ -1,7 +1,5 @@
 #include "trainer/host_buffer.h"
 
-#include <ATen/Parallel.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -26,15 +24,6 @@ int64_t page_bytes() {
   return bytes;
 }
 
-/// Threads that touch pages: a share of the cores that this rank may use. Where ranks are not bound to cores,
-/// libtorch's number of threads is the share.
-int touching_threads() {
-  constexpr int kMost = 8;  // more are not faster
-  cpu_set_t cores;
-  const int allowed = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : kMost;
-  return std::clamp(std::min(allowed, at::get_num_threads()), 1, kMost);
-}
-
 void touch(std::byte* begin, int64_t size, int num_threads) {
   const int64_t large_pages = (size + kLargePage - 1) / kLargePage;
   const int64_t share = (large_pages + num_threads - 1) / num_threads * kLargePage;
@@ -52,7 +41,7 @@ HostBuffer::HostBuffer(int64_t bytes, at::Device device, std::string holds, Host
       device_(device),
       holds_(std::move(holds)),
       options_(std::move(options)),
-      num_threads_(touching_threads()) {
+      num_threads_(helping_threads()) {
   assert(options_.piece_bytes % kLargePage == 0);
   making_.start([this] {
     try {

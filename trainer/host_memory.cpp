@@ -1,6 +1,8 @@
 #include "trainer/host_memory.h"
 
+#include <ATen/Parallel.h>
 #include <linux/magic.h>
+#include <sched.h>
 #include <sys/vfs.h>
 
 #include <algorithm>
@@ -76,6 +78,13 @@ HostMemory host_memory(const std::string& root) {
     }
   }
   return memory;
+}
+
+int helping_threads() {
+  constexpr int kMost = 8;  // more are not faster
+  cpu_set_t cores;
+  const int allowed = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : kMost;
+  return std::clamp(std::min(allowed, at::get_num_threads()), 1, kMost);
 }
 
 void require_memory_for_files(const std::string& folder, double bytes, double available_bytes) {
