@@ -23,10 +23,7 @@ std::optional<int64_t> sublayer_with(const Product& product) {
 size_t piece_of(const Product& product, const std::vector<PieceRange>& pieces) {
   if (product.part == Product::Part::kHead) return pieces.size() - 1;
   const std::optional<int64_t> sublayer = sublayer_with(product);
-  if (!sublayer) return 0;
-  for (const PieceRange& range : pieces)
-    if (*sublayer < range.last) return range.piece;
-  return pieces.size() - 1;
+  return sublayer ? piece_with(*sublayer, pieces) : 0;
 }
 
 SublayerCosts sublayer_flops(int64_t layers, const std::vector<Product>& products) {

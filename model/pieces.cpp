@@ -85,4 +85,10 @@ std::vector<PieceRange> cut_pieces(const ModelConfig& config, int pieces, const 
   return out;
 }
 
+int piece_with(int64_t sublayer, const std::vector<PieceRange>& pieces) {
+  for (const PieceRange& range : pieces)
+    if (sublayer < range.last) return range.piece;
+  return pieces.back().piece;
+}
+
 }  // namespace hanok

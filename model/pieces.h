@@ -54,4 +54,7 @@ int64_t most_pieces(const ModelConfig& config);
 /// errors: kConfig if there are more pieces than that, or `layers` does not add up
 std::vector<PieceRange> cut_pieces(const ModelConfig& config, int pieces, const std::vector<double>& layers);
 
+/// Which of the pieces holds a sublayer.
+int piece_with(int64_t sublayer, const std::vector<PieceRange>& pieces);
+
 }  // namespace hanok

@@ -134,9 +134,7 @@ std::function<void()> Vlm::take_weight_gradients() {
 }
 int Vlm::piece_of_weight(const std::string& name) const {
   const std::vector<PieceRange>& pieces = state_->pieces;
-  if (const std::optional<int64_t> sublayer = sublayer_of(name))
-    for (const PieceRange& range : pieces)
-      if (*sublayer < range.last) return range.piece;
+  if (const std::optional<int64_t> sublayer = sublayer_of(name)) return piece_with(*sublayer, pieces);
   const bool at_end = name.starts_with("decoder.norm.") || name.starts_with("decoder.head.");
   return at_end ? pieces.back().piece : 0;
 }
