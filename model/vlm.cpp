@@ -120,6 +120,9 @@ const ParamTable& Vlm::whole() const {
 const PipelineShape& Vlm::pipeline() const {
   return state_->pipeline;
 }
+void Vlm::set_measured_costs(std::vector<PassCosts> costs) {
+  state_->pipeline.measured = std::move(costs);
+}
 const std::vector<PieceRange>& Vlm::pieces() const {
   return state_->pieces;
 }

@@ -64,6 +64,8 @@ class Vlm {
   /// How the model is cut into pieces, and where they lie.
   const PipelineShape& pipeline() const;
   const std::vector<PieceRange>& pieces() const;
+  /// What the pieces take: lists are made for that from here on (PipelineShape::measured). The same on every rank.
+  void set_measured_costs(std::vector<PassCosts> costs);
   /// Empty tensors like those that enter a piece of this micro-batch: x_TD in sequence layout, then the DeepStack
   /// features that come behind its own and later MLPs; none for the first piece.
   std::vector<Tensor> stream_into(int piece, const ModelInput& input) const;

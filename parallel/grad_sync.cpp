@@ -98,6 +98,11 @@ struct GradSync::State final : GradWatcher {
   void send(const GradBucket& bucket);
   void reduce(const GradBucket& bucket);
 
+  /// Of weights that no other rank waits for.
+  bool updates_beside(const Block& block) const {
+    return side.is_apart() && layout.buckets[block.first_bucket].parts == 1;
+  }
+  void hand_out(const Block& block);
   void gather(size_t bucket);
   void await(size_t buckets);
 
@@ -112,7 +117,7 @@ GradSync::State::State(const Groups& groups, const GradSyncOptions& options, con
       layout(
           lay_out_gradients(params, groups, options.bucket_elements > 0 ? options.bucket_elements : kBucketElements)),
       readiness(layout, params.size()),
-      side(options.overlap && !owns_all() ? params.front().value.device() : at::kCPU, /*urgent=*/true),
+      side(options.overlap ? params.front().value.device() : at::kCPU, /*urgent=*/!owns_all()),
       gathered(layout.buckets.size()),
       arrived(layout.buckets.size()) {
   for (const Param& param : params) names.push_back(param.spec.name);
@@ -162,10 +167,10 @@ void GradSync::State::allocate(const ParamTable& params) {
   pieces = pieces_of(layout);
 }
 
-/// Neighbours that this rank owns alone are one block.
+/// Neighbours that this rank owns alone are one block, unless forwards wait for one after the other.
 void GradSync::State::find_blocks() {
   for (size_t b = 0; b < layout.buckets.size(); ++b) {
-    const bool joins = b > 0 && layout.buckets[b].parts == 1 && layout.buckets[b - 1].parts == 1;
+    const bool joins = !side.is_apart() && b > 0 && layout.buckets[b].parts == 1 && layout.buckets[b - 1].parts == 1;
     if (!joins) blocks.push_back({.first_bucket = b});
     blocks.back().end_bucket = b + 1;
   }
@@ -202,7 +207,7 @@ void GradSync::State::attach() {
 /// A first operation, which opens the communicator on GPUs: not in the middle of a backward, where ranks come at
 /// different times.
 void GradSync::State::open_groups() {
-  if (!side.is_apart()) return;
+  if (!side.is_apart() || owns_all()) return;
   for (Comm* comm : {groups.grad.get(), groups.expert_grad.get()})
     side.run([&] {
       Tensor nothing = at::zeros({1}, buffer.options());
@@ -239,9 +244,10 @@ void GradSync::State::send_ready(bool all) {
 }
 
 void GradSync::State::send(const GradBucket& bucket) {
+  await(
+      layout.buckets.size());  // updates read gradients; and every operation of these groups has its place in one order
   for (const GradPlace& place : bucket.places) fill_untouched_gradient(values[place.param]);
   if (owns_all()) return;
-  await(layout.buckets.size());  // every operation of these groups has its place in one order
   side.run([&] { reduce(bucket); });
 }
 
@@ -308,6 +314,7 @@ void GradSync::start() {
   const at::NoGradGuard no_grad;
   state_->attach();  // whoever cleared .grad in between would silently lose gradients
   if (state_->buffer.scalar_type() == state_->weights.scalar_type()) {
+    if (state_->side.is_apart()) state_->await(state_->layout.buckets.size());  // updates read it
     state_->buffer.zero_();
   } else {
     for (const Tensor& value : state_->values)
@@ -363,11 +370,9 @@ void GradSync::scatter_values(const Tensor& shard_values) {
   HANOK_REQUIRE(shard_values.sizes() == state_->shard.sizes(), kShape)
       << "scatter_values: got shape " << shard_values.sizes().vec() << ", expected " << state_->shard.sizes().vec()
       << "; gradient buffers; pass values in the layout of pieces()";
-  const std::vector<WeightBlock> own = own_weights();
-  for (size_t i = 0; i < own.size(); ++i) {
-    own[i].weights.copy_(shard_values.narrow(0, own[i].shard_begin, own[i].weights.numel()));
-    gather_values(i);
-  }
+  update_values([&](const WeightBlock& block) {
+    Tensor(block.weights).copy_(shard_values.narrow(0, block.shard_begin, block.weights.numel()));
+  });
   await_values();
 }
 
@@ -382,19 +387,29 @@ std::vector<WeightBlock> GradSync::own_weights() const {
   return out;
 }
 
-void GradSync::gather_values(size_t block) {
+void GradSync::update_values(const std::function<void(const WeightBlock&)>& update) {
   const at::NoGradGuard no_grad;
   State& s = *state_;
-  const auto [first, end] = s.blocks[block];
-  if (first == 0) s.gathered = s.arrived = 0;
-  for (size_t bucket = first; bucket < end; ++bucket) {
-    if (s.side.is_apart()) {
-      s.side.run([&] { s.gather(bucket); });
-      s.marks[bucket] = s.side.mark();
-    }
-    s.gathered = bucket + 1;
+  const std::vector<WeightBlock> own = own_weights();
+  s.gathered = s.arrived = 0;
+  for (size_t i = 0; i < own.size(); ++i) {
+    if (s.updates_beside(s.blocks[i]))
+      s.side.run([&] { update(own[i]); });
+    else
+      update(own[i]);
+    s.hand_out(s.blocks[i]);
   }
-  if (!s.options.overlap) s.await(end);
+}
+
+void GradSync::State::hand_out(const Block& block) {
+  for (size_t bucket = block.first_bucket; bucket < block.end_bucket; ++bucket) {
+    if (side.is_apart()) {
+      side.run([&] { gather(bucket); });
+      marks[bucket] = side.mark();
+    }
+    gathered = bucket + 1;
+  }
+  if (!options.overlap && !side.is_apart()) await(block.end_bucket);
 }
 
 void GradSync::await_values(const std::vector<Tensor>& weights) {

@@ -3,6 +3,7 @@
 // never means: the only division of the system is the loss by its global weight.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -39,8 +40,9 @@ struct GradSyncOptions {
 
 /// With `overlap`, buckets leave in a fixed order while backwards run, each when its last gradient is there
 /// (expect_last); and all ranks' parts of the weights come while the next forward runs: whoever reads weights calls
-/// await_values() first. On GPUs both happen on a stream of their own, on which every operation of the grad groups is;
-/// otherwise at the same places, where all wait. The same sums in the same order either way.
+/// await_values() first. On GPUs both happen on a stream of their own, on which every operation of the grad groups
+/// is, and so does the update of weights that this rank owns alone; otherwise at the same places, where all wait. The
+/// same sums in the same order either way.
 class GradSync {
  public:
   /// Allocates the buffers and hooks every trainable parameter; frozen ones get no memory and requires_grad off. The
@@ -69,11 +71,12 @@ class GradSync {
   /// Sum of squares of the global gradient, each weight counted once: f64 scalar on the device, equal on every rank.
   /// Collective over the world.
   Tensor squared_norm() const;
-  /// This rank's part of the weights themselves, in their dtype, laid out as the shard: whoever updates a block calls
-  /// gather_values() with its number next, in order.
+  /// This rank's part of the weights themselves, in their dtype, laid out as the shard.
   std::vector<WeightBlock> own_weights() const;
-  /// Hands every rank's part to all ranks of the block's group. Collective over it.
-  void gather_values(size_t block);
+  /// Calls update() for each block of them, in order, and hands every rank's part to all ranks of the block's group.
+  /// What update() gives a device may still run after the call, on another stream: it reads nothing that is changed or
+  /// freed before the next finish(). Collective over the groups.
+  void update_values(const std::function<void(const WeightBlock&)>& update);
   /// Before these weights (or all) are read: waits until they are whole. Nothing without `overlap`. Collective, unless
   /// on GPUs; ranks may ask for different weights.
   void await_values(const std::vector<Tensor>& weights);

@@ -23,8 +23,8 @@ using MessageKey = std::tuple<bool, int, int>;
 /// One step on one rank.
 class Runner {
  public:
-  Runner(const PipelineShape& shape, int micro_batches, PieceWork& work, Comm& pp)
-      : shape_(shape), m_(micro_batches), work_(work), pp_(pp) {
+  Runner(const PipelineShape& shape, int micro_batches, PieceWork& work, Comm& pp, PassTimes* times)
+      : shape_(shape), m_(micro_batches), work_(work), pp_(pp), times_(times) {
     bool any = false;
     for (int piece = 0; piece < shape.pieces(); ++piece) backward_reaches_.push_back(any |= work.trains(piece));
     for (int peer = 0; peer < shape.ranks; ++peer)
@@ -42,6 +42,7 @@ class Runner {
       const bool adds = action.kind == Kind::kBackward || action.kind == Kind::kBackwardWeight;
       const bool is_last = adds && backward_reaches_[piece] && --gradients[piece] == 0;
       if (is_last) work_.last_gradients_begin(piece, action.kind == Kind::kBackwardWeight);
+      action_ = action;
       switch (action.kind) {
         case Kind::kForward: forward(piece, action.micro_batch); break;
         case Kind::kBackward: backward(piece, action.micro_batch); break;
@@ -59,6 +60,21 @@ class Runner {
     PieceWork::Output left;
   };
   using Key = std::pair<int, int>;  // piece, micro-batch
+  /// The pass that lives as long as this one is.
+  class Timed {
+   public:
+    Timed(const Runner& runner, int piece) : times_(runner.times_) {
+      if (times_) times_->begin(runner.action_, piece);
+    }
+    ~Timed() {
+      if (times_) times_->end();
+    }
+    Timed(const Timed&) = delete;
+    Timed& operator=(const Timed&) = delete;
+
+   private:
+    PassTimes* times_;
+  };
 
   int rank_of(int piece) const { return place_of(shape_, piece).rank; }
   /// Whether gradients of what enters this piece are wanted: something before it trains.
@@ -118,7 +134,10 @@ class Runner {
     if (piece > 0) live.entered = receive({false, piece, micro_batch});
     if (wants_gradient(piece))
       for (Tensor& tensor : live.entered) tensor = tensor.detach().requires_grad_();
-    live.left = work_.forward(piece, micro_batch, live.entered);
+    {
+      const Timed timed(*this, piece);
+      live.left = work_.forward(piece, micro_batch, live.entered);
+    }
     if (piece + 1 < shape_.pieces()) {
       std::vector<Tensor> values;
       for (const Tensor& tensor : live.left.stream) values.push_back(tensor.detach());
@@ -155,7 +174,10 @@ class Runner {
       roots.push_back(live.left.loss);
       of_roots.push_back(at::ones_like(live.left.loss));
     }
-    if (!roots.empty()) torch::autograd::backward(roots, of_roots);
+    if (!roots.empty()) {
+      const Timed timed(*this, piece);
+      torch::autograd::backward(roots, of_roots);
+    }
     if (!wants_gradient(piece)) return;
     std::vector<Tensor> back;
     for (const Tensor& tensor : live.entered)
@@ -171,13 +193,17 @@ class Runner {
   }
 
   void backward_weight(int piece, int micro_batch) {
-    if (backward_reaches_[piece]) deferred_.extract({piece, micro_batch}).mapped()();
+    if (!backward_reaches_[piece]) return;
+    const Timed timed(*this, piece);
+    deferred_.extract({piece, micro_batch}).mapped()();
   }
 
   PipelineShape shape_;
   int m_;
   PieceWork& work_;
   Comm& pp_;
+  PassTimes* times_;                            // null: nobody asks
+  Action action_{};                             // under way
   std::vector<bool> backward_reaches_;          // by piece: it or one before trains
   std::vector<std::vector<Message>> expected_;  // by rank
   std::map<int, size_t> taken_;                 // of those, by rank
@@ -188,8 +214,8 @@ class Runner {
 
 }  // namespace
 
-void run_pipeline(const PipelineShape& shape, int micro_batches, PieceWork& work, Comm& pp) {
-  Runner(shape, micro_batches, work, pp).run();
+void run_pipeline(const PipelineShape& shape, int micro_batches, PieceWork& work, Comm& pp, PassTimes* times) {
+  Runner(shape, micro_batches, work, pp, times).run();
 }
 
 std::vector<Tensor> run_forward(const PipelineShape& shape, int micro_batch, PieceWork& work, Comm& pp) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parallel/comm.h"
+#include "parallel/pass_times.h"
 #include "parallel/pipeline_schedule.h"
 
 namespace hanok {
@@ -42,8 +43,8 @@ class PieceWork {
 
 /// All micro-batches forward and backward; gradients end in .grad of the weights. Pieces before the first that trains
 /// have no backward and are sent no gradient. A pipeline of one rank is the plain loop. The same `micro_batches` on
-/// every rank of pp. Collective over it.
-void run_pipeline(const PipelineShape& shape, int micro_batches, PieceWork& work, Comm& pp);
+/// every rank of pp. Collective over it. `times`: notes what passes take.
+void run_pipeline(const PipelineShape& shape, int micro_batches, PieceWork& work, Comm& pp, PassTimes* times = nullptr);
 
 /// One micro-batch forward, without gradients: what the last piece's stream is, on the rank that holds it; nothing on
 /// the others. Ranks wait for each other, so that none runs ahead.

@@ -278,17 +278,17 @@ constexpr int kDrawnRules = 400, kDrawnActions = 2'000'000;
 
 /// What the pieces take: as long as kTypical on average, in finer steps where they differ. Whole numbers: lists are the
 /// same on every rank.
-std::vector<Ticks> ticks_of(const PipelineShape& shape) {
-  if (shape.costs.empty()) return std::vector<Ticks>(shape.pieces(), kTypical);
+std::vector<Ticks> ticks_of(const std::vector<PassCosts>& pieces) {
   constexpr double kFiner = 12;
   double sum = 0;
-  for (const PassCosts& costs : shape.costs) sum += costs.all();
+  for (const PassCosts& costs : pieces) sum += costs.all();
   const double mean = kFiner * (kTypical.forward + kTypical.input + kTypical.weight);
   const auto ticks = [&](double cost) {
-    return std::max(1, sum > 0 ? static_cast<int>(std::lround(cost / sum * mean * shape.pieces())) : 1);
+    return std::max(
+        1, sum > 0 ? static_cast<int>(std::lround(cost / sum * mean * static_cast<double>(pieces.size()))) : 1);
   };
   std::vector<Ticks> out;
-  for (const PassCosts& costs : shape.costs)
+  for (const PassCosts& costs : pieces)
     out.push_back({ticks(costs.forward), ticks(costs.backward_input), ticks(costs.backward_weight)});
   return out;
 }
@@ -305,20 +305,32 @@ std::vector<Ticks> seen_by(const Rule& rule, std::vector<Ticks> pieces) {
   return pieces;
 }
 
+double peak_live(const std::vector<Action>& actions, const std::vector<double>& sizes) {
+  double live = 0, peak = 0;
+  for (const Action& action : actions) {
+    const double size = sizes.at(action.chunk);
+    if (action.kind == Kind::kForward) live += size;
+    if (action.kind == Kind::kBackward || action.kind == Kind::kBackwardWeight) live -= size;
+    peak = std::max(peak, live);
+  }
+  return peak;
+}
+
 /// Tries rules on one pipeline and keeps the best lists.
 class RuleTrial {
  public:
-  RuleTrial(const PipelineShape& shape, int micro_batches, const std::vector<Ticks>& ticks)
-      : shape_(shape), m_(micro_batches), views_{ticks} {
-    // Lists for pieces that are alike are at times the better ones for those that differ, too.
-    if (!shape.costs.empty()) views_.emplace_back(shape.pieces(), kTypical);
-    for (const Ticks& piece : ticks) {
+  /// `views`: what the pieces take, first as they are, then as rules may look at them as well. `limit`: lists than
+  /// which none may hold more, the first to beat; null: none.
+  RuleTrial(const PipelineShape& shape, int micro_batches, std::vector<std::vector<Ticks>> views, const Lists* limit)
+      : shape_(shape), m_(micro_batches), views_(std::move(views)), limit_(limit) {
+    for (const Ticks& piece : views_.front()) {
       pieces_.push_back({double(piece.forward), double(piece.input), double(piece.weight)});
       work_ += pieces_.back().all() * m_ / shape.ranks;
     }
   }
 
   Course run() {
+    if (limit_) keep_better(*limit_);
     for (const int room : std::set<int>{0, shape_.room / 2, shape_.room})  // more of it may lead a rule astray
       for (const Rule& rule : kRules)
         for (const std::vector<Ticks>& view : views_) consider(rule, room, view);
@@ -347,17 +359,34 @@ class RuleTrial {
   void consider(const Rule& rule, int room, const std::vector<Ticks>& view) {
     PipelineShape with = shape_;
     with.room = room;
-    Lists actions = ZeroBubbleV(with, m_, rule, seen_by(rule, view)).run();
-    if (actions.empty()) return;
+    const Lists actions = ZeroBubbleV(with, m_, rule, seen_by(rule, view)).run();
+    if (!actions.empty() && !holds_too_much(actions)) keep_better(actions);
+  }
+
+  bool holds_too_much(const Lists& actions) const {
+    if (!limit_) return false;
+    for (int rank = 0; rank < shape_.ranks; ++rank) {
+      std::vector<double> sizes;
+      for (int chunk = 0; chunk < shape_.chunks; ++chunk) {
+        const int piece = piece_of(shape_, {rank, chunk});
+        sizes.push_back(shape_.costs.empty() ? 1 : shape_.costs[piece].forward);
+      }
+      if (peak_live(actions[rank], sizes) > peak_live((*limit_)[rank], sizes) * (1 + 1e-9)) return true;
+    }
+    return false;
+  }
+
+  void keep_better(const Lists& actions) {
     constexpr double kPassing = 0.005;  // of what a rank works for a micro-batch
     const double waits = waiting(actions, kPassing * work_ / std::max(1, m_));
-    if (best_.actions.empty() || waits < best_.waiting) best_ = {std::move(actions), waits};
+    if (best_.actions.empty() || waits < best_.waiting) best_ = {actions, waits};
   }
 
   const PipelineShape& shape_;
   const int m_;
-  std::vector<PassCosts> pieces_;
   std::vector<std::vector<Ticks>> views_;
+  const Lists* limit_;
+  std::vector<PassCosts> pieces_;
   double work_ = 0;
   Course best_;
 };
@@ -365,11 +394,23 @@ class RuleTrial {
 /// The same, made once for each pipeline and number of micro-batches: every step asks for the lists of all ranks.
 const Course& zero_bubble_v(const PipelineShape& shape, int micro_batches) {
   static std::mutex mutex;  // ranks may be threads
-  static std::map<std::tuple<int, int, int, std::vector<Ticks>>, Course> known;
-  const std::vector<Ticks> ticks = ticks_of(shape);
+  using Views = std::vector<std::vector<Ticks>>;
+  static std::map<std::tuple<int, int, int, Views>, Course> known;
+  const bool is_measured = !shape.measured.empty();
+  const Lists* limit = nullptr;
+  if (is_measured) {
+    PipelineShape planned = shape;
+    planned.measured.clear();
+    limit = &zero_bubble_v(planned, micro_batches).actions;
+  }
+  // Lists for pieces that are alike, or as they were thought to be, are at times the better ones, too.
+  Views views;
+  if (is_measured) views.push_back(ticks_of(shape.measured));
+  if (!shape.costs.empty()) views.push_back(ticks_of(shape.costs));
+  views.emplace_back(shape.pieces(), kTypical);
   const std::lock_guard lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({shape.ranks, shape.room, micro_batches, ticks});
-  if (is_new) entry->second = RuleTrial(shape, micro_batches, ticks).run();
+  const auto [entry, is_new] = known.try_emplace({shape.ranks, shape.room, micro_batches, views});
+  if (is_new) entry->second = RuleTrial(shape, micro_batches, views, limit).run();
   return entry->second;
 }
 
@@ -421,14 +462,7 @@ double pipeline_span(const PipelineShape& shape,
 
 double peak_live_chunks(const PipelineShape& shape, int rank, int micro_batches, std::vector<double> sizes) {
   if (sizes.empty()) sizes.assign(shape.chunks, 1);
-  double live = 0, peak = 0;
-  for (const Action& action : pipeline_actions(shape, rank, micro_batches)) {
-    const double size = sizes.at(action.chunk);
-    if (action.kind == Kind::kForward) live += size;
-    if (action.kind == Kind::kBackward || action.kind == Kind::kBackwardWeight) live -= size;
-    peak = std::max(peak, live);
-  }
-  return peak;
+  return peak_live(pipeline_actions(shape, rank, micro_batches), sizes);
 }
 
 double waiting_share(const PipelineShape& shape, int micro_batches) {

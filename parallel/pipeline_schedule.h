@@ -41,6 +41,9 @@ struct PipelineShape {
   int room = 0;  // of the V: chunks that a rank may hold beyond 2 ranks
   /// Of the pieces, the same on every rank; empty: all alike. The lists of the V are made for it.
   std::vector<PassCosts> costs = {};
+  /// The same as it was measured; empty: not yet. The lists of the V are made for these then, and no rank holds more
+  /// than with those made for `costs`.
+  std::vector<PassCosts> measured = {};
   int pieces() const { return ranks * chunks; }
   bool splits_weight_gradients() const {
     return schedule == Schedule::kZeroBubbleH1 || schedule == Schedule::kZeroBubbleV;

@@ -60,6 +60,8 @@ AdamW::AdamW(const OptimizerConfig& config, ParamTable& params, GradSync& grads)
   const int64_t size = grads.shard().numel();
   state_ = {at::zeros({size}, options), at::zeros({size}, options), at::zeros({size}, options)};
   num_steps_ = at::zeros({}, options.dtype(at::kLong));
+  scale_ = at::ones({}, options);
+  apply_ = at::zeros({}, options.dtype(at::kBool));
   for (const ShardPiece& piece : grads.pieces()) {
     const Tensor flat = params[piece.param].value.detach().reshape({-1});
     state_.values.narrow(0, piece.shard_begin, piece.size).copy_(flat.narrow(0, piece.local_begin, piece.size));
@@ -70,12 +72,12 @@ void AdamW::step(const Tensor& grad_scale, const Tensor& apply, double lr) {
   const at::NoGradGuard no_grad;
   std::exchange(read_, {}).wait();
   num_steps_.add_(apply.to(at::kLong));
+  scale_.copy_(grad_scale);
+  apply_.copy_(apply);
   const AdamWNumbers numbers{.lr = lr, .beta1 = config_.beta1, .beta2 = config_.beta2, .eps = config_.eps};
-  const std::vector<WeightBlock> blocks = grads_->own_weights();
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    adamw_update(state_, grads_->shard(), grad_scale, apply, num_steps_, runs_, numbers, {blocks[i]});
-    grads_->gather_values(i);
-  }
+  grads_->update_values([&](const WeightBlock& block) {
+    adamw_update(state_, grads_->shard(), scale_, apply_, num_steps_, runs_, numbers, {block});
+  });
 }
 
 int64_t AdamW::num_steps() const {

@@ -50,7 +50,8 @@ class AdamW {
   GradSync* grads_;
   std::vector<RateRun> runs_;
   AdamWState state_;
-  Tensor num_steps_;  // int64 scalar on the device
+  // Scalars on the device, of the newest step: updates may run beside what comes next.
+  Tensor num_steps_, scale_, apply_;  // int64, f32, bool
   SideStream::Mark read_;
 };
 

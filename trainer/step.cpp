@@ -154,7 +154,7 @@ void StepWork::share_routing(StepResult& result) const {
 
 }  // namespace
 
-StepResult run_step(Learner& t, const std::vector<Batch>& batches, double lr) {
+StepResult run_step(Learner& t, const std::vector<Batch>& batches, double lr, PassTimes* times) {
   const Groups& groups = t.model.groups();
   const Tensor weight = global_weight(t.model, batches);
   const bool experts = has_experts(t.model);
@@ -165,7 +165,7 @@ StepResult run_step(Learner& t, const std::vector<Batch>& batches, double lr) {
     if (batch.num_labels > 0 || experts) taken.push_back(&batch);
   t.grads.start();
   StepWork work(t, std::move(taken), weight, experts ? global_tokens(t.model, batches) : 0);
-  run_pipeline(t.model.pipeline(), work.num_micro_batches(), work, *groups.pp);
+  run_pipeline(t.model.pipeline(), work.num_micro_batches(), work, *groups.pp, times);
   t.grads.finish();
   Tensor loss = work.loss();
   groups.loss->all_reduce(loss, Reduce::kSum);

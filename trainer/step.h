@@ -5,6 +5,7 @@
 
 #include "configs/schema/config.h"
 #include "parallel/grad_sync.h"
+#include "parallel/pass_times.h"
 #include "trainer/input_copies.h"
 #include "trainer/model_input.h"
 #include "trainer/objective.h"
@@ -33,8 +34,8 @@ struct StepResult {
 
 /// Weight of all ranks first, then forward and backward of each micro-batch, gradient sum, clipping, update. Ranks may
 /// have different numbers of micro-batches; those of one tp, cp or pp group have the same. Does not wait for the
-/// device.
-StepResult run_step(Learner& learner, const std::vector<Batch>& batches, double lr);
+/// device. `times`: notes what passes take.
+StepResult run_step(Learner& learner, const std::vector<Batch>& batches, double lr, PassTimes* times = nullptr);
 
 at::Device device_of(const Vlm& model);
 

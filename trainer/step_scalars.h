@@ -1,11 +1,9 @@
 // The numbers of a step that people see, on their way from the device.
 #pragma once
 
-#include <c10/core/Event.h>
-
-#include <memory>
 #include <optional>
 
+#include "base/moment.h"
 #include "configs/schema/config.h"
 #include "trainer/metrics.h"
 #include "trainer/step.h"
@@ -16,20 +14,6 @@ struct StepScalars {
   double loss = 0, grad_norm = 0;
   bool applied = true;
   std::optional<StepMetrics::Experts> experts;
-};
-
-/// A moment in the course of the device's work, which the host may reach much earlier; on the CPU the two are one.
-class Moment {
- public:
-  Moment() = default;
-  static Moment now(at::Device device);
-  void wait() const;
-  /// Both have passed.
-  double seconds_since(const Moment& earlier) const;
-
- private:
-  std::shared_ptr<c10::Event> event_;  // null on the CPU
-  double host_s_ = 0;
 };
 
 /// Begins the copy to the host where it is made; read() is the only place of a step where the host waits for the

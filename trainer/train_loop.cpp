@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "dataio/file_io.h"
+#include "trainer/pipeline_times.h"
 #include "trainer/profile.h"
 #include "trainer/progress.h"
 #include "trainer/schedule.h"
@@ -110,6 +111,14 @@ std::string trace_of_next_step(const Trainer& t) {
   return t.folder.file(concat("trace_", t.learner.stage.name, "_", t.state.step + 1, stage, ".json"));
 }
 
+/// A pipeline is timed once in a process, as soon as a step is like all that follow; and where a trace is wanted.
+constexpr int64_t kTimedStep = 2;
+std::shared_ptr<PassTimes> times_of_next_step(const Trainer& t) {
+  if (groups_of(t).pp->size() == 1) return nullptr;
+  const bool wanted = t.steps_begun + 1 == kTimedStep || t.state.step + 1 == t.config.log.profile_step;
+  return wanted ? std::make_shared<PassTimes>(device_of(t.learner.model)) : nullptr;
+}
+
 void advance(Trainer& t, const StepReport& report, bool applied) {
   TrainState& s = t.state;
   s.tokens += report.work.tokens;
@@ -170,6 +179,7 @@ void settle(Trainer& t) {
                     .experts = scalars.experts,
                     .applied = scalars.applied});
   t.save_stall_s = 0;
+  if (step.passes) fit_pipeline(*step.passes, learner.model);
   if (save_follows(t.config.save, t.held_out != nullptr, t.state.step, t.state.num_steps))
     t.checkpoint.expect_save(learner.model, learner.optimizer);
   t.stop = t.stop || report.stop_requested;
@@ -184,12 +194,24 @@ void train_step(Trainer& t) {
   learner.objective.prepare(learner.model, batches);
   const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
   const std::string trace = trace_of_next_step(t);
+  const bool is_profiled = t.state.step + 1 == t.config.log.profile_step;
+  std::shared_ptr<PassTimes> passes;
+  double end_wall_s = 0;
   const LateScalars scalars = [&] {
     const StepProfile profile(trace);
-    LateScalars late(run_step(learner, batches, lr), learner.model.config().decoder);
-    if (!trace.empty()) late.read();  // a trace ends with its step
+    passes = times_of_next_step(t);  // the device stands still while profiling begins
+    LateScalars late(run_step(learner, batches, lr, passes.get()), learner.model.config().decoder);
+    if (is_profiled) late.read();  // a trace ends with its step
+    end_wall_s = wall_s();
     return late;
   }();
+  if (is_profiled && passes)
+    write_pipeline_diagram(t.folder.file(concat("pipeline_", learner.stage.name, "_", t.state.step + 1, ".json")),
+                           *passes,
+                           scalars.end(),
+                           end_wall_s,
+                           learner.model);
+  ++t.steps_begun;
   ++t.state.step;
   t.state.cursor = t.loader.cursor();
   settle(t);
@@ -197,7 +219,8 @@ void train_step(Trainer& t) {
                              .lr = lr,
                              .data_wait_s = t.loader.waited_s(),
                              .work = work_of(batches),
-                             .scalars = scalars};
+                             .scalars = scalars,
+                             .passes = t.steps_begun == kTimedStep ? passes : nullptr};
   if (!t.settles_late) settle(t);
 }
 

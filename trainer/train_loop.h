@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 
 #include "trainer/checkpoint.h"
 #include "trainer/evaluate.h"
@@ -21,6 +22,7 @@ struct StepUnderWay {
   double lr = 0, data_wait_s = 0;
   Work work;
   LateScalars scalars;
+  std::shared_ptr<PassTimes> passes = {};  // null: not timed
 };
 
 /// Everything that one stage works with. Built by run_stages, used by the loop.
@@ -42,6 +44,7 @@ struct Trainer {
   int64_t saved_step = -1;  // the step whose state is on disk, -1 if it has changed since
   double last_loss = 0;     // of the newest step of this process
   StageMeasures measures = {};
+  int64_t steps_begun = 0;  // by this process
   std::optional<StepUnderWay> under_way = {};
   Moment step_began;        // when the step before was over, or else where the one under way began
   double save_stall_s = 0;  // that saving kept the loop; reported with the step after it

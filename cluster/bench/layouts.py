@@ -1,8 +1,9 @@
 """The 8B on many layouts of the same GPUs: rate, idle beside the formula of the pipeline, memory and time beside what `trainer plan` says.
 usage: layouts.py [LAYOUT ...] [--gpus 4] [--rows R] [--model bench/8b] [--work bench] [--steps 7] [--budget 240] [--seq-len N] [--json FILE] [--set KEY=VALUE]
 Without names: all of LAYOUTS, in order, until the budget of seconds is spent; what was not begun is said. A name may end in *.
-Every layout gets the same tokens a step. Idle: share of a step in which no kernel but NCCL's runs, mean of the pipeline stages, from their traces
-(pipelines only)."""
+Every layout gets the same tokens a step. Pipelines only, from the traced step: idle, the share of it in which no kernel but NCCL's runs, mean of the
+stages; bubble, the share in which the stage that works most has no pass to work on, which formulas are about: they know no uneven stages. From five
+steps on the traced one has the lists that were made for what passes took."""
 import argparse
 import dataclasses
 import fnmatch
@@ -14,6 +15,7 @@ import time
 
 import gpu_trace
 import measured_run
+import pipeline_waits
 
 CONFIG = "cluster/bench/beside_peers.yaml"
 
@@ -93,15 +95,17 @@ def measure(layout, options):
     if times:  # waiting for others is idleness as well
         result["idle_of_stages"] = [(t["idle_ms"] + t["exposed_ms"]) / t["span_ms"] for t in times]
         result["idle"] = statistics.mean(result["idle_of_stages"])
+    if run.diagram():
+        result["bubble"] = pipeline_waits.bubble(pipeline_waits.read(run.diagram()))
     return result
 
 
 def table_line(r):
     if "error" in r:
-        return f"| {r['layout']} | failed: {r['error'].splitlines()[0][:60]} |" + " |" * 9
+        return f"| {r['layout']} | failed: {r['error'].splitlines()[0][:60]} |" + " |" * 10
     share = lambda x: "" if x is None else f"{100 * x:.1f} %"  # noqa: E731
     planned = r["step_s_planned"]
-    cells = [f"{r['tokens_per_s_per_gpu']:,.0f}", f"{r['tflops_per_gpu']:.0f}", share(r.get("idle")), share(r["formula"]), f"{r['step_s']:.3f}"]
+    cells = [f"{r['tokens_per_s_per_gpu']:,.0f}", f"{r['tflops_per_gpu']:.0f}", share(r.get("idle")), share(r.get("bubble")), share(r["formula"]), f"{r['step_s']:.3f}"]
     cells += [f"{planned:.3f}", f"{100 * (planned / r['step_s'] - 1):+.1f} %"] if planned else ["", ""]
     worst = max(range(len(r["peaks_gib"])), key=lambda i: r["peaks_gib"][i])
     cells.append(f"{r['peaks_gib'][worst]:.1f}")
@@ -150,7 +154,7 @@ def main():
         print(table_line(result), json.dumps({k: v for k, v in result.items() if k not in ("command", "error")}), flush=True)
     print(f"\n{measured_run.hardware()}; {options.gpus} GPUs; {os.path.basename(options.model)}; {options.steps} steps, median after the second; "
           "memory: libtorch's peak of the fullest rank, error of the worst rank")
-    print("| layout | tok/s per GPU | TFLOP/s | idle | formula | step s | planned | error | peak GiB | planned | error |\n" + "|---" * 11 + "|")
+    print("| layout | tok/s per GPU | TFLOP/s | idle | bubble | formula | step s | planned | error | peak GiB | planned | error |\n" + "|---" * 12 + "|")
     print("\n".join(map(table_line, results)))
     if left:
         print(f"not begun within {options.budget:.0f} s: {' '.join(left)}")

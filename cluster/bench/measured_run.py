@@ -103,6 +103,10 @@ class Run:
         """Files of the traced step, one of each pipeline stage; empty: none was asked for."""
         return sorted(glob.glob(os.path.join(self.folder, "trace_*.json")))
 
+    def diagram(self):
+        """File of the traced step of a pipeline, all its ranks; empty: there is none."""
+        return next(iter(glob.glob(os.path.join(self.folder, "pipeline_*.json"))), "")
+
     def trace(self):
         """That of the first stage."""
         return next(iter(self.traces()), "")

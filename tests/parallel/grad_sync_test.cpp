@@ -250,12 +250,8 @@ TEST(GradSync, NewWeightsComeWhenTheyAreAskedFor) {
     for (const char* name : {"a", "b", "c"})
       params.push_back({.spec = {.name = name, .shape = {64}}, .value = at::zeros({64})});
     GradSync sync(params, groups, {.overlap = true, .bucket_elements = 1});
-    std::vector<WeightBlock> own = sync.own_weights();
-    ASSERT_EQ(own.size(), 3u);
-    for (size_t i = 0; i < own.size(); ++i) {
-      own[i].weights.fill_(7);
-      sync.gather_values(i);
-    }
+    ASSERT_EQ(sync.own_weights().size(), 3u);
+    sync.update_values([](const WeightBlock& block) { Tensor(block.weights).fill_(7); });
     const auto is_whole = [&](int param) { return params[param].value.eq(7).all().item<bool>(); };
     EXPECT_FALSE(is_whole(0));
     // One rank asks for less than the other.

@@ -135,6 +135,26 @@ TEST(RunStages, StepsThatAreSettledLateTellTheSame) {
   EXPECT_EQ(bytes_of(other.out + "/model/model.safetensors"), bytes_of(config.out + "/model/model.safetensors"));
 }
 
+// The lists of the V are made anew for what passes took, which is never twice the same; what comes of a step is.
+TEST(RunStages, APipelineThatFollowsItsTimesEndsInTheSameBits) {
+  for (const bool tied : {false, true}) {
+    const TinyRun undisturbed("v_undisturbed"), stopped("v_stopped");
+    RunConfig config = undisturbed.config(), other = stopped.config();
+    for (RunConfig* each : {&config, &other}) {
+      each->model.decoder.tied = tied;
+      each->stages[1].parallel.pp = 2;
+      each->stages[1].parallel.schedule = "zb-v";
+      each->stages[1].rows_per_step = 8 * each->stages[1].rows_per_micro_batch;
+    }
+    run_on(2, config);
+    for (const int steps : {6, 7}) run_on(2, other, stop_after(steps));
+    EXPECT_EQ(run_on(2, other).end, StageEnd::kFinished);
+    EXPECT_EQ(losses_of(other), losses_of(config)) << tied;
+    EXPECT_EQ(bytes_of(other.out + "/model/model.safetensors"), bytes_of(config.out + "/model/model.safetensors"))
+        << tied;
+  }
+}
+
 TEST(RunStages, AStageMayHaveALayoutOfItsOwn) {
   const TinyRun one("layout_one"), two("layout_two");
   RunConfig config = one.config(), changing = two.config();
