@@ -244,8 +244,8 @@ void GradSync::State::send_ready(bool all) {
 }
 
 void GradSync::State::send(const GradBucket& bucket) {
-  await(
-      layout.buckets.size());  // updates read gradients; and every operation of these groups has its place in one order
+  // Updates read gradients, and every operation of these groups has its place in one order.
+  await(layout.buckets.size());
   for (const GradPlace& place : bucket.places) fill_untouched_gradient(values[place.param]);
   if (owns_all()) return;
   side.run([&] { reduce(bucket); });

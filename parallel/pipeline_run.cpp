@@ -60,21 +60,14 @@ class Runner {
     PieceWork::Output left;
   };
   using Key = std::pair<int, int>;  // piece, micro-batch
-  /// The pass that lives as long as this one is.
-  class Timed {
-   public:
-    Timed(const Runner& runner, int piece) : times_(runner.times_) {
-      if (times_) times_->begin(runner.action_, piece);
-    }
-    ~Timed() {
-      if (times_) times_->end();
-    }
-    Timed(const Timed&) = delete;
-    Timed& operator=(const Timed&) = delete;
 
-   private:
-    PassTimes* times_;
-  };
+  /// What the pass under way has to do, without the wait for what it needs.
+  template <class Work>
+  void timed(int piece, const Work& work) {
+    if (times_) times_->begin(action_, piece);
+    work();
+    if (times_) times_->end();
+  }
 
   int rank_of(int piece) const { return place_of(shape_, piece).rank; }
   /// Whether gradients of what enters this piece are wanted: something before it trains.
@@ -134,10 +127,7 @@ class Runner {
     if (piece > 0) live.entered = receive({false, piece, micro_batch});
     if (wants_gradient(piece))
       for (Tensor& tensor : live.entered) tensor = tensor.detach().requires_grad_();
-    {
-      const Timed timed(*this, piece);
-      live.left = work_.forward(piece, micro_batch, live.entered);
-    }
+    timed(piece, [&] { live.left = work_.forward(piece, micro_batch, live.entered); });
     if (piece + 1 < shape_.pieces()) {
       std::vector<Tensor> values;
       for (const Tensor& tensor : live.left.stream) values.push_back(tensor.detach());
@@ -174,10 +164,7 @@ class Runner {
       roots.push_back(live.left.loss);
       of_roots.push_back(at::ones_like(live.left.loss));
     }
-    if (!roots.empty()) {
-      const Timed timed(*this, piece);
-      torch::autograd::backward(roots, of_roots);
-    }
+    if (!roots.empty()) timed(piece, [&] { torch::autograd::backward(roots, of_roots); });
     if (!wants_gradient(piece)) return;
     std::vector<Tensor> back;
     for (const Tensor& tensor : live.entered)
@@ -193,9 +180,7 @@ class Runner {
   }
 
   void backward_weight(int piece, int micro_batch) {
-    if (!backward_reaches_[piece]) return;
-    const Timed timed(*this, piece);
-    deferred_.extract({piece, micro_batch}).mapped()();
+    if (backward_reaches_[piece]) timed(piece, deferred_.extract({piece, micro_batch}).mapped());
   }
 
   PipelineShape shape_;

@@ -26,12 +26,14 @@ ModelConfig model_with_even_heads() {
 }
 
 struct Bench {
-  explicit Bench(at::ScalarType dtype, const StageConfig& stage)
-      : stage(stage), model(model_with_even_heads(), groups, dtype, at::kCUDA) {
-    model.set_execution({.recompute = recompute_of(stage)});
+  Bench(at::ScalarType dtype, const StageConfig& stage, const ModelConfig& config = model_with_even_heads())
+      : stage(stage), model(config, groups, dtype, at::kCUDA) {
     initialise(model, 11);
     freeze(model.params(), stage);
     grads = std::make_unique<GradSync>(model.params(), groups, gradient_options(stage));
+    Execution execution{.recompute = recompute_of(stage)};
+    execution.before_use = [this](const std::vector<Tensor>& weights) { grads->await_values(weights); };
+    model.set_execution(execution);
     optimizer = std::make_unique<AdamW>(stage.optimizer, model.params(), *grads);
   }
   StepResult step(const std::vector<Batch>& batches) {
@@ -78,6 +80,41 @@ TEST(SteadyStep, NeverWaitsForTheDevice) {
         EXPECT_TRUE(late[i].read().applied);
       }
       EXPECT_LT(late.back().read().loss, late.front().read().loss);
+    }
+  }
+}
+
+/// While one lives, the same bits come of the same work.
+class Deterministic {
+ public:
+  Deterministic() { at::globalContext().setDeterministicAlgorithms(true, true); }
+  ~Deterministic() { at::globalContext().setDeterministicAlgorithms(false, false); }
+};
+
+// A vocabulary whose update takes longer than the small layers of the forward that comes beside it.
+TEST(SteadyStep, UpdatesBesideForwardsGiveTheSameBits) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  const Deterministic while_here;
+  for (const bool tied : {false, true}) {
+    for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
+      ModelConfig config = model_with_even_heads();
+      config.decoder.vocab = 1 << 19;
+      config.decoder.tied = tied;
+      std::vector<std::vector<Tensor>> weights;
+      for (const bool overlap : {true, true, false}) {
+        StageConfig stage;
+        stage.parallel.overlap = overlap;
+        Bench bench(dtype, stage, config);
+        const std::vector<Batch> of_step = batches();
+        for (int i = 0; i < 8; ++i) bench.step(of_step);
+        bench.grads->await_values();
+        std::vector<Tensor>& all = weights.emplace_back();
+        for (const Param& param : bench.model.params()) all.push_back(param.value.detach().clone());
+        all.push_back(bench.optimizer->first_moment().clone());
+      }
+      for (size_t run = 1; run < weights.size(); ++run)
+        for (size_t i = 0; i < weights[0].size(); ++i)
+          EXPECT_TRUE(at::equal(weights[run][i], weights[0][i])) << tied << " " << dtype << " run " << run << " " << i;
     }
   }
 }
