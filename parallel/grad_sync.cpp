@@ -98,10 +98,9 @@ struct GradSync::State final : GradWatcher {
   void send(const GradBucket& bucket);
   void reduce(const GradBucket& bucket);
 
-  /// Of weights that no other rank waits for.
-  bool updates_beside(const Block& block) const {
-    return side.is_apart() && layout.buckets[block.first_bucket].parts == 1;
-  }
+  /// Not where ranks share weights: their shards lie where other gradients begin (gaps included) before forwards have
+  /// waited for them.
+  bool updates_beside() const { return side.is_apart() && owns_all(); }
   void hand_out(const Block& block);
   void gather(size_t bucket);
   void await(size_t buckets);
@@ -170,7 +169,7 @@ void GradSync::State::allocate(const ParamTable& params) {
 /// Neighbours that this rank owns alone are one block, unless forwards wait for one after the other.
 void GradSync::State::find_blocks() {
   for (size_t b = 0; b < layout.buckets.size(); ++b) {
-    const bool joins = !side.is_apart() && b > 0 && layout.buckets[b].parts == 1 && layout.buckets[b - 1].parts == 1;
+    const bool joins = !updates_beside() && b > 0 && layout.buckets[b].parts == 1 && layout.buckets[b - 1].parts == 1;
     if (!joins) blocks.push_back({.first_bucket = b});
     blocks.back().end_bucket = b + 1;
   }
@@ -314,7 +313,7 @@ void GradSync::start() {
   const at::NoGradGuard no_grad;
   state_->attach();  // whoever cleared .grad in between would silently lose gradients
   if (state_->buffer.scalar_type() == state_->weights.scalar_type()) {
-    if (state_->side.is_apart()) state_->await(state_->layout.buckets.size());  // updates read it
+    if (state_->updates_beside()) state_->await(state_->layout.buckets.size());  // they read it
     state_->buffer.zero_();
   } else {
     for (const Tensor& value : state_->values)
@@ -340,6 +339,7 @@ void GradSync::expect_no_more(const std::vector<int>& params) {
 void GradSync::finish() {
   const at::NoGradGuard no_grad;
   State& s = *state_;
+  s.await(s.layout.buckets.size());  // updates read gradients, and no forward may have asked for all weights
   s.send_ready(true);
   for (const GradBucket& bucket : s.layout.buckets)  // shared ones are still here
     for (const GradPlace& place : bucket.places) fill_untouched_gradient(s.values[place.param]);
@@ -393,7 +393,7 @@ void GradSync::update_values(const std::function<void(const WeightBlock&)>& upda
   const std::vector<WeightBlock> own = own_weights();
   s.gathered = s.arrived = 0;
   for (size_t i = 0; i < own.size(); ++i) {
-    if (s.updates_beside(s.blocks[i]))
+    if (s.updates_beside())
       s.side.run([&] { update(own[i]); });
     else
       update(own[i]);

@@ -41,7 +41,7 @@ struct GradSyncOptions {
 /// With `overlap`, buckets leave in a fixed order while backwards run, each when its last gradient is there
 /// (expect_last); and all ranks' parts of the weights come while the next forward runs: whoever reads weights calls
 /// await_values() first. On GPUs both happen on a stream of their own, on which every operation of the grad groups
-/// is, and so does the update of weights that this rank owns alone; otherwise at the same places, where all wait. The
+/// is, and so does the update of a rank that shares no weight; otherwise at the same places, where all wait. The
 /// same sums in the same order either way.
 class GradSync {
  public:

@@ -429,7 +429,7 @@ struct LogConfig {
     v("verbosity", self.verbosity, "1: a line a step from every rank; 2: a line a collective", between(0, 2));
     v("profile_step",
       self.profile_step,
-      "step of each stage whose trace is written to the run folder; 0: none",
+      "step of each stage whose trace, and of a pipeline a diagram of all ranks, is written to the run folder; 0: none",
       at_least(0));
     v("stall_timeout_s", self.stall_timeout_s, "longest wait for another rank, seconds", at_least(1));
   }
