@@ -1,5 +1,6 @@
 // Steady steps on a GPU, packed rows with pictures: the host asks nothing of the device, and what it asks for late is
 // what it would have been told at once.
+#include <ATen/cuda/Sleep.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <gtest/gtest.h>
 
@@ -91,7 +92,47 @@ class Deterministic {
   ~Deterministic() { at::globalContext().setDeterministicAlgorithms(false, false); }
 };
 
-// A vocabulary whose update takes longer than the small layers of the forward that comes beside it.
+// Updates that take far longer than it takes to read what they change: whoever does not ask for it reads the old
+// values.
+TEST(SteadyStep, WeightsThatAreUpdatedBesideAreNewWhereTheyAreAskedFor) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  ParamTable params;
+  for (const char* name : {"first", "second"})
+    params.push_back({.spec = {.name = name, .shape = {1000}},
+                      .value = at::zeros({1000}, at::device(at::kCUDA).dtype(at::kBFloat16))});
+  GradSync sync(params, make_single_groups(), {.overlap = true, .bucket_elements = 1});
+  const auto update_to = [&](int value) {
+    sync.update_values([value](const WeightBlock& block) {
+      constexpr int64_t kCycles = 200'000'000;  // a tenth of a second
+      at::cuda::sleep(kCycles);
+      Tensor(block.weights).fill_(value);
+    });
+  };
+  const auto is_all = [&](int param, int value) { return params[param].value.detach().eq(value).all(); };
+  // Kernels are loaded when they are first used, which may wait for others.
+  at::cuda::sleep(1);
+  sync.update_values([](const WeightBlock& block) { Tensor(block.weights).fill_(0); });
+  sync.await_values();
+  ASSERT_TRUE(is_all(0, 0).item<bool>());
+  update_to(7);
+  const Tensor not_yet = is_all(0, 0);
+  sync.await_values(std::vector<Tensor>{params[0].value});
+  const Tensor first = is_all(0, 7), second_not_yet = is_all(1, 0);
+  sync.await_values();
+  const Tensor second = is_all(1, 7);
+  // A step in which no forward asks: gradients that updates still read are not written before.
+  update_to(8);
+  sync.start();
+  sync.finish();
+  const Tensor after_finish = is_all(0, 8).logical_and(is_all(1, 8));
+  EXPECT_TRUE(not_yet.item<bool>());
+  EXPECT_TRUE(first.item<bool>());
+  EXPECT_TRUE(second_not_yet.item<bool>());
+  EXPECT_TRUE(second.item<bool>());
+  EXPECT_TRUE(after_finish.item<bool>());
+}
+
+// With a vocabulary whose update is the larger part of a step.
 TEST(SteadyStep, UpdatesBesideForwardsGiveTheSameBits) {
   if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
   const Deterministic while_here;
