@@ -395,7 +395,7 @@ class RuleTrial {
 const Course& zero_bubble_v(const PipelineShape& shape, int micro_batches) {
   static std::mutex mutex;  // ranks may be threads
   using Views = std::vector<std::vector<Ticks>>;
-  static std::map<std::tuple<int, int, int, Views>, Course> known;
+  static std::map<std::tuple<int, int, int, bool, Views>, Course> known;
   const bool is_measured = !shape.measured.empty();
   const Lists* limit = nullptr;
   if (is_measured) {
@@ -409,7 +409,7 @@ const Course& zero_bubble_v(const PipelineShape& shape, int micro_batches) {
   if (!shape.costs.empty()) views.push_back(ticks_of(shape.costs));
   views.emplace_back(shape.pieces(), kTypical);
   const std::lock_guard lock(mutex);
-  const auto [entry, is_new] = known.try_emplace({shape.ranks, shape.room, micro_batches, views});
+  const auto [entry, is_new] = known.try_emplace({shape.ranks, shape.room, micro_batches, is_measured, views});
   if (is_new) entry->second = RuleTrial(shape, micro_batches, views, limit).run();
   return entry->second;
 }
