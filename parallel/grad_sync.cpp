@@ -243,10 +243,9 @@ void GradSync::State::send_ready(bool all) {
 }
 
 void GradSync::State::send(const GradBucket& bucket) {
-  // Updates read gradients, and every operation of these groups has its place in one order.
-  await(layout.buckets.size());
   for (const GradPlace& place : bucket.places) fill_untouched_gradient(values[place.param]);
   if (owns_all()) return;
+  await(layout.buckets.size());  // every operation of these groups has its place in one order
   side.run([&] { reduce(bucket); });
 }
 

@@ -323,6 +323,7 @@ class RuleTrial {
   /// which none may hold more, the first to beat; null: none.
   RuleTrial(const PipelineShape& shape, int micro_batches, std::vector<std::vector<Ticks>> views, const Lists* limit)
       : shape_(shape), m_(micro_batches), views_(std::move(views)), limit_(limit) {
+    if (limit_) most_ = peaks(*limit_);
     for (const Ticks& piece : views_.front()) {
       pieces_.push_back({double(piece.forward), double(piece.input), double(piece.weight)});
       work_ += pieces_.back().all() * m_ / shape.ranks;
@@ -363,16 +364,25 @@ class RuleTrial {
     if (!actions.empty() && !holds_too_much(actions)) keep_better(actions);
   }
 
-  bool holds_too_much(const Lists& actions) const {
-    if (!limit_) return false;
+  /// What each rank holds at most, where chunks weigh what their forwards were planned to take.
+  std::vector<double> peaks(const Lists& actions) const {
+    std::vector<double> out;
     for (int rank = 0; rank < shape_.ranks; ++rank) {
       std::vector<double> sizes;
       for (int chunk = 0; chunk < shape_.chunks; ++chunk) {
         const int piece = piece_of(shape_, {rank, chunk});
         sizes.push_back(shape_.costs.empty() ? 1 : shape_.costs[piece].forward);
       }
-      if (peak_live(actions[rank], sizes) > peak_live((*limit_)[rank], sizes) * (1 + 1e-9)) return true;
+      out.push_back(peak_live(actions[rank], sizes));
     }
+    return out;
+  }
+
+  bool holds_too_much(const Lists& actions) const {
+    if (!limit_) return false;
+    const std::vector<double> held = peaks(actions);
+    for (int rank = 0; rank < shape_.ranks; ++rank)
+      if (held[rank] > most_[rank] * (1 + 1e-9)) return true;
     return false;
   }
 
@@ -386,6 +396,7 @@ class RuleTrial {
   const int m_;
   std::vector<std::vector<Ticks>> views_;
   const Lists* limit_;
+  std::vector<double> most_;  // that it holds, by rank
   std::vector<PassCosts> pieces_;
   double work_ = 0;
   Course best_;

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
 
@@ -40,7 +39,7 @@ void put_bytes(std::string& out, int field, std::string_view bytes) {
 std::string event_of(int64_t step) {
   std::string event;
   put_varint(event, 1 << 3 | 1);  // wall_time
-  put_raw(event, std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count());
+  put_raw(event, wall_s());
   put_varint(event, 2 << 3 | 0);  // step
   put_varint(event, static_cast<uint64_t>(step));
   return event;
@@ -62,8 +61,7 @@ std::string record_of(std::string_view event) {
 
 /// Seconds in a file's name, by which TensorBoard orders files; beyond those of every earlier file.
 int64_t name_seconds(const std::string& folder) {
-  int64_t seconds =
-      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  auto seconds = static_cast<int64_t>(wall_s());
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();

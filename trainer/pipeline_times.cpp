@@ -1,7 +1,6 @@
 #include "trainer/pipeline_times.h"
 
 #include <algorithm>
-#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
@@ -53,31 +52,28 @@ const char* text_of(Action::Kind kind) {
   return "";
 }
 
+/// The step and its passes.
 nlohmann::json events_of(const PassTimes& times, const Moment& end, double end_wall_s, int rank) {
-  const double step_s = end.seconds_since(times.start());
-  nlohmann::json events = {{{"ph", "X"},
-                            {"name", "step"},
-                            {"pid", 0},
-                            {"tid", rank},
-                            {"ts", (end_wall_s - step_s) * 1e6},
-                            {"dur", step_s * 1e6}}};
-  for (const PassTimes::Span& span : times.spans(end))
-    events.push_back({{"ph", "X"},
-                      {"name", concat(text_of(span.action.kind), " ", span.action.micro_batch)},
-                      {"cat", text_of(span.action.kind)},
-                      {"pid", 0},
-                      {"tid", rank},
-                      {"ts", (end_wall_s + span.begin_s) * 1e6},
-                      {"dur", (span.end_s - span.begin_s) * 1e6},
-                      {"args", {{"piece", span.piece}, {"micro_batch", span.action.micro_batch}}}});
+  const auto event = [&](const std::string& name, double begin_s, double end_s) {
+    return nlohmann::json{{"ph", "X"},
+                          {"name", name},
+                          {"pid", 0},
+                          {"tid", rank},
+                          {"ts", (end_wall_s + begin_s) * 1e6},
+                          {"dur", (end_s - begin_s) * 1e6}};
+  };
+  auto events = nlohmann::json::array({event("step", times.start().seconds_since(end), 0)});
+  for (const PassTimes::Span& span : times.spans(end)) {
+    const char* kind = text_of(span.action.kind);
+    nlohmann::json pass = event(concat(kind, " ", span.action.micro_batch), span.begin_s, span.end_s);
+    pass["cat"] = kind;
+    pass["args"] = {{"piece", span.piece}, {"micro_batch", span.action.micro_batch}};
+    events.push_back(std::move(pass));
+  }
   return events;
 }
 
 }  // namespace
-
-double wall_s() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
 
 void fit_pipeline(const PassTimes& times, Vlm& model) {
   const std::vector<PassCosts> costs = shared_costs(times, model);
@@ -88,13 +84,11 @@ void fit_pipeline(const PassTimes& times, Vlm& model) {
   std::vector<std::string> work;
   for (const double seconds : work_of_ranks(before, costs)) work.push_back(printed("%.1f", 1e3 * seconds));
   std::string text = concat("pipeline: ranks work ", work, " ms for a micro-batch; by that they wait ");
-  text += percent(waiting(before, micro_batches, costs));
+  text += percent(waiting(before, micro_batches, costs)) + " of the time";
   const bool shares_a_table = model.config().decoder.tied && model.last_rank() == 0;
   if (before.schedule == Schedule::kZeroBubbleV && !shares_a_table) {
     model.set_measured_costs(costs);
-    text += " of the time, " + percent(waiting(model.pipeline(), micro_batches, costs)) + " with lists made for it";
-  } else {
-    text += " of the time";
+    text += ", " + percent(waiting(model.pipeline(), micro_batches, costs)) + " with lists made for it";
   }
   HANOK_LOG_RANK0(INFO) << text << " (" << name(before.schedule) << ", " << micro_batches << " micro-batches)";
 }

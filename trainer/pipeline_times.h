@@ -19,6 +19,5 @@ void fit_pipeline(const PassTimes& times, Vlm& model);
 /// be written is a WARNING. Collective over groups.control.
 void write_pipeline_diagram(
     const std::string& path, const PassTimes& times, const Moment& end, double end_wall_s, const Vlm& model);
-double wall_s();
 
 }  // namespace hanok

@@ -102,11 +102,15 @@ void save(Trainer& t, bool is_best) {
   t.report.refresh(t.metrics.history());
 }
 
+bool profiles_next_step(const Trainer& t) {
+  return t.state.step + 1 == t.config.log.profile_step;
+}
+
 /// Where the trace of the coming step goes; empty: none is wanted of it. One rank of each pipeline stage writes one.
 std::string trace_of_next_step(const Trainer& t) {
   const Groups& groups = groups_of(t);
   const bool speaks = groups.at.dp == 0 && groups.at.cp == 0 && groups.at.tp == 0;
-  if (!speaks || t.state.step + 1 != t.config.log.profile_step) return "";
+  if (!speaks || !profiles_next_step(t)) return "";
   const std::string stage = groups.pp->size() > 1 ? concat("_pp", groups.at.pp) : "";
   return t.folder.file(concat("trace_", t.learner.stage.name, "_", t.state.step + 1, stage, ".json"));
 }
@@ -115,7 +119,7 @@ std::string trace_of_next_step(const Trainer& t) {
 constexpr int64_t kTimedStep = 2;
 std::shared_ptr<PassTimes> times_of_next_step(const Trainer& t) {
   if (groups_of(t).pp->size() == 1) return nullptr;
-  const bool wanted = t.steps_begun + 1 == kTimedStep || t.state.step + 1 == t.config.log.profile_step;
+  const bool wanted = t.steps_begun + 1 == kTimedStep || profiles_next_step(t);
   return wanted ? std::make_shared<PassTimes>(device_of(t.learner.model)) : nullptr;
 }
 
@@ -194,7 +198,7 @@ void train_step(Trainer& t) {
   learner.objective.prepare(learner.model, batches);
   const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
   const std::string trace = trace_of_next_step(t);
-  const bool is_profiled = t.state.step + 1 == t.config.log.profile_step;
+  const bool is_profiled = profiles_next_step(t);
   std::shared_ptr<PassTimes> passes;
   double end_wall_s = 0;
   const LateScalars scalars = [&] {

@@ -1,6 +1,6 @@
 """What the ranks of a pipeline wait for, from the diagram of a step (log.profile_step). usage: pipeline_waits.py RUN/pipeline_STAGE_STEP.json ...
-work: all passes. Waits: before the first pass, between passes, and from the last one to the end of the step, where the update is as well; then
-the medians of the passes of each piece, the gaps between kernels inside of them included."""
+work: all passes. Waits: before the first pass, between passes, and from the last one to the end of the step; updates are among them. Then the
+medians of the passes of each piece, the gaps between kernels inside of them included."""
 import collections
 import json
 import statistics
@@ -46,9 +46,8 @@ def main():
             for event in passes:
                 seconds[event["args"]["piece"], rank][event["cat"]].append(event["dur"] / 1e3)
         for (piece, rank), kinds in sorted(seconds.items()):
-            both = kinds.get("input gradients") or kinds.get("backward") or [0]
-            cells = [statistics.median(kinds.get(kind) or [0]) for kind in ("forward", None, "weight gradients")]
-            cells[1] = statistics.median(both)
+            inputs = kinds.get("input gradients") or kinds.get("backward")  # the latter: both gradients in one
+            cells = [statistics.median(times or [0]) for times in (kinds.get("forward"), inputs, kinds.get("weight gradients"))]
             print(f"| {piece} | {rank} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
 
 
