@@ -2,13 +2,13 @@
 
 #include <c10/core/impl/VirtualGuardImpl.h>
 
-#include <chrono>
+#include "base/clock.h"
 
 namespace hanok {
 
 Moment Moment::now(at::Device device) {
   Moment out;
-  out.host_s_ = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  out.host_s_ = now_s();
   if (device.is_cpu()) return out;
   out.event_ = std::make_shared<c10::Event>(device.type(), c10::EventFlag::BACKEND_DEFAULT);  // the one that has a time
   out.event_->record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));

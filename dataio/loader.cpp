@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cassert>
-#include <chrono>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "dataio/ordered_workers.h"
@@ -12,7 +12,6 @@
 namespace hanok {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using ChangeSample = std::function<Sample(const SampleRef&, Sample)>;
 
 /// Runs in a reader thread.
@@ -160,14 +159,14 @@ Loader::Loader(Datasets datasets, std::shared_ptr<const Sampler> sampler, Option
 Loader::~Loader() = default;
 
 std::vector<Batch> Loader::next_step() {
-  const Clock::time_point begin = Clock::now();
+  const double begin = now_s();
   std::vector<Batch> batches;
   while (static_cast<int64_t>(batches.size()) < state_->num_micro_batches) {
     std::optional<State::Ready> ready = state_->workers->take();
     batches.push_back(std::move(ready->batch));
     state_->returned = ready->after;
   }
-  state_->waited_s += std::chrono::duration<double>(Clock::now() - begin).count();
+  state_->waited_s += now_s() - begin;
   return batches;
 }
 

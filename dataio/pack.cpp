@@ -1,12 +1,12 @@
 #include "dataio/pack.h"
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "dataio/dataset.h"
@@ -23,17 +23,12 @@ namespace hanok {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 using ReportProgress = std::function<void(const PackProgress&)>;
 
 // A block is written when it holds this much, or after this long: what an interruption can cost.
 constexpr int64_t kBlockRecords = 2048, kBlockBytes = 64 << 20;
 constexpr double kBlockSeconds = 20;
 constexpr int64_t kRecordsAheadPerThread = 4;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 std::string bad_list_of(const std::string& file) {
   return fs::path(file).replace_extension(".bad.jsonl").string();
@@ -161,11 +156,11 @@ void pack_rest(const PackPlan& plan,
       [&](Record& record) { return encoded(record, options, row_or_line); });
 
   PackBlock block;
-  Clock::time_point block_begin = Clock::now();
+  double block_begin = now_s();
   const auto flush = [&] {
     if (block.num_records > 0) parts.add(block);
     block = {};
-    block_begin = Clock::now();
+    block_begin = now_s();
   };
   while (std::optional<Outcome> outcome = workers.take()) {
     if (outcome->sample) {
@@ -180,7 +175,7 @@ void pack_rest(const PackPlan& plan,
       ledger.check(write_bad_list(plan.file, parts.bad_lines() + block.bad_lines), num_done);
     }
     if (block.num_records >= kBlockRecords || block.num_bytes() >= kBlockBytes ||
-        seconds_since(block_begin) >= kBlockSeconds) {
+        now_s() - block_begin >= kBlockSeconds) {
       flush();
     }
   }
@@ -315,7 +310,7 @@ PackReport pack_dataset(const std::string& name,
                         const DataConfig& data,
                         const SampleEncoder& encoder,
                         const ReportProgress& progress_or_none) {
-  const Clock::time_point start = Clock::now();
+  const double start = now_s();
   const ReportProgress progress = progress_or_none ? progress_or_none : [](const PackProgress&) {};
   PackReport report;
   if (dataset_kind(name, dataset) == DatasetKind::kPacked) {
@@ -335,7 +330,7 @@ PackReport pack_dataset(const std::string& name,
       }
     }
   }
-  report.seconds = seconds_since(start);
+  report.seconds = now_s() - start;
   return report;
 }
 

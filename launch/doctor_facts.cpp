@@ -9,12 +9,12 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "launch/bootstrap.h"
 #include "launch/device.h"
@@ -80,8 +80,8 @@ std::string limit_text(int resource, double unit, const char* name) {
 }
 
 struct Stopwatch {
-  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
+  double start = now_s();
+  double seconds() const { return now_s() - start; }
 };
 
 /// A file that is gone when this object is.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "model/pieces.h"
+
 namespace hanok {
 namespace {
 
@@ -14,13 +16,6 @@ Part part_of(const std::string& name) {
   if (name.starts_with("decoder.embed.")) return Part::kEmbedding;
   if (name.starts_with("decoder.head.")) return Part::kHead;
   return Part::kDecoder;
-}
-
-/// Index of the block that a weight belongs to; -1: of none.
-int64_t layer_of(const std::string& name) {
-  const size_t at = name.find(".layers.");
-  if (at == std::string::npos) return -1;
-  return std::stoll(name.substr(at + 8));
 }
 
 /// Tables are looked up, not multiplied with; norms and biases are not matrices.
@@ -141,7 +136,7 @@ std::vector<Product> products_of(const ModelConfig& config,
   for (const Param* param : ordered) {
     const ParamSpec& spec = param->spec;
     const Part part = part_of(spec.name);
-    const int64_t layer = layer_of(spec.name);
+    const int64_t layer = layer_of(spec.name).value_or(-1);
     if (part == Part::kEmbedding) embedding = param;
     if (part == Part::kHead && is_matmul(spec, part)) {
       head(*param);

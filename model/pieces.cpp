@@ -21,14 +21,20 @@ std::vector<int64_t> sublayers_of(const std::vector<double>& layers) {
 
 }  // namespace
 
+std::optional<int64_t> layer_of(std::string_view name) {
+  constexpr std::string_view kLayers = ".layers.";
+  const size_t at = name.find(kLayers);
+  if (at == std::string_view::npos) return std::nullopt;
+  name.remove_prefix(at + kLayers.size());
+  return std::stoll(std::string(name.substr(0, name.find('.'))));
+}
+
 std::optional<int64_t> sublayer_of(std::string_view name) {
-  constexpr std::string_view kLayers = "decoder.layers.";
-  if (!name.starts_with(kLayers)) return std::nullopt;
-  name.remove_prefix(kLayers.size());
-  const size_t dot = name.find('.');
-  const int64_t layer = std::stoll(std::string(name.substr(0, dot)));
-  const bool is_attention = dot != std::string_view::npos && name.substr(dot + 1).starts_with("attn");
-  return is_attention ? Sublayer::attention(layer) : Sublayer::mlp(layer);
+  if (!name.starts_with("decoder.")) return std::nullopt;
+  const std::optional<int64_t> layer = layer_of(name);
+  if (!layer) return std::nullopt;
+  const bool is_attention = name.starts_with(concat("decoder.layers.", *layer, ".attn"));
+  return is_attention ? Sublayer::attention(*layer) : Sublayer::mlp(*layer);
 }
 
 int64_t most_pieces(const ModelConfig& config) {

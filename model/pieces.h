@@ -18,6 +18,9 @@ struct Sublayer {
   static int64_t count(int64_t layers) { return 2 * layers; }
 };
 
+/// Index of the layer, of tower or decoder, that a weight or module of this name lies in
+/// ("tower.layers.3.mlp.up.weight"); none: in no layer.
+std::optional<int64_t> layer_of(std::string_view name);
 /// The sublayer that a weight or module of this name lies in ("decoder.layers.3.attn.qkv.weight"); none: before or
 /// behind all of them.
 std::optional<int64_t> sublayer_of(std::string_view name);

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "configs/schema/read.h"
 #include "trainer/agree.h"
@@ -108,7 +109,8 @@ void Checkpointer::State::require_memory_for_shards() {
     if (is_root())
       require_memory_for_files(std::filesystem::path(in_flight->directory).parent_path().string(),
                                bytes_of(in_flight->tensors),
-                               host_memory().available_bytes);
+                               host_memory().available_bytes,
+                               snapshot->has_memory());
   });
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include "base/clock.h"
 #include "dataio/file_io.h"
 #include "model/loss/cross_entropy.h"
 #include "parallel/pipeline_run.h"

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/host_name.h"
 #include "trainer/append_file.h"

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/cuda/pin.h"
 #include "base/log.h"
 #include "trainer/host_memory.h"

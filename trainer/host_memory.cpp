@@ -87,14 +87,14 @@ int helping_threads() {
   return std::clamp(std::min(allowed, at::get_num_threads()), 1, kMost);
 }
 
-void require_memory_for_files(const std::string& folder, double bytes, double available_bytes) {
+void require_memory_for_files(const std::string& folder, double bytes, double available_bytes, bool is_copied) {
   struct statfs system {};
   if (::statfs(folder.c_str(), &system) != 0 || (system.f_type != TMPFS_MAGIC && system.f_type != RAMFS_MAGIC)) return;
   constexpr double kGB = 1e9;
   HANOK_REQUIRE(bytes <= available_bytes, kIo)
       << "folder in memory: got " << printed("%.2f GB", available_bytes / kGB) << " of memory available, expected "
-      << printed("%.2f GB", bytes / kGB) << " for the files; " << folder
-      << "; take a folder on a disk, or save.background=false, which needs no copy in memory";
+      << printed("%.2f GB", bytes / kGB) << " for the files; " << folder << "; take a folder on a disk"
+      << (is_copied ? ", or save.background=false, which needs no copy in memory" : "");
 }
 
 }  // namespace hanok

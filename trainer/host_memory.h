@@ -18,7 +18,8 @@ HostMemory host_memory(const std::string& root = "");
 int helping_threads();
 
 /// Files of `bytes` in `folder` (which exists) must not take memory that this host has not: where the folder lies in
-/// memory (tmpfs, ramfs), the kernel would end the job instead of refusing the files. errors: kIo
-void require_memory_for_files(const std::string& folder, double bytes, double available_bytes);
+/// memory (tmpfs, ramfs), the kernel would end the job instead of refusing the files. `is_copied`: a copy in memory is
+/// part of what is taken already, which a save without `save.background` would not need. errors: kIo
+void require_memory_for_files(const std::string& folder, double bytes, double available_bytes, bool is_copied);
 
 }  // namespace hanok

@@ -6,13 +6,13 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
 
+#include "base/clock.h"
 #include "base/log.h"
 
 namespace hanok {
@@ -159,14 +159,6 @@ int terminal_columns() {
   }
   if (columns <= 0) columns = columns_of(STDOUT_FILENO);
   return columns > 0 ? columns : 120;
-}
-
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double wall_s() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 std::string duration_text(double seconds) {

@@ -47,8 +47,6 @@ struct BarText {
 };
 std::string bar_line(const BarText& text, int columns);
 
-double now_s();   // monotonic
-double wall_s();  // since 1970
 /// "0:07", "12:34", "3:04:05", "2d 03:04".
 std::string duration_text(double seconds);
 /// "950", "12.3k", "4.56M", "7.89G": three digits.

@@ -4,6 +4,7 @@
 #include <exception>
 #include <filesystem>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "dataio/file_io.h"
 #include "trainer/progress.h"

@@ -8,10 +8,10 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
-#include <ctime>
 #include <filesystem>
 #include <system_error>
 
+#include "base/clock.h"
 #include "base/host_name.h"
 #include "base/log.h"
 #include "dataio/tensor_store.h"
@@ -35,15 +35,6 @@ int64_t step_of(const std::string& name) {
   if (!name.starts_with(prefix)) return -1;
   const auto parsed = std::from_chars(name.data() + prefix.size(), end, step);
   return parsed.ptr == end && parsed.ec == std::errc() && step >= 0 ? step : -1;
-}
-
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  ::gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
 }
 
 std::string owner_text(const std::string& job) {

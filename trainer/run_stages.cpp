@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "configs/schema/check.h"
 #include "configs/schema/read.h"

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "dataio/file_io.h"
 #include "trainer/pipeline_times.h"

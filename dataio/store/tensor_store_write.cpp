@@ -3,13 +3,13 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <ctime>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <system_error>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "dataio/safetensors.h"
 #include "dataio/store/store_format.h"
@@ -23,15 +23,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
-
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  ::gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
-}
 
 Json runs_json(const std::vector<StridedRun>& runs) {
   Json list = Json::array();

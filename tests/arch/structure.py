@@ -17,7 +17,7 @@ FLOORS = {
 }
 # Headers that other folders may include. Everything else is a room.
 DOORS = {
-    "base": {"error.h", "log.h", "host_name.h", "moment.h", "dims.h", "tensor.h", "upload.h", "cuda/launch.h", "cuda/call.h", "cuda/pin.h", "cuda/device.cuh"},
+    "base": {"clock.h", "error.h", "log.h", "host_name.h", "moment.h", "dims.h", "tensor.h", "upload.h", "cuda/launch.h", "cuda/call.h", "cuda/pin.h", "cuda/device.cuh"},
     "configs": {"schema/config.h", "schema/read.h", "schema/check.h", "schema/gpu.h"},
     "parallel": {"mesh.h", "comm.h", "groups.h", "collectives.h", "plan.h", "redistribute.h", "param.h", "init.h", "grad_buffer.h", "kept.h", "grad_sync.h", "side_stream.h", "pipeline_schedule.h", "pipeline_run.h", "pass_times.h"},
     "dataio": {"tokenizer.h", "chat.h", "image.h", "vision_prep.h", "safetensors.h", "tensor_store.h", "sample.h", "batch.h",

@@ -2,10 +2,10 @@
 // halved where causal. Prints a table; nothing is asserted. usage: attention_bench [rows]
 #include <c10/cuda/CUDAFunctions.h>
 
-#include <chrono>
 #include <cstdio>
 #include <random>
 
+#include "base/clock.h"
 #include "model/kernels/attention.h"
 
 namespace {
@@ -13,19 +13,15 @@ namespace {
 using hanok::AttentionKernel;
 using hanok::Tensor;
 
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 template <class F>
 double median_s(const F& f) {
   std::vector<double> times;
   for (int i = 0; i < 9; ++i) {
     c10::cuda::device_synchronize();
-    const double began = now_s();
+    const double began = hanok::now_s();
     f();
     c10::cuda::device_synchronize();
-    if (i >= 2) times.push_back(now_s() - began);
+    if (i >= 2) times.push_back(hanok::now_s() - began);
   }
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];

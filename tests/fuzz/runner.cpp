@@ -10,7 +10,6 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
-#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -18,6 +17,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "tests/fuzz/memory.h"
 
@@ -43,12 +43,6 @@ double cpu_seconds() {
   ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
-double wall_seconds() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
 // What the handlers of fatal signals need, without allocating.
 const std::string* current_input = nullptr;
 char crash_path[512] = "";
@@ -142,7 +136,7 @@ class Run {
   }
 
   int all() {
-    const double start = wall_seconds();
+    const double start = now_s();
     std::vector<std::string> first = target_.seeds();
     const auto add_files = [&](const fs::path& folder) {
       for (std::string& input : files_of(folder)) first.push_back(std::move(input));
@@ -157,7 +151,7 @@ class Run {
       keep(std::move(input));
     }
     while (num_executions_ < options_.runs && num_findings_ < kMaxFindings) {
-      if (options_.seconds > 0 && wall_seconds() - start > options_.seconds) break;
+      if (options_.seconds > 0 && now_s() - start > options_.seconds) break;
       // What is accepted gets further than what is refused, and is rarer.
       const bool from_accepted = !accepted_.empty() && random_.one_in(2);
       std::string input = corpus_[from_accepted ? random_.pick(accepted_) : random_.below(corpus_.size())];
@@ -170,7 +164,7 @@ class Run {
         keep(std::move(input));
       }
     }
-    const double seconds = wall_seconds() - start;
+    const double seconds = now_s() - start;
     const auto branches = std::count_if(seen_.begin(), seen_.end(), [](uint8_t bits) { return bits != 0; });
     std::printf(
         "%-14s seed %llu: %lld executions (%lld accepted, %lld refused) in %.0f s, corpus %zu, branches %lld; "

@@ -190,10 +190,14 @@ TEST(HostMemory, IsTheLeastOfTheMachineAndItsControlGroups) {
 
 TEST(HostMemory, FilesInMemoryMustFitThere) {
   const std::string shared = "/dev/shm";  // a tmpfs wherever Linux is set up as usual
-  require_memory_for_files(shared, 1000, 1000);
-  EXPECT_ERROR(
-      error_of([&] { require_memory_for_files(shared, 1001, 1000); }), ErrorKind::kIo, "save.background=false");
-  require_memory_for_files("/proc", 1001, 1000);  // no memory holds its files
+  require_memory_for_files(shared, 1000, 1000, true);
+  const auto refused = [&](bool is_copied) {
+    return error_of([&] { require_memory_for_files(shared, 1001, 1000, is_copied); });
+  };
+  EXPECT_ERROR(refused(true), ErrorKind::kIo, "save.background=false");
+  EXPECT_ERROR(refused(false), ErrorKind::kIo, "a folder on a disk");
+  EXPECT_EQ(std::string(refused(false).what()).find("save.background"), std::string::npos) << "it is set already";
+  require_memory_for_files("/proc", 1001, 1000, false);  // no memory holds its files
 }
 
 TEST(HostMemory, OfThisHostIsThere) {

@@ -101,9 +101,9 @@ TEST(SteadyStep, WeightsThatAreUpdatedBesideAreNewWhereTheyAreAskedFor) {
     params.push_back({.spec = {.name = name, .shape = {1000}},
                       .value = at::zeros({1000}, at::device(at::kCUDA).dtype(at::kBFloat16))});
   GradSync sync(params, make_single_groups(), {.overlap = true, .bucket_elements = 1});
+  constexpr int64_t kCycles = 200'000'000;  // a tenth of a second
   const auto update_to = [&](int value) {
     sync.update_values([value](const WeightBlock& block) {
-      constexpr int64_t kCycles = 200'000'000;  // a tenth of a second
       at::cuda::sleep(kCycles);
       Tensor(block.weights).fill_(value);
     });
@@ -120,8 +120,13 @@ TEST(SteadyStep, WeightsThatAreUpdatedBesideAreNewWhereTheyAreAskedFor) {
   const Tensor first = is_all(0, 7), second_not_yet = is_all(1, 0);
   sync.await_values();
   const Tensor second = is_all(1, 7);
-  // A step in which no forward asks: gradients that updates still read are not written before.
-  update_to(8);
+  // A step in which no forward asks and no backward reaches a weight: gradients become zero, but not while updates
+  // read them.
+  sync.shard().fill_(8);
+  sync.update_values([&](const WeightBlock& block) {
+    at::cuda::sleep(kCycles);
+    Tensor(block.weights).copy_(sync.shard().narrow(0, block.shard_begin, block.weights.numel()));
+  });
   sync.start();
   sync.finish();
   const Tensor after_finish = is_all(0, 8).logical_and(is_all(1, 8));
