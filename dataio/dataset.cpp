@@ -1,6 +1,7 @@
 #include "dataio/dataset.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -40,7 +41,8 @@ Dataset::Dataset(const std::string& path) : state_(new State{.file = H5File::ope
   state_->content_key = got;
   state_->image_token = file.int_attribute("image_token");
   state_->video_token = file.int_attribute("video_token");
-  constexpr int64_t kStretch = 1 << 16;
+  constexpr int64_t kStretch = 1 << 16, kMaxTokens = std::numeric_limits<int32_t>::max();
+  const int64_t num_tokens = file.num_rows("tokens");
   const int64_t num_samples = file.num_rows("samples/ends");
   std::vector<int64_t> ends;
   std::vector<int32_t> facts;
@@ -53,8 +55,14 @@ Dataset::Dataset(const std::string& path) : state_(new State{.file = H5File::ope
     file.read<int32_t>("samples/facts", begin, facts);
     for (size_t i = 0; i < count; ++i) {
       const int64_t before = std::exchange(end, ends[i * format::kNumSampleEnds + format::kTokensEnd]);
+      const int32_t num_labels = facts[i * format::kNumSampleFacts + format::kNumLabelTokens];
+      const bool rises = before <= end && end <= num_tokens;
+      HANOK_REQUIRE(rises && num_labels >= 0 && num_labels <= end - before && end - before <= kMaxTokens, kData)
+          << "packed file: got tokens [" << before << ", " << end << ") with " << num_labels << " labels of sample "
+          << begin + static_cast<int64_t>(i) << ", expected a stretch of the " << num_tokens << " in the file; " << path
+          << "; delete it and pack the data again";
       state_->num_tokens.push_back(static_cast<int32_t>(end - before));
-      state_->num_label_tokens.push_back(facts[i * format::kNumSampleFacts + format::kNumLabelTokens]);
+      state_->num_label_tokens.push_back(num_labels);
     }
   }
 }

@@ -42,12 +42,15 @@ struct Descriptor {
 }  // namespace
 
 std::string read_file(const std::string& path) {
-  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a pipe would wait for its writer
   HANOK_REQUIRE(fd.number >= 0, kIo) << "open: got '" << message_of(errno) << "', expected a readable file; " << path
                                      << "; check the path and its rights";
   std::string bytes;
   struct stat status {};
-  if (::fstat(fd.number, &status) == 0 && status.st_size > 0) bytes.reserve(static_cast<size_t>(status.st_size));
+  const bool is_known = ::fstat(fd.number, &status) == 0;
+  HANOK_REQUIRE(!is_known || S_ISREG(status.st_mode) || S_ISDIR(status.st_mode), kIo)
+      << "open: got something that is not a file, expected a readable file; " << path << "; put a file in its place";
+  if (is_known && status.st_size > 0) bytes.reserve(static_cast<size_t>(status.st_size));
   char buffer[1 << 16];
   while (true) {
     const ssize_t count = ::read(fd.number, buffer, sizeof buffer);
@@ -147,11 +150,13 @@ void rename_over(const std::string& from, const std::string& to) {
       require_success(error, "remove", from);
       return;
     }
-    const std::string replaced = to + ".replaced.tmp";
+    const std::string replaced = from + ".replaced.tmp";  // beside what is ours, never beside what is the user's
     fs::remove_all(replaced, error);
     fs::rename(to, replaced, error);
     require_success(error, "rename", to);
     fs::rename(from, to, error);
+    std::error_code ignored;
+    if (error) fs::rename(replaced, to, ignored);
     require_success(error, "rename", from);
     fs::remove_all(replaced, error);
     require_success(error, "remove", replaced);

@@ -10,9 +10,9 @@
 
 namespace hanok {
 
-std::string read_file(const std::string& path);  // errors: kIo
-/// A JSON file of foreign origin. errors: kIo; kData naming file and byte if it is not one JSON value, nests deeper than
-/// 32 or has more than 65,536 values
+std::string read_file(const std::string& path);  // errors: kIo, also for what is no file (a pipe, a device)
+/// A JSON file of foreign origin. errors: kIo; kData naming file and byte if it is not one JSON value, nests deeper
+/// than 32 or has more than 65,536 values
 nlohmann::json foreign_json(const std::string& path);
 /// fsync of a file or a directory. errors: kIo
 void sync_path(const std::string& path);
@@ -22,7 +22,8 @@ void write_file_atomically(const std::string& path, const std::string& bytes);
 /// errors: kIo, "<action>: got '<cause>'", naming the path
 void require_success(const std::error_code& error, std::string_view action, const std::string& path);
 /// Gives the folder `from` the name `to`. An earlier `to` is swapped out in one step where the file system can, and
-/// removed; where it cannot (NFS), a kill between the two renames costs this folder, never another. errors: kIo
+/// removed; where it cannot (NFS), it waits as FROM.replaced.tmp, and a kill between the two renames leaves it there.
+/// errors: kIo
 void rename_over(const std::string& from, const std::string& to);
 
 /// A file under way: bytes go to PATH.tmp, commit() makes them durable and gives them their name.

@@ -77,7 +77,8 @@ UsableSamples usable_samples(const Dataset& dataset, double share, int64_t seq_l
     }
     ++usable.left_out.by_reason[is_too_long ? "too_long" : "no_labels"];
     if (named.size() < 3) {
-      named.push_back(concat(dataset.id(i), is_too_long ? concat(": ", num_tokens, " tokens") : ": no answer"));
+      named.push_back(concat(dataset.id(i),
+                             is_too_long ? concat(": ", num_tokens, " tokens") : ": it does not end with an answer"));
     }
   }
   const std::string counts = [&] {

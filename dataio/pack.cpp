@@ -93,10 +93,16 @@ struct Finished {
 Finished read_finished(const std::string& file) {
   const Dataset dataset(file);
   Finished found{.report = {.file = file, .was_cached = true, .num_samples = dataset.size()}};
-  const auto facts = nlohmann::json::parse(dataset.provenance("report"));
-  found.report.num_records = facts.at("records");
-  found.report.num_images = facts.at("images");
-  found.report.num_tokens = facts.at("tokens");
+  const std::string report = dataset.provenance("report");
+  try {
+    const auto facts = nlohmann::json::parse(report);
+    found.report.num_records = facts.at("records");
+    found.report.num_images = facts.at("images");
+    found.report.num_tokens = facts.at("tokens");
+  } catch (const nlohmann::json::exception&) {
+    HANOK_FAIL(kData) << "packed file: got \"" << unicode::beginning(report, 80) << "\", expected counts as JSON; "
+                      << file << ", attribute report; delete it and pack the data again";
+  }
   const std::string lines = read_bad_lines(H5File::open(file));
   found.bad = parse_bad_lines(lines);
   for (const BadRecord& bad : found.bad) ++found.report.bad.by_reason[bad.reason];

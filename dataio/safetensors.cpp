@@ -31,7 +31,7 @@ struct Mapping {
 };
 
 Mapping map_file(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe would wait for its writer
   const int open_error = errno;
   HANOK_REQUIRE(fd >= 0 || open_error != ENOENT, kCheckpoint)
       << "safetensors file: got none, expected one; " << path << "; check the path, or fetch the file again";

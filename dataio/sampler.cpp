@@ -88,7 +88,7 @@ Sampler::Sampler(std::vector<Source> sources, int64_t seq_len, int64_t rows_per_
   HANOK_REQUIRE(seq_len > 0 && rows_per_step > 0 && window > 0, kConfig)
       << "sampler: got seq_len " << seq_len << ", rows_per_step " << rows_per_step << ", window " << window
       << ", expected all above 0";
-  double total_share = 0;
+  double largest_share = 0, total_share = 0;
   int64_t total_samples = 0;
   for (size_t s = 0; s < sources_.size(); ++s) {
     const Source& source = sources_[s];
@@ -98,10 +98,13 @@ Sampler::Sampler(std::vector<Source> sources, int64_t seq_len, int64_t rows_per_
         << " of the mixture: got no usable sample, expected at least one; take it out, or raise seq_len";
     HANOK_REQUIRE(source.share > 0 && std::isfinite(source.share), kConfig)
         << "mixture share of dataset " << s << ": got " << source.share << ", expected above 0";
-    total_share += source.share;
+    largest_share = std::max(largest_share, source.share);
     total_samples += static_cast<int64_t>(source.lengths.size());
   }
-  for (Source& source : sources_) source.share /= total_share;
+  // The sum of the shares as they are may be infinite. A power of two changes no bit of what comes out.
+  const double unit = std::exp2(std::ilogb(largest_share));
+  for (const Source& source : sources_) total_share += source.share / unit;
+  for (Source& source : sources_) source.share = source.share / unit / total_share;
   // A window beyond one pass would put a sample next to its own repetition.
   window_ = std::min(window, total_samples);
 }
@@ -172,11 +175,13 @@ int64_t Sampler::steps_for_epochs(double epochs) const {
   const double draws = epochs * tokens / tokens_per_draw;
   // Windows are alike: beyond a thousand of them, their mean tells the rest to a fraction of a row.
   constexpr double kCounted = 1024;
-  const auto windows = static_cast<int64_t>(std::min(kCounted, std::ceil(draws / window_ - 1e-9)));
+  const auto windows = static_cast<int64_t>(std::clamp(std::ceil(draws / window_ - 1e-9), 1.0, kCounted));
   int64_t rows = 0, counted_draws = 0;
   for (int64_t w = 0; w < windows; ++w) rows += static_cast<int64_t>(window_rows(w).size());
   for (size_t s = 0; s < sources_.size(); ++s) counted_draws += begin_in_source(s, windows);
   const double steps = static_cast<double>(rows) * draws / static_cast<double>(counted_draws) / rows_per_step_;
+  HANOK_REQUIRE(steps < 0x1p62, kConfig) << "epochs: got " << epochs << ", which are " << steps
+                                         << " steps, expected fewer than 2^62; give fewer";
   return std::max<int64_t>(1, static_cast<int64_t>(std::ceil(steps - 1e-9)));
 }
 

@@ -19,10 +19,9 @@ double decayed(int64_t step, int64_t from, int64_t num_steps) {
 }  // namespace
 
 int64_t warmup_steps(const OptimizerConfig& config, int64_t num_steps, double tokens_per_step) {
-  if (config.warmup_tokens > 0)
-    return static_cast<int64_t>(std::ceil(config.warmup_tokens / std::max(tokens_per_step, 1.0)));
-  if (config.warmup_share > 0)
-    return static_cast<int64_t>(std::ceil(config.warmup_share * static_cast<double>(num_steps)));
+  const auto whole = [](double steps) { return static_cast<int64_t>(std::min(std::ceil(steps), 0x1p62)); };
+  if (config.warmup_tokens > 0) return whole(config.warmup_tokens / std::max(tokens_per_step, 1.0));
+  if (config.warmup_share > 0) return whole(config.warmup_share * static_cast<double>(num_steps));
   return config.warmup_steps;
 }
 

@@ -18,7 +18,8 @@ namespace {
 /// A stored head of a tied model must say what the embedding says: one of the two would be lost otherwise.
 void check_tied_copy(const WeightFolder& weights, const TiedName& tied, const std::string& folder) {
   const Tensor copy = weights.view(tied.copy), original = weights.view(tied.original);
-  HANOK_REQUIRE(copy.sizes() == original.sizes() && at::equal(copy, original), kCheckpoint)
+  const bool is_alike = copy.scalar_type() == original.scalar_type() && copy.sizes() == original.sizes();
+  HANOK_REQUIRE(is_alike && at::equal(copy, original), kCheckpoint)
       << tied.copy << ": got values other than those of " << tied.original
       << ", expected the same, for config.json says tie_word_embeddings; " << folder
       << "; say tie_word_embeddings: false, or remove the tensor";
@@ -36,6 +37,18 @@ void check_finite(const Tensor& value, const std::string& name, const std::strin
       << "; the weights are damaged or come from a training that diverged: fetch or write them again";
 }
 
+/// Other numbers mean something only with scales beside them, or are no weights.
+void check_dtypes(const std::vector<std::string>& names, const WeightFolder& weights, const std::string& folder) {
+  for (const std::string& name : names) {
+    if (!weights.contains(name)) continue;  // told with all that are missing
+    const at::ScalarType dtype = weights.entry(name).dtype;
+    const bool is_plain = dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
+    HANOK_REQUIRE(is_plain, kCheckpoint)
+        << name << ": got dtype " << dtype_name(dtype) << ", expected F64, F32, F16 or BF16; " << folder
+        << "; quantised weights are not supported: use the folder that they were made from, or dequantise them";
+  }
+}
+
 /// A rule that knows no files is broken: the folder is named.
 [[noreturn]] void fail_in(const std::string& folder, const Error& error) {
   throw Error(error.kind(), concat(error.what(), " (model.path: ", folder, ")"));
@@ -46,9 +59,13 @@ void check_finite(const Tensor& value, const std::string& name, const std::strin
 void read_model_folder(ModelConfig& config) {
   const std::string file = config.path + "/config.json";
   std::error_code error;
-  HANOK_REQUIRE(std::filesystem::exists(file, error), kConfig)
+  const std::filesystem::file_status status = std::filesystem::status(file, error);
+  HANOK_REQUIRE(std::filesystem::exists(status), kConfig)
       << "model.path: got " << config.path << ", expected a Hugging Face folder with config.json; "
       << (std::filesystem::is_directory(config.path, error) ? "this folder has none" : "there is no such folder")
+      << "; correct model.path";
+  HANOK_REQUIRE(std::filesystem::is_regular_file(status), kConfig)
+      << "config.json: got something that is not a file, expected the one of a Hugging Face folder; " << file
       << "; correct model.path";
   const nlohmann::json hf = read_json_file(file);
   try {
@@ -67,6 +84,9 @@ void load_weights(Vlm& model, const std::string& folder) {
   const TiedName tied = tied_name(model.whole(), config);
   const auto names = weights.names();
   std::set<std::string> present(names.begin(), names.end());
+  std::vector<std::string> used = {tied.copy};
+  for (const WeightPart& part : weight_parts(model.whole(), config)) used.push_back(part.part.name);
+  check_dtypes(used, weights, folder);
   if (present.erase(tied.copy) > 0 && model.groups().rank == 0) check_tied_copy(weights, tied, folder);
   std::vector<ParamSpec> specs;
   for (const Param& param : model.whole()) specs.push_back(param.spec);

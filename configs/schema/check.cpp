@@ -80,7 +80,8 @@ const Rule<S> kStageRules[] = {
      [](const S& s) {
        return concat("offload: got true with recompute ",
                      s.recompute,
-                     ", expected selective or full; what recomputed layers keep is what goes to host memory; set "
+                     ", expected selective, all_but_attention or full; what recomputed layers keep is what goes to "
+                     "host memory; set "
                      "recompute: full");
      }},
     {"seq_len_cut",
@@ -94,12 +95,16 @@ const Rule<S> kStageRules[] = {
      }},
 };
 
+/// Names become folders; file systems end them at 255 bytes, some of which writers add (".tmp").
+constexpr size_t kMaxNameBytes = 200;
+
 /// Stage names become folders and parts of --set paths.
 bool is_folder_name(const StageConfig& stage) {
   const auto is_plain = [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
   };
-  return !stage.name.empty() && std::all_of(stage.name.begin(), stage.name.end(), is_plain);
+  return !stage.name.empty() && stage.name.size() <= kMaxNameBytes &&
+         std::all_of(stage.name.begin(), stage.name.end(), is_plain);
 }
 
 using R = RunConfig;
@@ -123,7 +128,9 @@ const Rule<R> kRunRules[] = {
        const auto wrong = std::find_if_not(r.stages.begin(), r.stages.end(), is_folder_name);
        return concat("stages.N.name: got \"",
                      wrong->name,
-                     "\", expected letters, digits, '_' and '-'; checkpoints are filed under it");
+                     "\", expected letters, digits, '_' and '-', at most ",
+                     kMaxNameBytes,
+                     "; checkpoints are filed under it");
      }},
     {"end_is_saved_where_it_is_needed",
      [](const R& r) { return r.save.at_end || (r.stages.size() == 1 && !r.save.export_model); },
@@ -135,11 +142,16 @@ const Rule<R> kRunRules[] = {
                      ", expected one stage and no export; the next stage starts from what is saved");
      }},
     {"name_is_a_folder",
-     [](const R& r) { return !r.name.empty() && r.name.find('/') == std::string::npos && r.name[0] != '.'; },
+     [](const R& r) {
+       return !r.name.empty() && r.name.size() <= kMaxNameBytes && r.name.find('/') == std::string::npos &&
+              r.name[0] != '.';
+     },
      [](const R& r) {
        return concat("name: got \"",
                      r.name,
-                     "\", expected text without '/' that does not begin with a dot; "
+                     "\", expected text without '/' that does not begin with a dot, at most ",
+                     kMaxNameBytes,
+                     " bytes; "
                      "the run lies in runs/<name> where `out` is empty");
      }},
     {"has_data",

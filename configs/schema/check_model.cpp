@@ -1,5 +1,6 @@
 // Rules about the model's numbers and the layout they are cut over.
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "base/error.h"
@@ -192,6 +193,13 @@ const Rule<M> kModelRules[] = {
                      t.heads,
                      ", expected all above 0; `type: none` leaves it out");
      }},
+    {"tower_channels",
+     [](const M& m) { return !has_tower(m) || m.model.tower.channels == 3; },
+     [](const M& m) {
+       return concat("model.tower.channels: got ",
+                     m.model.tower.channels,
+                     ", expected 3; pictures are prepared as red, green and blue");
+     }},
     {"tower_heads_divide",
      [](const M& m) {
        const auto& t = m.model.tower;
@@ -250,6 +258,12 @@ const Rule<M> kModelRules[] = {
      [](const M& m) {
        return concat("model.taps: got ", m.model.taps, ", expected tower blocks below depth = ", m.model.tower.depth);
      }},
+    {"taps_rise",
+     [](const M& m) {
+       return std::adjacent_find(m.model.taps.begin(), m.model.taps.end(), std::greater_equal<>()) ==
+              m.model.taps.end();
+     },
+     [](const M& m) { return concat("model.taps: got ", m.model.taps, ", expected rising tower blocks, each once"); }},
     {"taps_in_decoder",
      [](const M& m) { return static_cast<int64_t>(m.model.taps.size()) <= m.model.decoder.layers; },
      [](const M& m) {

@@ -29,6 +29,8 @@ inline FieldRule between(double min, double max) {
 inline FieldRule size_from(double min) {
   return between(min, 1 << 20);
 }
+/// Lengths and durations: bounded, so that none leaves 64 bits as steps, nanoseconds or a product of them.
+inline constexpr double kMaxSteps = 1e12, kMaxTokens = 1e18, kMaxEpochs = 1e6, kMaxSeconds = 1e8;
 inline FieldRule one_of(std::vector<std::string_view> choices) {
   return {.choices = std::move(choices)};
 }
@@ -305,8 +307,8 @@ struct OptimizerConfig {
     v("lr", self.lr, "peak learning rate", at_least(0));
     v("min_lr_ratio", self.min_lr_ratio, "final rate as a share of the peak", between(0, 1));
     v("schedule", self.schedule, "rate over the stage", one_of({"cosine", "linear", "wsd", "constant"}));
-    v("warmup_steps", self.warmup_steps, "steps of linear warm-up", at_least(0));
-    v("warmup_tokens", self.warmup_tokens, "warm-up in tokens instead of steps", at_least(0));
+    v("warmup_steps", self.warmup_steps, "steps of linear warm-up", between(0, kMaxSteps));
+    v("warmup_tokens", self.warmup_tokens, "warm-up in tokens instead of steps", between(0, kMaxTokens));
     v("warmup_share", self.warmup_share, "warm-up as a share of the stage instead of steps", between(0, 1));
     v("decay_share", self.decay_share, "wsd: share of the stage in which the rate decays", between(0, 1));
     v("beta1", self.beta1, "AdamW beta1", between(0, 1));
@@ -344,16 +346,19 @@ struct StageConfig {
     v("name", self.name, "name of the stage, unique in the run");
     v("objective", self.objective, "what is minimised", one_of({"next_token"}));
     v("trainable", self.trainable, "globs of parameters that train; the others are frozen");
-    v("mixture", self.mixture, "share of samples by dataset; empty: every dataset but eval.set, by size");
+    v("mixture",
+      self.mixture,
+      "share of samples by dataset; empty: every dataset but eval.set, by size",
+      between(0, 1e12));
     v("seq_len", self.seq_len, "tokens of a packed row", between(2, 1 << 24));
     v("rows_per_step", self.rows_per_step, "packed rows of one optimizer step, over all ranks", size_from(1));
     v("rows_per_micro_batch",
       self.rows_per_micro_batch,
       "packed rows of one forward and backward on a rank",
       size_from(1));
-    v("steps", self.steps, "optimizer steps; one of steps, tokens, epochs", at_least(0));
-    v("tokens", self.tokens, "token budget", at_least(0));
-    v("epochs", self.epochs, "passes over the mixture", at_least(0));
+    v("steps", self.steps, "optimizer steps; one of steps, tokens, epochs", between(0, kMaxSteps));
+    v("tokens", self.tokens, "token budget", between(0, kMaxTokens));
+    v("epochs", self.epochs, "passes over the mixture", between(0, kMaxEpochs));
     v("weight",
       self.weight,
       "weight of a label token in a sample of n: 1, 1/sqrt(n) or 1/n",
@@ -362,8 +367,10 @@ struct StageConfig {
     v("recompute",
       self.recompute,
       "what layers run again in the backward: nothing; selective: what is cheap (norms, rotations, SwiGLU and GELU, "
-      "gathers), for results of matrix products and attention are kept; full: all but their input",
-      one_of({"none", "selective", "full"}));
+      "gathers), for results of matrix products and attention are kept; all_but_attention: what grows with the square "
+      "of "
+      "a sample is kept, for rows of 32K and more; full: all but their input",
+      one_of({"none", "selective", "all_but_attention", "full"}));
     v("attention",
       self.attention,
       "kernels of attention on a GPU; auto: the fastest that it has",
@@ -411,7 +418,7 @@ struct EvalConfig {
     v("every", self.every, "steps between evaluations; 0: only at the end of a stage", at_least(0));
     v("metric", self.metric, "what decides the best checkpoint", one_of({"loss", "accuracy"}));
     v("patience", self.patience, "evaluations without improvement before the stage ends; 0: never", at_least(0));
-    v("rows", self.rows, "packed rows in one forward; 0: the stage's rows_per_micro_batch", at_least(0));
+    v("rows", self.rows, "packed rows in one forward; 0: the stage's rows_per_micro_batch", size_from(0));
     v("shuffles", self.shuffles, "orders of the choices that are averaged (1: as given)", between(1, 24));
     v("dump", self.dump, "evaluate: file for one JSON line a sample");
     v("submission", self.submission, "evaluate: file for the CSV id,answer");
@@ -431,7 +438,7 @@ struct LogConfig {
       self.profile_step,
       "step of each stage whose trace, and of a pipeline a diagram of all ranks, is written to the run folder; 0: none",
       at_least(0));
-    v("stall_timeout_s", self.stall_timeout_s, "longest wait for another rank, seconds", at_least(1));
+    v("stall_timeout_s", self.stall_timeout_s, "longest wait for another rank, seconds", between(1, kMaxSeconds));
   }
 };
 

@@ -1,9 +1,12 @@
 #include "dataio/import/chat_jsonl.h"
 
 #include <nlohmann/json.hpp>
+#include <string_view>
+#include <vector>
 
 #include "base/error.h"
 #include "dataio/store/json_stream.h"
+#include "dataio/store/strict_json.h"
 #include "dataio/text/unicode.h"
 
 namespace hanok {
@@ -11,6 +14,52 @@ namespace {
 
 using nlohmann::json;
 constexpr size_t kMaxLineBytes = 64 << 20;
+constexpr std::string_view kImageMark = "<image>";
+
+/// Keys of other trainers' records and messages that change what is learned, and that nothing here follows. Without a
+/// value (null, "", [], {}) they are as good as absent; any other key is a note.
+constexpr std::string_view kNotFollowed[] = {"image",
+                                             "images",
+                                             "video",
+                                             "videos",
+                                             "audio",
+                                             "audios",
+                                             "tools",
+                                             "functions",
+                                             "tool_calls",
+                                             "function_call",
+                                             "reasoning_content",
+                                             "system",
+                                             "weight",
+                                             "train",
+                                             "training",
+                                             "loss",
+                                             "mask",
+                                             "chosen",
+                                             "rejected"};
+
+void refuse_not_followed(const json& object, const std::string& where, std::string_view followed = "") {
+  for (const std::string_view key : kNotFollowed) {
+    const auto it = object.find(key);
+    if (key == followed || it == object.end() || it->is_null()) continue;
+    if (it->is_string() ? it->get_ref<const std::string&>().empty() : it->is_structured() && it->empty()) continue;
+    throw WrongRecord(
+        "unknown_key",
+        concat(where, ": unknown key ", key, ", expected none that changes what is learned; take it out"));
+  }
+}
+
+/// Names of the record's pictures that no placeholder has taken yet.
+struct RecordPictures {
+  bool are_given = false;
+  std::vector<std::string> paths;
+  size_t num_placeholders = 0;
+  /// Of the next placeholder. With too few of them the record is wrong as a whole: see read_conversation().
+  std::string take() {
+    const size_t i = num_placeholders++;
+    return i < paths.size() ? paths[i] : "";
+  }
+};
 
 const json& member(const json& object, const char* key, const std::string& where) {
   const auto it = object.find(key);
@@ -24,34 +73,64 @@ std::string text_of(const json& value, const std::string& where) {
   return value.get<std::string>();
 }
 
+std::string checked_path(const json& value, const std::string& where) {
+  const std::string path = text_of(value, where);
+  if (path.empty()) throw WrongRecord("path_empty", where + ": got nothing, expected a path");
+  if (path.find('\0') != std::string::npos)
+    throw WrongRecord("not_a_file", concat(where, ": got ", shown(path), ", expected a path without a zero byte"));
+  if (path.find("://") != std::string::npos || path.rfind("data:", 0) == 0) {
+    throw WrongRecord(
+        "not_a_file",
+        concat(where, ": got ", unicode::beginning(path, 60), ", expected a path; download the file first"));
+  }
+  return path;
+}
+
 /// The file or folder of a picture: the first of `keys` that is there, as transformers looks for them.
 std::string path_of(const json& part, std::initializer_list<const char*> keys, const std::string& where) {
   for (const char* key : keys) {
     auto it = part.find(key);
     if (it == part.end()) continue;
     // {"image_url": {"url": ...}} is the same thing in OpenAI's words.
-    const json& value = it->is_object() ? member(*it, "url", where) : *it;
-    const std::string path = text_of(value, where + "." + key);
-    if (path.empty()) throw WrongRecord("path_empty", where + "." + key + ": got nothing, expected a path");
-    const size_t scheme = path.find("://");
-    if (scheme != std::string::npos || path.rfind("data:", 0) == 0) {
-      throw WrongRecord(
-          "not_a_file",
-          concat(
-              where, ".", key, ": got ", unicode::beginning(path, 60), ", expected a path; download the file first"));
-    }
-    return path;
+    return checked_path(it->is_object() ? member(*it, "url", where) : *it, where + "." + key);
   }
   throw WrongRecord("chat_invalid", where + " lacks the path of its picture");
 }
 
-ContentPart read_part(const json& part, const std::string& where, Record& record) {
+/// `images` of a record: paths, or {"path": ...} as datasets' JSON has them. A single one stands for a list of one.
+void read_pictures(const json& images, RecordPictures& pictures) {
+  pictures.are_given = true;
+  const size_t count = images.is_array() ? images.size() : 1;
+  for (size_t i = 0; i < count; ++i) {
+    const std::string where = images.is_array() ? concat("images[", i, "]") : "images";
+    const json& image = images.is_array() ? images[i] : images;
+    pictures.paths.push_back(image.is_object() ? path_of(image, {"path", "url"}, where) : checked_path(image, where));
+  }
+}
+
+/// Text whose placeholders stand for the pictures of the record, in order.
+void append_text(const std::string& text, RecordPictures& pictures, std::vector<ContentPart>& out) {
+  using Kind = ContentPart::Kind;
+  size_t begin = 0;
+  if (pictures.are_given) {
+    for (size_t mark; (mark = text.find(kImageMark, begin)) != std::string::npos; begin = mark + kImageMark.size()) {
+      if (mark > begin) out.push_back({.kind = Kind::kText, .text = text.substr(begin, mark - begin)});
+      out.push_back({.kind = Kind::kImage, .text = pictures.take()});
+    }
+  }
+  if (begin < text.size() || begin == 0) out.push_back({.kind = Kind::kText, .text = text.substr(begin)});
+}
+
+ContentPart read_part(const json& part, const std::string& where, RecordPictures& pictures, Record& record) {
   using Kind = ContentPart::Kind;
   if (!part.is_object())
     throw WrongRecord("chat_invalid", concat(where, ": got ", part.type_name(), ", expected an object"));
   const std::string type = text_of(member(part, "type", where), where + ".type");
   if (type == "text") return {.kind = Kind::kText, .text = text_of(member(part, "text", where), where + ".text")};
   if (type == "image" || type == "image_url") {
+    const auto lacks = [&](const char* key) { return part.value(key, json()).is_null(); };
+    const bool is_placeholder = type == "image" && lacks("image") && lacks("url") && lacks("path");
+    if (is_placeholder && pictures.are_given) return {.kind = Kind::kImage, .text = pictures.take()};
     return {.kind = Kind::kImage, .text = path_of(part, {"image", "url", "path", "image_url"}, where)};
   }
   if (type == "video") {
@@ -69,14 +148,15 @@ ContentPart read_part(const json& part, const std::string& where, Record& record
   throw WrongRecord("chat_invalid", concat(where, ".type: got \"", type, "\", expected text, image or video"));
 }
 
-Message read_message(const json& message, const std::string& where, Record& record) {
+Message read_message(const json& message, const std::string& where, RecordPictures& pictures, Record& record) {
   if (!message.is_object()) {
     throw WrongRecord("chat_invalid", concat(where, ": got ", message.type_name(), ", expected an object"));
   }
+  refuse_not_followed(message, where);
   Message out{.role = text_of(member(message, "role", where), where + ".role")};
   const json& content = member(message, "content", where);
   if (content.is_string()) {
-    out.content.push_back({.kind = ContentPart::Kind::kText, .text = content.get<std::string>()});
+    append_text(content.get_ref<const std::string&>(), pictures, out.content);
     return out;
   }
   if (!content.is_array()) {
@@ -84,7 +164,7 @@ Message read_message(const json& message, const std::string& where, Record& reco
                       concat(where, ".content: got ", content.type_name(), ", expected a string or a list of parts"));
   }
   for (size_t i = 0; i < content.size(); ++i) {
-    out.content.push_back(read_part(content[i], concat(where, ".content[", i, "]"), record));
+    out.content.push_back(read_part(content[i], concat(where, ".content[", i, "]"), pictures, record));
   }
   return out;
 }
@@ -97,10 +177,24 @@ void read_conversation(const json& object, Record& record) {
   }
   const json& messages = member(object, "messages", "the record");
   if (!messages.is_array() || messages.empty()) {
-    throw WrongRecord("chat_invalid", concat("messages: got ", messages.type_name(), ", expected a list with turns"));
+    const std::string got = messages.is_array() ? "an empty list" : messages.type_name();
+    throw WrongRecord("chat_invalid", concat("messages: got ", got, ", expected a list with turns"));
   }
+  refuse_not_followed(object, "the record", "images");
+  RecordPictures pictures;
+  if (const auto it = object.find("images"); it != object.end() && !it->is_null()) read_pictures(*it, pictures);
   for (size_t i = 0; i < messages.size(); ++i) {
-    record.messages.push_back(read_message(messages[i], concat("messages[", i, "]"), record));
+    record.messages.push_back(read_message(messages[i], concat("messages[", i, "]"), pictures, record));
+  }
+  if (pictures.num_placeholders != pictures.paths.size()) {
+    throw WrongRecord("image_count",
+                      concat("images: got ",
+                             pictures.paths.size(),
+                             ", expected ",
+                             pictures.num_placeholders,
+                             ", one for each ",
+                             kImageMark,
+                             " in the messages"));
   }
 }
 
@@ -131,12 +225,12 @@ bool ChatJsonlSource::next(Record& record) {
   const std::string where = concat("line ", num_lines_, ": ");
   const std::optional<std::string> line = decoder_.decode(bytes);
   if (!line) {
-    record.reject("encoding", where + "got bytes that are " + decoder_.advice(name_));
+    record.reject("encoding", where + "got bytes that are " + decoder_.advice(name_, bytes));
     return true;
   }
   json object;
   try {
-    object = read_json(*line, concat(file_.path(), ", line ", num_lines_));
+    object = read_json(*line, concat(file_.path(), ", line ", num_lines_), {}, RepeatedKeys::kRefused);
   } catch (const Error& error) {
     record.reject("json_invalid", where + error.what());
     return true;

@@ -2,6 +2,12 @@
 //   {"id": ..., "messages": [{"role": "user", "content": "..." or a list of parts}, ...]}
 // A part is {"type": "text", "text": ...}, {"type": "image", "image" | "path" | "url": FILE} or
 // {"type": "video", "video" | "path" | "url": FOLDER OF PICTURES, "fps": number}.
+// Or, as TRL and LLaMA-Factory write it, with the pictures beside the messages:
+//   {"messages": [{"role": "user", "content": "<image>\nWhat?"}, ...], "images": [FILE, ...] or FILE}
+// The n-th name stands for the n-th "<image>" of string contents, or part {"type": "image"} without a name; another
+// number of them makes the record wrong. Without "images", "<image>" is text.
+// Keys that would change what is learned and are not followed (tools, tool_calls, videos, weight, train, ...: the list
+// is in the .cpp) make a record wrong unless they are empty, and so does a key that stands twice; others are notes.
 #pragma once
 
 #include <string>
@@ -10,6 +16,9 @@
 #include "dataio/import/source_file.h"
 
 namespace hanok {
+
+/// Part of the pack's key. Raise the number when the same line would be read differently.
+inline constexpr const char* kChatJsonlReading = "chat_jsonl 2";
 
 class ChatJsonlSource : public RecordSource {
  public:

@@ -105,7 +105,9 @@ std::optional<std::string> TextDecoder::decode(const std::string& bytes) {
   return out;
 }
 
-std::string TextDecoder::advice(const std::string& dataset_name) const {
+std::string TextDecoder::advice(const std::string& dataset_name, const std::string& bytes) const {
+  if (const size_t zero = bytes.find('\0'); zero != std::string::npos)
+    return concat("no text: byte ", zero + 1, " is a zero; remove it, or write the file again from its source");
   const std::string key = "data.sets." + dataset_name + ".encoding";
   return converter_ ? "not CP949; set " + key + ": utf8 if the file is UTF-8"
                     : "not UTF-8; set " + key + ": cp949 if the file comes from Korean Windows, or save it as UTF-8";

@@ -14,7 +14,8 @@ namespace hanok {
 class SourceFile {
  public:
   static constexpr int kEnd = -1;
-  /// A UTF-8 byte order mark is skipped. errors: kData if there is no such file, or it is UTF-16; kIo if it cannot be read
+  /// A UTF-8 byte order mark is skipped. errors: kData if there is no such file, or it is UTF-16; kIo if it cannot be
+  /// read
   explicit SourceFile(const std::string& path);
   ~SourceFile();
   SourceFile(const SourceFile&) = delete;
@@ -51,10 +52,10 @@ class TextDecoder {
   ~TextDecoder();
   TextDecoder(const TextDecoder&) = delete;
   TextDecoder& operator=(const TextDecoder&) = delete;
-  /// Nothing if the bytes are not of that encoding.
+  /// Nothing if the bytes are not of that encoding, or if there is a zero among them.
   std::optional<std::string> decode(const std::string& bytes);
-  /// "not UTF-8; set data.sets.NAME.encoding: cp949 if ..."
-  std::string advice(const std::string& dataset_name) const;
+  /// What is wrong with bytes that decode() refused: "not UTF-8; set data.sets.NAME.encoding: cp949 if ..."
+  std::string advice(const std::string& dataset_name, const std::string& bytes) const;
 
  private:
   std::string encoding_;

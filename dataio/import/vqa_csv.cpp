@@ -143,7 +143,7 @@ void VqaCsvSource::read_header() {
     const std::optional<std::string> text = decoder_.decode(field);
     HANOK_REQUIRE(text.has_value(), kData)
         << "CSV header: got bytes, expected text; " << file_.path() << ", row 1, column " << found.size() + 1
-        << "; they are " << decoder_.advice(name_);
+        << "; they are " << decoder_.advice(name_, field);
     found.push_back(lower(trimmed(*text)));
   }
   num_columns_ = found.size();
@@ -164,11 +164,13 @@ void VqaCsvSource::read_header() {
 bool VqaCsvSource::read_text(Record& record, const CsvReader::Row& row, int column, std::string& text) {
   text.clear();
   if (places_[column] < 0 || record.is_wrong()) return false;
-  const std::optional<std::string> decoded = decoder_.decode(row.fields[places_[column]]);
+  const std::string& bytes = row.fields[places_[column]];
+  const std::optional<std::string> decoded = decoder_.decode(bytes);
   if (!decoded) {
     record.reject(
         "encoding",
-        concat("row ", row.number, ", column ", kColumns[column], ": got bytes that are ", decoder_.advice(name_)));
+        concat(
+            "row ", row.number, ", column ", kColumns[column], ": got bytes that are ", decoder_.advice(name_, bytes)));
     return false;
   }
   text = trimmed(*decoded);

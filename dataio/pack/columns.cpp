@@ -31,9 +31,10 @@ std::string text_of(const std::vector<uint8_t>& bytes) {
 /// Rows [begin, end) of a table.
 template <class T>
 std::vector<T> read_rows(const H5File& file, const char* table, int64_t begin, int64_t end, int64_t width = 1) {
-  HANOK_REQUIRE(begin >= 0 && begin <= end, kData)
-      << "packed file: got rows [" << begin << ", " << end << ") of " << table << ", expected them in order; "
-      << file.path() << "; delete it and pack the data again";
+  const int64_t rows = file.num_rows(table);
+  HANOK_REQUIRE(begin >= 0 && begin <= end && end <= rows && file.num_columns(table) == width, kData)
+      << "packed file: got rows [" << begin << ", " << end << ") of " << table << ", expected them in order, of the "
+      << rows << " that it has, with " << width << " columns; " << file.path() << "; delete it and pack the data again";
   std::vector<T> values(static_cast<size_t>((end - begin) * width));
   file.read<T>(table, begin, values);
   return values;

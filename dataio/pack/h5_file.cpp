@@ -42,6 +42,7 @@ class Handle {
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
   operator hid_t() const { return id_; }
+  hid_t release() { return std::exchange(id_, -1); }
 
  private:
   hid_t id_;
@@ -84,6 +85,14 @@ std::string hdf5_message() {
   return text;
 }
 
+/// Of text attributes, the zero behind them included.
+hid_t text_type(size_t size) {
+  const hid_t type = H5Tcopy(H5T_C_S1);
+  H5Tset_size(type, size);
+  H5Tset_cset(type, H5T_CSET_UTF8);
+  return type;
+}
+
 /// Our packs have a lock of their own, and HDF5's fails on file systems without flock.
 hid_t access_without_locks() {
   const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
@@ -92,6 +101,12 @@ hid_t access_without_locks() {
 }
 
 }  // namespace
+
+/// What the file says of itself is judged before it is used: HDF5 trusts it.
+void H5File::require(bool holds, const std::string& got, const std::string& expected, const std::string& where) const {
+  HANOK_REQUIRE(holds, kData) << "packed file: got " << got << ", expected " << expected << "; " << path_ << ", "
+                              << where << "; delete it and pack the data again";
+}
 
 void H5File::fail(bool is_io, const std::string& what) const {
   const std::string cause = hdf5_message();
@@ -117,6 +132,9 @@ H5File H5File::open(const std::string& path) {
   H5File file(path);
   HANOK_REQUIRE(std::filesystem::is_regular_file(path), kIo)
       << "packed file: got nothing to read, expected an HDF5 file; " << path << "; correct data.sets.*.path";
+  std::error_code error;
+  const uintmax_t bytes = std::filesystem::file_size(path, error);
+  file.bytes_ = error ? 0 : static_cast<uint64_t>(bytes);
   const Entered entered;
   const Handle access(access_without_locks(), H5Pclose);
   file.file_ = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access);
@@ -127,6 +145,7 @@ H5File H5File::open(const std::string& path) {
 H5File::H5File(H5File&& other) noexcept
     : path_(std::move(other.path_)),
       file_(std::exchange(other.file_, -1)),
+      bytes_(other.bytes_),
       is_unfinished_(std::exchange(other.is_unfinished_, false)),
       tables_(std::move(other.tables_)) {}
 
@@ -174,17 +193,43 @@ void H5File::create_table(const std::string& name, int64_t rows, int64_t columns
 const H5File::Table& H5File::table(const std::string& name) const {
   const auto known = tables_.find(name);
   if (known != tables_.end()) return known->second;
-  const hid_t id = H5Dopen2(file_, name.c_str(), H5P_DEFAULT);
+  for (size_t end = 0; end != std::string::npos;) {  // of "samples/ends" first "samples": no link leaves the file
+    end = name.find('/', end + 1);
+    H5L_info_t link;
+    const bool is_known = H5Lget_info(file_, name.substr(0, end).c_str(), &link, H5P_DEFAULT) >= 0;
+    if (!is_known) fail(false, "a table " + name);
+    require(link.type == H5L_TYPE_HARD, "a link to elsewhere", "rows of this file", "table " + name);
+  }
+  Handle id(H5Dopen2(file_, name.c_str(), H5P_DEFAULT), H5Dclose);
   if (id < 0) fail(false, "a table " + name);
-  Table& table = tables_[name];
-  table.id = id;
   const Handle space(H5Dget_space(id), H5Sclose);
   hsize_t dims[2] = {0, 1};
   const int rank = H5Sget_simple_extent_ndims(space);
   if (rank < 1 || rank > 2 || H5Sget_simple_extent_dims(space, dims, nullptr) < 0) fail(false, "rows of " + name);
-  table.rows = static_cast<int64_t>(dims[0]);
-  table.columns = static_cast<int64_t>(dims[1]);
-  return table;
+  const Handle type(H5Dget_type(id), H5Tclose);
+  const hsize_t width = H5Tget_size(type);
+  if (width == 0) fail(false, "numbers in " + name);
+  check_storage(name, id, dims[0], dims[1], width);
+  return tables_[name] = {id.release(), static_cast<int64_t>(dims[0]), static_cast<int64_t>(dims[1])};
+}
+
+/// Rows that are declared must lie in the file, in one piece: sizes that follow from them are then bounded by it.
+void H5File::check_storage(const std::string& name, int64_t id, uint64_t rows, uint64_t columns, uint64_t width) const {
+  const std::string where = "table " + name;
+  const Handle creation(H5Dget_create_plist(id), H5Pclose);
+  require(H5Pget_layout(creation) == H5D_CONTIGUOUS && H5Pget_external_count(creation) == 0,
+          "rows that lie elsewhere",
+          "them in one piece of this file",
+          where);
+  if (rows == 0) return;
+  const std::string got = concat(rows, " rows of ", columns, " x ", width, " bytes");
+  const std::string expected = concat("rows within the ", bytes_, " bytes of the file");
+  const bool is_small = columns > 0 && columns <= bytes_ / width && rows <= bytes_ / width / columns;
+  require(is_small, got, expected, where);
+  const uint64_t table_bytes = rows * columns * width;
+  const haddr_t begin = H5Dget_offset(id);
+  const bool is_inside = begin != HADDR_UNDEF && begin <= bytes_ - table_bytes;
+  require(is_inside && H5Dget_storage_size(id) == table_bytes, got, expected, where);
 }
 
 void H5File::transfer(
@@ -234,9 +279,7 @@ int64_t H5File::num_columns(const std::string& name) const {
 void H5File::set_attribute(const std::string& name, const std::string& value) {
   const Entered entered;
   const Handle space(H5Screate(H5S_SCALAR), H5Sclose);
-  const Handle type(H5Tcopy(H5T_C_S1), H5Tclose);
-  H5Tset_size(type, value.size() + 1);
-  H5Tset_cset(type, H5T_CSET_UTF8);
+  const Handle type(text_type(value.size() + 1), H5Tclose);
   const Handle attribute(H5Acreate2(file_, name.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
   if (attribute < 0 || H5Awrite(attribute, type, value.c_str()) < 0) fail(true, "a new attribute " + name);
 }
@@ -252,18 +295,32 @@ std::string H5File::text_attribute(const std::string& name) const {
   const Entered entered;
   const Handle attribute(H5Aopen(file_, name.c_str(), H5P_DEFAULT), H5Aclose);
   if (attribute < 0) fail(false, "an attribute " + name);
-  const Handle type(H5Aget_type(attribute), H5Tclose);
-  if (H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) != 0) fail(false, "a text attribute " + name);
-  std::vector<char> text(H5Tget_size(type) + 1, '\0');
+  const Handle stored(H5Aget_type(attribute), H5Tclose);
+  const bool is_text = H5Tget_class(stored) == H5T_STRING && H5Tis_variable_str(stored) == 0;
+  const size_t size = is_text ? H5Tget_size(stored) : 0;
+  require(size > 0 && size <= bytes_, "no text", "one within the file", "attribute " + name);
+  const Handle type(text_type(size), H5Tclose);
+  check_scalar(name, attribute, type);
+  std::vector<char> text(size + 1, '\0');
   if (H5Aread(attribute, type, text.data()) < 0) fail(false, "to read attribute " + name);
   return text.data();
+}
+
+/// H5Aread writes as many values of the type as the file says, and converts from whatever type the file describes.
+void H5File::check_scalar(const std::string& name, int64_t attribute, int64_t type) const {
+  const Handle space(H5Aget_space(attribute), H5Sclose);
+  require(H5Sget_simple_extent_type(space) == H5S_SCALAR, "a list of values", "one", "attribute " + name);
+  const Handle stored(H5Aget_type(attribute), H5Tclose);
+  require(H5Tequal(stored, type) > 0, "another type of value", "that of the format", "attribute " + name);
 }
 
 int64_t H5File::int_attribute(const std::string& name) const {
   const Entered entered;
   const Handle attribute(H5Aopen(file_, name.c_str(), H5P_DEFAULT), H5Aclose);
+  if (attribute < 0) fail(false, "an attribute " + name);
+  check_scalar(name, attribute, H5T_STD_I64LE);
   int64_t value = 0;
-  if (attribute < 0 || H5Aread(attribute, H5T_STD_I64LE, &value) < 0) fail(false, "an attribute " + name);
+  if (H5Aread(attribute, H5T_STD_I64LE, &value) < 0) fail(false, "to read attribute " + name);
   return value;
 }
 

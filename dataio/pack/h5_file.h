@@ -30,6 +30,7 @@ class H5File {
   void write(const std::string& table, int64_t row, std::span<const T> values);
   template <class T>
   void read(const std::string& table, int64_t row, std::span<T> values) const;
+  /// Of a table that lies in the file as a whole: its rows are no more than the file has bytes. errors: kData
   int64_t num_rows(const std::string& table) const;
   int64_t num_columns(const std::string& table) const;
 
@@ -51,11 +52,15 @@ class H5File {
   explicit H5File(std::string path) : path_(std::move(path)) {}
   const Table& table(const std::string& name) const;
   void transfer(bool is_write, const std::string& name, int64_t row, int64_t type, void* data, size_t count) const;
+  void check_storage(const std::string& name, int64_t id, uint64_t rows, uint64_t columns, uint64_t width) const;
+  void check_scalar(const std::string& name, int64_t attribute, int64_t type) const;
+  void require(bool holds, const std::string& got, const std::string& expected, const std::string& where) const;
   [[noreturn]] void fail(bool is_io, const std::string& what) const;
   void release();
 
   std::string path_;
   int64_t file_ = -1;
+  uint64_t bytes_ = 0;  // of a file that was opened
   bool is_unfinished_ = false;
   mutable std::map<std::string, Table> tables_;  // opened so far
 };

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "dataio/hash.h"
+#include "dataio/import/chat_jsonl.h"
 #include "dataio/import/record.h"
 #include "dataio/import/vqa_csv.h"
 #include "dataio/pack/encode.h"
@@ -108,7 +109,7 @@ PackPlan plan_pack(const std::string& name,
     plan.source_xxh3 = source->bytes_hash();
   }
   plan.keyed = {
-      {"kind", kind == DatasetKind::kVqaCsv ? "vqa_csv" : "chat_jsonl"},
+      {"kind", kind == DatasetKind::kVqaCsv ? "vqa_csv" : kChatJsonlReading},
       {"source_xxh3", hex16(plan.source_xxh3)},
       {"image_root", plan.image_root},
       {"pictures_xxh3", hex16(pictures.value())},

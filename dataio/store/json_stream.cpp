@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "dataio/file_io.h"
+#include "dataio/store/strict_json.h"
 #include "dataio/text/unicode.h"
 
 namespace hanok {
@@ -16,8 +17,8 @@ constexpr size_t kMaxDepth = 32, kMaxValues = 65536, kMaxMemberValues = 1024;
 /// Builds values from events, and hands those of a streamed container to its callback.
 class Builder : public nlohmann::json_sax<json> {
  public:
-  Builder(const std::string& where, const std::vector<JsonStream>& streams)
-      : where_(where), streams_(streams), seen_(streams.size()) {}
+  Builder(const std::string& where, const std::vector<JsonStream>& streams, RepeatedKeys repeated)
+      : where_(where), streams_(streams), repeated_(repeated), seen_(streams.size()) {}
   json take() { return std::move(root_); }
 
   bool null() override { return value(nullptr); }
@@ -32,7 +33,11 @@ class Builder : public nlohmann::json_sax<json> {
   bool end_object() override { return close(); }
   bool end_array() override { return close(); }
   bool key(string_t& v) override {
-    frames_.back().key = std::move(v);
+    Frame& frame = frames_.back();
+    frame.key = std::move(v);
+    HANOK_REQUIRE(repeated_ == RepeatedKeys::kLastCounts || !frame.container || !frame.container->contains(frame.key),
+                  kData)
+        << "JSON: got key " << shown(frame.key) << " twice, expected it once; " << where_ << "; remove one";
     return true;
   }
   bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) override {
@@ -122,6 +127,7 @@ class Builder : public nlohmann::json_sax<json> {
 
   const std::string& where_;
   const std::vector<JsonStream>& streams_;
+  const RepeatedKeys repeated_;
   std::vector<bool> seen_;
   json root_, member_;
   std::vector<Frame> frames_;
@@ -131,8 +137,11 @@ class Builder : public nlohmann::json_sax<json> {
 
 }  // namespace
 
-json read_json(std::string_view text, const std::string& where, const std::vector<JsonStream>& streams) {
-  Builder builder(where, streams);
+json read_json(std::string_view text,
+               const std::string& where,
+               const std::vector<JsonStream>& streams,
+               RepeatedKeys repeated) {
+  Builder builder(where, streams, repeated);
   json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
 }

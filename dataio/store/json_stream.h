@@ -17,10 +17,17 @@ struct JsonStream {
   std::function<void(const std::string& key, nlohmann::json& value)> member;
 };
 
+/// What a key that an object has twice means: what most readers make of it, or an error.
+enum class RepeatedKeys { kLastCounts, kRefused };
+
 /// Returns the value without the streamed containers (null in their place).
 /// errors: kData naming `where` and the byte, if the text is not one JSON value, nests deeper than 32, has a streamed
 /// path
-///         twice or as a scalar, or has more than 65,536 values beside the streams or 1,024 in one streamed member
-nlohmann::json read_json(std::string_view text, const std::string& where, const std::vector<JsonStream>& streams = {});
+///         twice or as a scalar, repeats a key where that is refused, or has more than 65,536 values beside the streams
+///         or 1,024 in one streamed member
+nlohmann::json read_json(std::string_view text,
+                         const std::string& where,
+                         const std::vector<JsonStream>& streams = {},
+                         RepeatedKeys repeated = RepeatedKeys::kLastCounts);
 
 }  // namespace hanok

@@ -51,7 +51,8 @@ bool has(const std::string& text, const std::string& part) {
 
 std::vector<std::string> files_in(const std::string& folder) {
   std::vector<std::string> out;
-  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(HANOK_SOURCE_DIR) / "configs" / folder))
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::filesystem::path(HANOK_SOURCE_DIR) / "configs" / folder))
     if (entry.path().extension() == ".yaml") out.push_back(entry.path().string());
   return out;
 }
@@ -113,6 +114,16 @@ TEST_F(Read, NumbersAreReadInEveryUsualSpelling) {
 TEST_F(Read, ValuesOutOfRangeAndUnknownChoicesAreRefused) {
   EXPECT_HAS(fault_of("save: {keep: 0}\n"), "save.keep: got 0, expected at least 1");
   EXPECT_HAS(fault_of("data: {max_bad_share: 1.5}\n"), "data.max_bad_share: got 1.5, expected at most 1");
+  // What would leave 64 bits as steps or nanoseconds.
+  EXPECT_HAS(fault_of("stages: [{epochs: 1e19}]\n"), "stages.0.epochs: got 1e+19, expected at most 1e+06");
+  EXPECT_HAS(fault_of("stages: [{tokens: 1e300}]\n"), "stages.0.tokens: got 1e+300, expected at most 1e+18");
+  EXPECT_HAS(fault_of("stages: [{steps: 9223372036854775807}]\n"), ", expected at most 1e+12");
+  EXPECT_HAS(fault_of("stages: [{mixture: {a: 1e308}}]\n"), "stages.0.mixture.a: got 1e+308, expected at most 1e+12");
+  EXPECT_HAS(fault_of("optimizer: {warmup_tokens: 1e300}\n"), "optimizer.warmup_tokens: got 1e+300, expected at most");
+  EXPECT_HAS(fault_of("optimizer: {warmup_tokens: 9223372036854775807}\n"), ", expected at most 1e+18");
+  EXPECT_HAS(fault_of("optimizer: {warmup_steps: 9223372036854775807}\n"), ", expected at most 1e+12");
+  EXPECT_HAS(fault_of("log: {stall_timeout_s: 1e300}\n"), "log.stall_timeout_s: got 1e+300, expected at most 1e+08");
+  EXPECT_HAS(fault_of("eval: {rows: 9223372036854775807}\n"), "eval.rows: got 9223372036854775807, expected at most");
   EXPECT_HAS(fault_of("device: gpu\n"), "device: got gpu, expected one of [auto, cpu, cuda]");
   EXPECT_HAS(fault_of("optimizer: {schedule: cosin}\n"), "did you mean cosine?");
 }

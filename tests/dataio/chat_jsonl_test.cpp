@@ -74,6 +74,11 @@ TEST(ChatJsonl, RejectsWrongLinesOneByOne) {
       {R"({"messages": [{"role": "user", "content": null}]})", "chat_invalid"},
       {R"({"messages": [{"role": "user", "content": [{"type": "audio", "audio": "x"}]}]})", "chat_invalid"},
       {R"({"messages": [{"role": "user", "content": [{"type": "image"}]}]})", "chat_invalid"},
+      {R"({"messages": [{"role": "user", "content": [{"type": "image", "image": "a\u0000.png"}]}]})", "not_a_file"},
+      {R"({"messages": [{"role": "user", "content": "a"}], "messages": [{"role": "user", "content": "b"}]})",
+       "json_invalid"},
+      {R"({"messages": [{"role": "user", "content": "a", "content": "b"}]})", "json_invalid"},
+      {std::string("{\"messages\": [{\"role\": \"user\", \"content\": \"a") + '\0' + "\"}]}", "encoding"},
       {R"({"messages": [{"role": "user", "content": [{"type": "image", "image": "https://a/b.png"}]}]})", "not_a_file"},
       {R"({"messages": [{"role": "user", "content": [{"type": "image", "image": "data:image/png;base64,"}]}]})",
        "not_a_file"},
@@ -95,7 +100,86 @@ TEST(ChatJsonl, RejectsWrongLinesOneByOne) {
   EXPECT_NE(records[8].detail.find("messages[0].content[0].type: got \"audio\", expected text, image or video"),
             std::string::npos)
       << records[8].detail;
-  EXPECT_NE(records[14].detail.find("data.sets.chat.encoding: cp949"), std::string::npos) << records[14].detail;
+  const auto expect_said = [&](size_t i, const char* text) {
+    EXPECT_NE(records[i].detail.find(text), std::string::npos) << records[i].detail;
+  };
+  expect_said(4, "messages: got an empty list, expected a list with turns");
+  expect_said(10, R"(content[0].image: got 'a\u0000.png', expected a path without a zero byte)");
+  expect_said(11, "got key 'messages' twice, expected it once");
+  expect_said(12, "got key 'content' twice, expected it once");
+  expect_said(13, "got bytes that are no text: byte 45 is a zero; remove it");
+  expect_said(18, "data.sets.chat.encoding: cp949");
+}
+
+TEST(ChatJsonl, PutsPicturesOfTheRecordWhereItsPlaceholdersAre) {
+  const auto records = records_of(
+      R"({"messages": [{"role": "user", "content": "<image>\nand <image>?"}, {"role": "assistant", "content": "a"},)"
+      R"( {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "<image> is a tag"},)"
+      R"( {"type": "image", "image": "own.png"}]}], "images": ["1.png", {"path": "2.png", "bytes": null}, "3.png"]})"
+      "\n"
+      R"({"messages": [{"role": "user", "content": "What?<image>"}], "images": "4.png"})"
+      "\n"
+      R"({"messages": [{"role": "user", "content": "an <image> tag"}], "images": null})"
+      "\n"
+      R"({"messages": [{"role": "user", "content": "no picture"}], "images": []})");
+  const std::vector<std::vector<std::string>> expected = {{"[1.png]", "\nand ", "[2.png]", "?"},
+                                                          {"[3.png]", "<image> is a tag", "[own.png]"},
+                                                          {"What?", "[4.png]"},
+                                                          {"an <image> tag"},
+                                                          {"no picture"}};
+  std::vector<std::vector<std::string>> got;
+  for (const Record& record : records) {
+    EXPECT_FALSE(record.is_wrong()) << record.detail;
+    for (const Message& message : record.messages) {
+      if (message.role != "user") continue;
+      auto& parts = got.emplace_back();
+      for (const ContentPart& part : message.content)
+        parts.push_back(part.kind == Kind::kText ? part.text : "[" + part.text + "]");
+    }
+  }
+  EXPECT_EQ(got, expected);
+}
+
+TEST(ChatJsonl, RefusesPicturesThatAreNotAsManyAsPlaceholders) {
+  const auto record_of = [](const std::string& content, const std::string& images) {
+    return records_of(R"({"messages": [{"role": "user", "content": ")" + content + R"("}], "images": )" + images + "}")
+        .at(0);
+  };
+  EXPECT_EQ(record_of("<image> <image>", R"(["1.png"])").detail,
+            "line 1: images: got 1, expected 2, one for each <image> in the messages");
+  for (const auto& [content, images, reason] : {std::tuple("<image> <image>", R"(["1.png"])", "image_count"),
+                                                {"<image>", R"(["1.png", "2.png"])", "image_count"},
+                                                {"<image>", "[]", "image_count"},
+                                                {"x", R"("1.png")", "image_count"},
+                                                {"<image>", R"([""])", "path_empty"},
+                                                {"<image>", R"(["http://a/b.png"])", "not_a_file"},
+                                                {"<image>", R"(["a\u0000"])", "not_a_file"},
+                                                {"<image>", "[null]", "chat_invalid"},
+                                                {"<image>", R"([{"bytes": "x"}])", "chat_invalid"},
+                                                {"<image>", "7", "chat_invalid"}}) {
+    const Record record = record_of(content, images);
+    EXPECT_EQ(record.reason, reason) << content << " " << images << " " << record.detail;
+  }
+}
+
+TEST(ChatJsonl, RefusesKeysThatChangeWhatIsLearnedAndTakesNotes) {
+  const auto record_of = [](const std::string& in_message, const std::string& in_record) {
+    return records_of(R"({"messages": [{"role": "user", "content": "a")" + in_message + "}]" + in_record + "}").at(0);
+  };
+  for (const char* key : {"tools", "videos", "audios", "image", "weight", "train", "loss", "mask", "system"}) {
+    const Record record = record_of("", concat(R"(, ")", key, R"(": [1])"));
+    EXPECT_EQ(record.reason, "unknown_key") << key;
+    EXPECT_EQ(record.detail.find(concat("line 1: the record: unknown key ", key, ", expected")), 0u) << record.detail;
+  }
+  for (const char* key : {"tool_calls", "images", "reasoning_content", "weight", "train", "loss", "mask"}) {
+    const Record record = record_of(concat(R"(, ")", key, R"(": 0)"), "");
+    EXPECT_EQ(record.reason, "unknown_key") << key;
+    EXPECT_EQ(record.detail.find(concat("line 1: messages[0]: unknown key ", key, ", expected")), 0u) << record.detail;
+  }
+  const Record noted =
+      record_of(R"(, "name": "x", "tool_calls": null)",
+                R"(, "source": "web", "meta": {"weight": 3}, "tools": [], "system": "", "videos": null)");
+  EXPECT_FALSE(noted.is_wrong()) << noted.detail;
 }
 
 TEST(ChatJsonl, ReadsCp949) {

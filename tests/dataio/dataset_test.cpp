@@ -6,6 +6,7 @@
 #include <fstream>
 #include <functional>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "base/error.h"
@@ -60,8 +61,14 @@ void expect_equal(const Sample& a, const Sample& b) {
 class DatasetFile : public ::testing::Test {
  protected:
   static constexpr int kSize = 60;
-  /// Two blocks, as a pack merges them.
   void write(int64_t version = format::kVersion) {
+    write_with([&](H5File& file, const std::string& hash) {
+      file.set_attribute("version", version);
+      file.set_attribute("index_xxh3", hash);
+    });
+  }
+  /// Two blocks, as a pack merges them. `describe` adds what a test may want to spoil.
+  void write_with(const std::function<void(H5File&, const std::string& hash)>& describe) {
     PackColumns blocks[2];
     for (int i = 0; i < kSize; ++i) blocks[i >= 25].append(sample_of(i), i + 2);
     H5File file = H5File::create(path_);
@@ -76,11 +83,10 @@ class DatasetFile : public ::testing::Test {
       before = before + rows;
     }
     file.set_attribute("schema", format::kSchema);
-    file.set_attribute("version", version);
     file.set_attribute("image_token", 151655);
     file.set_attribute("video_token", 151656);
     file.set_attribute("prompt", "");
-    file.set_attribute("index_xxh3", hash.text());
+    describe(file, hash.text());
     file.close();
   }
   std::string failure_of(const std::function<void()>& function, ErrorKind kind = ErrorKind::kData) {
@@ -179,6 +185,170 @@ TEST_F(DatasetFile, NoticesEveryDamagedByteOfItsTables) {
     num_noticed += !message.empty();
   }
   EXPECT_EQ(num_noticed, static_cast<int>(places.size()));
+}
+
+/// HDF5 believes what a file says of its attributes: sizes, counts and the layout of numbers.
+TEST_F(DatasetFile, SurvivesEveryDamagedByteAroundItsAttributes) {
+  write();
+  std::string bytes;
+  {
+    std::ifstream stream(path_, std::ios::binary);
+    bytes.assign(std::istreambuf_iterator<char>(stream), {});
+  }
+  constexpr size_t kAround = 96;
+  std::set<size_t> places;
+  for (const char* name : {"schema", "version", "image_token", "video_token", "prompt", "index_xxh3"}) {
+    const size_t at = bytes.find(name + std::string(1, '\0'));
+    ASSERT_NE(at, std::string::npos) << name;
+    for (size_t i = at - std::min(at, kAround); i < std::min(bytes.size(), at + kAround); ++i) places.insert(i);
+  }
+  int num_noticed = 0;
+  for (const size_t place : places) {
+    for (const int change : {0x01, 0x10, 0xff}) {
+      std::string damaged = bytes;
+      damaged[place] = static_cast<char>(damaged[place] ^ change);
+      std::ofstream(path_, std::ios::binary) << damaged;
+      num_noticed += !failure_of([&] {
+                        const Dataset dataset(path_);
+                        dataset.provenance("prompt");
+                        dataset.read(0);
+                      }).empty();
+    }
+  }
+  EXPECT_GT(num_noticed, static_cast<int>(places.size()));
+}
+
+TEST_F(DatasetFile, RefusesAttributesOfAnotherShapeOrType) {
+  write();
+  std::string bytes;
+  {
+    std::ifstream stream(path_, std::ios::binary);
+    bytes.assign(std::istreambuf_iterator<char>(stream), {});
+  }
+  const auto message_with = [&](const std::string& name, const std::string& from, const std::string& to) {
+    const size_t begin = bytes.find(name + std::string(1, '\0')), at = bytes.find(from, begin);
+    EXPECT_LT(at, begin + 64) << name;
+    std::string damaged = bytes;
+    damaged.replace(at, to.size(), to);
+    std::ofstream(path_, std::ios::binary) << damaged;
+    return failure_of([&] { Dataset dataset(path_); });
+  };
+  using namespace std::string_literals;
+  // Datatype message: class and version, bits, size; of integers then offset and precision.
+  const std::string int64 = "\x10\x08\0\0\x08\0\0\0\0\0\x40\0"s;
+  const std::string place = "; " + path_ + ", attribute ";
+  for (const std::string& spoiled : {"\x10\x08\0\0\x08\0\0\0\x07\0\x40\0"s,   // bits 7 to 71 of 64
+                                     "\x10\x08\0\0\x08\0\0\0\0\0\x20\0"s,     // 32 of 64 bits
+                                     "\x10\x00\0\0\x08\0\0\0\0\0\x40\0"s}) {  // without sign
+    const std::string message = message_with("version", int64, spoiled);
+    EXPECT_NE(message.find("packed file: got "), std::string::npos) << message;
+    EXPECT_NE(message.find("; delete it and pack the data again"), std::string::npos) << message;
+  }
+  std::string message = message_with("version", int64, "\x10\x00\0\0\x08\0\0\0\0\0\x40\0"s);
+  EXPECT_NE(message.find("got another type of value, expected that of the format" + place + "version"),
+            std::string::npos)
+      << message;
+  message = message_with("index_xxh3", "\x13\x10\0\0"s, "\x13\x10\0\0\xff\xff\xff\x7f"s);
+  EXPECT_NE(message.find("; delete it and pack the data again"), std::string::npos) << message;
+}
+
+/// H5Aread writes all of them, whatever room the reader has.
+TEST_F(DatasetFile, RefusesAttributesOfManyValues) {
+  using namespace std::string_literals;
+  const std::string text(32000, 'A');
+  const auto bytes_of = [](uint64_t number) {
+    return std::string(reinterpret_cast<const char*>(&number), sizeof number);
+  };
+  // An attribute message: the sizes of name, datatype and dataspace, and these, each in multiples of 8; then the
+  // values. What a text took becomes a list: dataspaces of one dim are 8 bytes longer, datatypes of numbers, too.
+  const auto message_with = [&](const std::string& name, const std::string& sizes, const std::string& parts) {
+    std::ifstream stream(path_, std::ios::binary);
+    std::string bytes{std::istreambuf_iterator<char>(stream), {}};
+    const size_t at = bytes.find(name);
+    EXPECT_NE(at, std::string::npos) << name;
+    bytes.replace(at - 4, 4, sizes).replace(at + name.size(), parts.size(), parts);
+    std::ofstream(path_, std::ios::binary) << bytes;
+    return failure_of([&] { Dataset dataset(path_); });
+  };
+  const auto list_of = [&](uint64_t rows) { return "\1\1\0\0\0\0\0\0"s + bytes_of(rows); };
+
+  write_with([&](H5File& file, const std::string& hash) {
+    file.set_attribute("version", text);
+    file.set_attribute("index_xxh3", hash);
+  });
+  const std::string int64 = "\x10\x08\0\0\x08\0\0\0\0\0\x40\0\0\0\0\0"s;
+  std::string message = message_with("version\0"s, "\x0c\0\x10\0"s, int64 + list_of((text.size() - 16) / 8));
+  EXPECT_NE(message.find("packed file: got a list of values, expected one; " + path_ + ", attribute version"),
+            std::string::npos)
+      << message;
+
+  write_with([&](H5File& file, const std::string&) {
+    file.set_attribute("version", format::kVersion);
+    file.set_attribute("index_xxh3", text);
+  });
+  const std::string text_of_8 = "\x13\x10\0\0\x08\0\0\0"s;
+  message = message_with("index_xxh3\0\0\0\0\0\0"s, "\x08\0\x10\0"s, text_of_8 + list_of((text.size() - 8) / 8));
+  EXPECT_NE(message.find("packed file: got a list of values, expected one; " + path_ + ", attribute index_xxh3"),
+            std::string::npos)
+      << message;
+}
+
+TEST_F(DatasetFile, RefusesRowsThatTheFileCannotHold) {
+  write();
+  std::string bytes;
+  {
+    std::ifstream stream(path_, std::ios::binary);
+    bytes.assign(std::istreambuf_iterator<char>(stream), {});
+  }
+  // The dataspace of samples/ends: rows and columns, 8 bytes each.
+  const auto dims = [](uint64_t rows) {
+    const uint64_t both[2] = {rows, format::kNumSampleEnds};
+    return std::string(reinterpret_cast<const char*>(both), sizeof both);
+  };
+  const auto refuses = [&](const std::string& damaged) {
+    std::ofstream(path_, std::ios::binary) << damaged;
+    const std::string message = failure_of([&] { Dataset dataset(path_); });
+    EXPECT_NE(message.find("packed file: got "), std::string::npos) << message;
+    EXPECT_NE(message.find("; delete it and pack the data again"), std::string::npos) << message;
+    return message;
+  };
+  const size_t at = bytes.find(dims(kSize));
+  ASSERT_NE(at, std::string::npos);
+  for (const uint64_t rows : {uint64_t{1} << 55, uint64_t{1} << 62, ~uint64_t{0}, uint64_t{kSize} + 1})
+    refuses(std::string(bytes).replace(at, 16, dims(rows)));
+  // Rows without storage, which HDF5 would make up: the place of the table is undefined.
+  PackColumns columns;
+  for (int i = 0; i < 25; ++i) columns.append(sample_of(i), i + 2);
+  const uint64_t begin = bytes.find(std::string(reinterpret_cast<const char*>(columns.sample_ends.data()), 80));
+  const size_t place = bytes.find(std::string(reinterpret_cast<const char*>(&begin), sizeof begin), at);
+  ASSERT_LT(place, at + 256);
+  for (const uint64_t rows : {uint64_t{kSize}, uint64_t{1} << 55}) {
+    std::string damaged = std::string(bytes).replace(at, 16, dims(rows)).replace(place, 8, std::string(8, '\xff'));
+    const uint64_t size = rows * format::kNumSampleEnds * 8;
+    damaged.replace(place + 8, 8, std::string(reinterpret_cast<const char*>(&size), sizeof size));
+    const std::string message = refuses(damaged);
+    EXPECT_NE(message.find(concat("got ", rows, " rows of 5 x 8 bytes, expected rows within the ")), std::string::npos)
+        << message;
+  }
+}
+
+TEST_F(DatasetFile, RefusesTokensThatGoBackwards) {
+  PackColumns block;
+  for (int i = 0; i < kSize; ++i) block.append(sample_of(i), i + 2);
+  block.sample_ends[format::kNumSampleEnds + format::kTokensEnd] = 0;
+  H5File file = H5File::create(path_);
+  create_tables(file, rows_of(block));
+  write_tables(file, block, TableRows{});
+  IndexHash hash;
+  hash.add(block);
+  file.set_attribute("schema", format::kSchema);
+  file.set_attribute("version", format::kVersion);
+  file.set_attribute("image_token", 151655);
+  file.set_attribute("video_token", 151656);
+  file.set_attribute("index_xxh3", hash.text());
+  file.close();
+  const std::string message = failure_of([&] { Dataset dataset(path_); });
+  EXPECT_NE(message.find("labels of sample 1, expected a stretch of the"), std::string::npos) << message;
 }
 
 TEST_F(DatasetFile, NamesTheDamagedSample) {

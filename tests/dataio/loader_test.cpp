@@ -173,6 +173,10 @@ TEST_F(LoaderTest, LeavesOutWhatIsTooLongOrHasNoLabels) {
   EXPECT_EQ(usable.left_out.by_reason, (std::map<std::string, int64_t>{{"too_long", 4}, {"no_labels", 1}}));
   EXPECT_NE(log.find("left out 5 of 6 samples (no_labels: 1, too_long: 4) at seq_len = 200"), std::string::npos) << log;
   EXPECT_NE(log.find("n0: 312 tokens, n1: 312 tokens, n2: 312 tokens]"), std::string::npos) << log;
+  ::testing::internal::CaptureStderr();
+  usable_samples(dataset, 1, 400);
+  const std::string unanswered = ::testing::internal::GetCapturedStderr();
+  EXPECT_NE(unanswered.find("n5: it does not end with an answer"), std::string::npos) << unanswered;
   const std::string message = failure_of([&] { usable_samples(dataset, 1, 5); });
   EXPECT_NE(message.find("got no sample to learn from among 6"), std::string::npos) << message;
 }

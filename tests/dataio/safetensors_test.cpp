@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <chrono>
 #include <csignal>
@@ -302,6 +303,14 @@ TEST(Safetensors, SizesOfShapesAreChecked) {
   for (const at::ScalarType dtype : kAllDtypes) EXPECT_EQ(dtype_from_name(dtype_name(dtype)), dtype);
   EXPECT_FALSE(dtype_from_name("F31").has_value());
   message_of(ErrorKind::kShape, [] { dtype_name(at::kComplexFloat); });
+}
+
+TEST(Safetensors, APipeIsNotWaitedFor) {
+  const TempFolder folder;
+  ASSERT_EQ(mkfifo((folder / "x.safetensors").c_str(), 0600), 0);
+  EXPECT_ERROR(error_of([&] { SafetensorsFile(folder / "x.safetensors"); }),
+               ErrorKind::kCheckpoint,
+               "safetensors file: got no regular file, expected a file");
 }
 
 TEST(Safetensors, MissingFilesAndNamesAreNamed) {

@@ -25,6 +25,19 @@ Sampler::Source source_of(int64_t size, uint64_t seed, double share, int64_t lon
   return source;
 }
 
+TEST(Sampler, SharesWhoseSumIsInfiniteAreSharesAllTheSame) {
+  const Sampler huge({source_of(50, 1, 1e308), source_of(50, 2, 1e308)}, 300, 4, 20, 7);
+  const Sampler small({source_of(50, 1, 1), source_of(50, 2, 1)}, 300, 4, 20, 7);
+  Cursor a, b;
+  EXPECT_EQ(huge.next(a), small.next(b));
+  EXPECT_EQ(huge.steps_for_epochs(1), small.steps_for_epochs(1));
+}
+
+TEST(Sampler, EpochsBeyondAllStepsAreRefused) {
+  const Sampler sampler({source_of(50, 1, 1)}, 300, 1, 20, 7);
+  EXPECT_ERROR(error_of([&] { sampler.steps_for_epochs(1e300); }), ErrorKind::kConfig, "epochs: got 1e+300");
+}
+
 TEST(Permuted, VisitsEveryNumberOnce) {
   for (int64_t size : {1, 2, 3, 7, 64, 65, 1000, 4097}) {
     for (uint64_t key : {0u, 1u, 77u}) {

@@ -164,6 +164,14 @@ TEST_F(VqaCsv, SaysWhereTextIsOfAnotherEncoding) {
   }
   EXPECT_FALSE(records[1].is_wrong());
   EXPECT_EQ(records_of(std::string(kHeader) + "1,p,\xff\xff?,1,2,3,4,a\n", "cp949")[0].reason, "encoding");
+  for (const char* encoding : {"utf8", "cp949"}) {
+    const auto zero = records_of(std::string(kHeader) + "1,p,ab" + '\0' + "c,1,2,3,4,a\n", encoding);
+    ASSERT_EQ(zero.size(), 1u);
+    EXPECT_EQ(
+        zero[0].detail,
+        "row 2, column question: got bytes that are no text: byte 3 is a zero; remove it, or write the file again "
+        "from its source");
+  }
 }
 
 TEST_F(VqaCsv, TellsUtf8FromOtherBytes) {

@@ -206,6 +206,8 @@ std::vector<std::string> jsonl_seeds() {
       "\"video\":\"v\",\"fps\":2.5},{\"type\":\"image_url\",\"image_url\":{\"url\":\"y.jpg\"}}]}]}\r\n\n{\"id\":3,"
       "\"messages\":"
       "[{\"role\":\"tool\",\"content\":\"x\"}]}",
+      "u{\"messages\":[{\"role\":\"user\",\"content\":\"<image>a<image>\"},{\"role\":\"user\",\"content\":[{\"type\":"
+      "\"image\"}]}],\"images\":[\"1.png\",{\"path\":\"2.png\"},\"3.png\"],\"tools\":[]}",
       "k{\"messages\":[{\"role\":\"user\",\"content\":\"\xB0\xA1\xB3\xAA\"},{\"role\":\"assistant\",\"content\":\"\"}]"
       "}"};
 }

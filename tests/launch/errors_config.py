@@ -30,6 +30,12 @@ def config_cases():
         Case("infinite norm", 2, "optimizer.clip_norm", settings=["optimizer.clip_norm=.inf"]),
         Case("negative rate scale", 2, "optimizer.groups.0.lr_scale", settings=["optimizer.groups=[{match: '**', lr_scale: -2}]"]),
         Case("overflowing number", 2, "save.every", settings=["save.every=99999999999999999999"]),
+        *(Case(f"{key} beyond all numbers", 2, f"{key.replace('.all.', '.0.')}: got", "expected at most", settings=[f"{key}={value}"]) for key, value in [
+            ("stages.all.epochs", "1e19"), ("stages.all.tokens", "1e300"), ("optimizer.warmup_tokens", "1e300"),
+            ("optimizer.warmup_tokens", "9223372036854775807"), ("stages.all.mixture.train", "1e308"), ("log.stall_timeout_s", "1e300")]),
+        Case("taps that do not rise", 2, "model.taps: got [1, 0]", "rising", settings=["model.taps=[1, 0]"]),
+        Case("four colours", 2, "model.tower.channels: got 4, expected 3", settings=["model.tower.channels=4"]),
+        Case("stage with an endless name", 2, "stages.N.name", "at most 200", changes={"stages": [{**STAGE, "name": "x" * 256}]}),
         Case("-np against the layout", 2, "layout: got -np 2", "tp 3", ranks=(2,), settings=["parallel.tp=3", "stages.all.seq_len=510"]),
         Case("-np against dp", 2, "layout: got -np", "dp 5", "mpirun -np 5", settings=["parallel.dp=5"]),
         Case("layout whose product overflows", 2, "parallel.tp", settings=["parallel.tp=4294967296", "parallel.pp=4294967296"]),

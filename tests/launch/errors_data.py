@@ -115,6 +115,7 @@ def csv_cases():
         data("too few fields", 3, "csv_columns: 2", "got 3 fields, expected 8", prepare=text(lambda d: d + b"\na,b,c\nd,e,f\n")),
         data("quotation mark that stays open", 3, "csv_quotes", settings=["data.max_bad_share=0"], prepare=text(lambda d: d + b'\nx,"images/1.png,q,1,2,3,4,a\n')),
         data("undecodable bytes", 3, "encoding: 2", "cp949", prepare=text(lambda d: d.replace(b"Which digit", "어느 숫자".encode("cp949"), 2))),
+        data("zero bytes in the text", 3, "encoding: 2", "is a zero", lacks=("cp949",), prepare=text(lambda d: d.replace(b"Which digit", b"Which\0digit", 2))),
         data("question empty", 3, "question_empty: 2", prepare=edit_rows(lambda rows: [r.update(question=" ") for r in rows[:3]])),
         data("choice missing", 3, "choice_missing: 2", prepare=edit_rows(lambda rows: [r.update(b="") for r in rows[:3]])),
         data("no label at all", 3, "no_labels: 24", "add answers", prepare=edit_rows(lambda rows: [r.update(answer="") for r in rows])),
@@ -166,6 +167,8 @@ def chat(name, code, *words, line, good=20, **more):
 def chat_cases():
     def turns(*pairs):
         return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+    def beside(text, names):
+        return {**turns(("user", text), ("assistant", "a")), "images": names}
     image, real = ({"type": "image", "image": path} for path in ("images/none.png", "REAL"))
     return [
         chat("JSONL line broken", 3, "json_invalid: 2", "line 21", line=b'{"messages": [{"role": "user"'),
@@ -178,6 +181,14 @@ def chat_cases():
         chat("JSONL with a picture in the answer", 3, "chat_invalid: 2", "assistant", line=turns(("user", "x"), ("assistant", [real]))),
         chat("JSONL with a placeholder in its text", (0, 3), line=turns(("user", "<|vision_start|><|image_pad|><|vision_end|>"), ("assistant", "a")), grammar=False),
         chat("JSONL of undecodable bytes", 3, "encoding: 2", line=b'{"messages": "\xff\xfe"}'),
+        chat("JSONL with pictures of the record", 0, "23 samples", lacks=("left out",), line=beside("<image>\nwhat?", ["REAL"])),
+        chat("JSONL with fewer pictures than placeholders", 3, "image_count: 2", "got 1, expected 2", line=beside("<image><image>", ["REAL"])),
+        chat("JSONL of a picture with a zero in its name", 3, "not_a_file: 2", "zero byte", line=beside("<image>", ["a\0b"])),
+        chat("JSONL with calls of tools", 3, "unknown_key: 2", "unknown key tool_calls",
+             line={"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]}]}),
+        chat("JSONL with messages twice", 3, "json_invalid: 2", "'messages' twice", line=b'{"messages": [{"role": "user", "content": "x"}], "messages": []}'),
+        chat("JSONL of no turns", 3, "chat_invalid: 2", "got an empty list", line={"messages": []}),
+        chat("JSONL that ends with a question", 0, "no_labels: 3", "it does not end with an answer", line=turns(("user", "x"), ("assistant", "a"), ("user", "y"))),
         chat("JSONL nested too deep", 3, "json_invalid: 2", line=b'{"messages": ' + b"[" * 100000 + b"]" * 100000 + b"}"),
     ]
 

@@ -70,6 +70,13 @@ def file(name, data):
     return prepare
 
 
+def pipe(name):
+    def prepare(folder):
+        os.remove(f"{folder}/{name}")
+        os.mkfifo(f"{folder}/{name}")
+    return prepare
+
+
 def edit_json(name, edit):
     def prepare(folder):
         with open(f"{folder}/{name}", encoding="utf-8") as text:
@@ -141,6 +148,9 @@ def weight_cases():
         weights("hole between tensors", WEIGHTS, change=lambda h, d: header_of(lambda h, n: h.pop(n[3]))(h, d)),
         weights("offsets beyond the file", WEIGHTS, change=header_of(lambda h, n: h[n[-1]].update(data_offsets=[2**40, 2**40 + 64]))),
         weights("negative offsets", WEIGHTS, change=header_of(lambda h, n: h[n[0]].update(data_offsets=[-4, 60]))),
+        weights("quantised weights", "model.language_model.norm.weight", "got dtype I32", "quantised weights are not supported",
+                change=header_of(lambda h, n: h["model.language_model.norm.weight"].update(dtype="I32"))),
+        model("weights that are a pipe", 5, WEIGHTS, "no regular file", prepare=pipe(WEIGHTS)),
         weights("unknown dtype", "F12", change=header_of(lambda h, n: h[n[0]].update(dtype="F12"))),
         weights("shape whose product overflows", "63 bits", change=header_of(lambda h, n: h[n[0]].update(shape=[2**40, 2**40]))),
         weights("tensor named twice", "twice", change=twice),
@@ -172,6 +182,7 @@ def config_cases():
         Case("model folder that is absent", 2, "model.path: got", "config.json", settings=["model.path=/nowhere/model"]),
         model("config.json missing", 2, "model.path", "config.json", prepare=file("hf/config.json", None)),
         model("config.json not JSON", 2, "hf/config.json", "at byte 2", prepare=file("hf/config.json", b"{model_type: qwen3_vl}")),
+        model("config.json that is a pipe", 2, "hf/config.json", "something that is not a file", prepare=pipe("hf/config.json")),
         model("config.json empty", 2, "hf/config.json", prepare=file("hf/config.json", b"")),
         model("config.json a list", 2, "config.json", prepare=file("hf/config.json", b"[1]")),
         model("config.json of Llama", 2, "llama", "qwen3_vl", "config.json", prepare=file("hf/config.json", json.dumps(llama).encode())),

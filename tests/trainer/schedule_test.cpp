@@ -57,6 +57,14 @@ TEST(Schedule, WarmUpInTokensRoundsUpToSteps) {
   EXPECT_DOUBLE_EQ(lr_at(config, 2, 10, 1000), 2);
 }
 
+TEST(Schedule, WarmUpBeyondAllStepsIsLongerThanTheStage) {
+  OptimizerConfig config;
+  config.warmup_tokens = 1e300;
+  EXPECT_GT(warmup_steps(config, 10, 1000), 10);
+  config.lr = 1;
+  EXPECT_DOUBLE_EQ(lr_at(config, 0, 10, 1000), 0.1);
+}
+
 TEST(Schedule, WarmUpAsAShareFollowsTheLengthOfTheStage) {
   OptimizerConfig config = config_of("constant");
   config.warmup_share = 0.03;
