@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <thread>
@@ -33,14 +34,7 @@ extern "C" void on_stop_signal(int number) {
     _exit(130);  // a second Ctrl-C ends at once
 }
 
-void install_signal_handlers() {
-  struct sigaction action = {};
-  action.sa_handler = on_stop_signal;
-  action.sa_flags = SA_RESTART;
-  for (const int number : {SIGTERM, SIGUSR1, SIGINT}) sigaction(number, &action, nullptr);
-  signal(SIGPIPE, SIG_IGN);
-  signal(SIGXFSZ, SIG_IGN);  // a file beyond `ulimit -f` is an error of the write that wanted it, like a full disk
-}
+constexpr int kStopSignals[] = {SIGTERM, SIGUSR1, SIGINT};
 
 bool mpi_is_running() {
   int started = 0, ended = 0;
@@ -62,6 +56,20 @@ void require_one_kind_of_device(at::Device device) {
 
 }  // namespace
 
+void install_signal_handlers() {
+  struct sigaction action = {};
+  action.sa_handler = on_stop_signal;
+  action.sa_flags = SA_RESTART;
+  for (const int number : kStopSignals) sigaction(number, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // a file beyond `ulimit -f` is an error of the write that wanted it, like a full disk
+}
+
+void let_signals_end_the_program() {
+  for (const int number : kStopSignals) signal(number, SIG_DFL);
+  if (const int number = stop_signal.load()) raise(number);
+}
+
 int world_rank() {
   int rank = 0;
   if (mpi_is_running()) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -75,7 +83,6 @@ int world_size() {
 }
 
 Bootstrap::Bootstrap(const RunConfig& config) {
-  install_signal_handlers();
   MPI_Comm node;
   HANOK_REQUIRE(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node) == MPI_SUCCESS,
                 kComm)
@@ -167,6 +174,15 @@ void end_all_ranks(int code, const std::string& message) {
   alarm(10);  // a broken network may keep MPI_Finalize waiting
   MPI_Finalize();
   _exit(cause == failures.end() ? code : cause->code);
+}
+
+void end_stopped(const std::string& what_is_kept) {
+  const std::string reason = Bootstrap::stop_reason();  // empty on a rank that only heard of it
+  HANOK_LOG_RANK0(INFO) << "stopped" << (reason.empty() ? "" : " by " + reason) << "; " << what_is_kept;
+  std::fflush(stdout);
+  alarm(10);  // a broken network may keep MPI_Finalize waiting
+  if (mpi_is_running()) MPI_Finalize();
+  _exit(0);
 }
 
 RunConfig load_run_config(const Arguments& arguments, int world_size) {

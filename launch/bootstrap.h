@@ -13,7 +13,7 @@ namespace hanok {
 /// Lives as long as the program talks to other ranks.
 class Bootstrap {
  public:
-  /// MPI_Init, device by local rank, CPU threads, logging, signal handlers (SIGTERM, SIGUSR1, SIGINT ask for a stop).
+  /// MPI_Init, device by local rank, CPU threads, logging.
   /// errors: kDevice when a node has more ranks than visible GPUs, or device: cuda and there is none; kComm if MPI
   /// fails
   explicit Bootstrap(const RunConfig& config);
@@ -31,6 +31,14 @@ class Bootstrap {
   at::Device device_ = at::kCPU;
   int local_rank_ = 0, local_size_ = 1;
 };
+
+/// The first thing of all, before main(): from then on SIGTERM, SIGUSR1 and SIGINT ask for a stop, a second SIGINT ends
+/// at once, and a full disk or a reader that left is an error of the write.
+void install_signal_handlers();
+/// For commands that nothing is lost by: the same signals end the program, and one that came already ends it now.
+void let_signals_end_the_program();
+/// Ends this rank with code 0 as asked by a signal; all ranks call it. "nothing" and the like: what is left to say.
+[[noreturn]] void end_stopped(const std::string& what_is_kept);
 
 /// World rank and size without a Bootstrap (0 and 1 before MPI runs).
 int world_rank();

@@ -89,8 +89,10 @@ class Chooser {
   void add_rows(StageConfig stage) {
     for (const int64_t rows : {1, 2, 4, 8}) {
       stage.rows_per_micro_batch = rows;
-      if (stage.rows_per_step % (rows * stage.parallel.dp) != 0 || !is_allowed(stage)) continue;
-      for (const char* recompute : {"none", "selective", "full"})
+      const std::string why_not = refusal(stage);
+      if (!why_not.empty() && rows == 1) note_refusal(stage.parallel, why_not);
+      if (!why_not.empty()) continue;
+      for (const char* recompute : {"none", "selective", "all_but_attention", "full"})
         for (const bool offload : {false, true}) {
           if (offload && std::string_view(recompute) != "full") continue;
           stage.recompute = recompute;
@@ -102,12 +104,27 @@ class Chooser {
     }
   }
 
-  bool is_allowed(const StageConfig& stage) {
-    if (!violations(config_.model, stage.parallel).empty()) return false;
+  /// Which rule forbids it; empty: none does.
+  std::string refusal(const StageConfig& stage) {
+    const int64_t rows = stage.rows_per_micro_batch * stage.parallel.dp;
+    if (stage.rows_per_step % rows != 0)
+      return concat("rows_per_step: got ", stage.rows_per_step, ", expected a multiple of the ", rows, " rows of dp");
+    if (const auto found = violations(config_.model, stage.parallel); !found.empty()) return found.front().message;
     config_.stages.front() = stage;
-    if (!violations(config_, gpus_).empty()) return false;
+    if (const auto found = violations(config_, gpus_); !found.empty()) return found.front().message;
     const PipelineShape shape = pipeline_shape(stage.parallel);
-    return shape.ranks == 1 || shape.pieces() <= most_pieces(config_.model);
+    const int64_t most = most_pieces(config_.model);
+    if (shape.ranks == 1 || shape.pieces() <= most) return "";
+    return concat("pipeline: got ", shape.pieces(), " pieces, expected at most ", most, " of this model");
+  }
+
+  void note_refusal(const ParallelConfig& p, const std::string& why_not) {
+    if (p.ep > 1 || p.schedule != "1f1b") return;
+    std::string layout;
+    const std::pair<const char*, int64_t> axes[] = {{"tp", p.tp}, {"pp", p.pp}, {"cp", p.cp}, {"dp", p.dp}};
+    for (const auto& [name, size] : axes)
+      if (size > 1) layout += concat(layout.empty() ? "" : ",", name, size);
+    out_.refused.push_back(concat(layout.empty() ? "1 rank" : layout, ": ", why_not));
   }
 
   /// Weights of a rank that would hold all layers.
@@ -138,14 +155,14 @@ class Chooser {
     const StepLoad load = load_of(config_, stage, groups, supposed_);
     const auto kept = [&](const Recompute& how) -> const ActivationBytes& {
       const std::array<int64_t, 7> key{
-          p.tp, p.cp, p.ep, stage.rows_per_micro_batch, how.every, how.selective, how.offload};
+          p.tp, p.cp, p.ep, stage.rows_per_micro_batch, how.every, static_cast<int64_t>(how.keep), how.offload};
       const auto found = activations_.find(key);
       if (found != activations_.end()) return found->second;
       return activations_[key] = activation_bytes(config_.model, params, groups, load.batch, how, kernels);
     };
     const std::array<int64_t, 4> held_key{p.tp, p.cp, p.ep, p.dp};
     if (!held_.contains(held_key)) held_[held_key] = held_elements(params, groups);
-    auto& products = products_[{recompute.every, recompute.selective}];
+    auto& products = products_[{recompute.every, static_cast<int64_t>(recompute.keep)}];
     if (products.empty()) products = products_of(config_.model, params, load.work, recompute);
     TimedStage timed{.config = config_,
                      .stage = stage,

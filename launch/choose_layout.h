@@ -17,6 +17,7 @@ struct LayoutChoices {
   std::vector<LayoutChoice> best;    // the fastest first; empty: nothing fits
   int64_t allowed = 0, fitting = 0;  // combinations that the rules allow; of them, those looked at that fit
   bool looked_at_all = false;
+  std::vector<std::string> refused;  // "pp7: why not", of plain layouts that the rules forbid
 };
 /// Every product of the axes that the config rules allow on `gpus` GPUs, schedules, rows of a micro-batch and ways to
 /// recompute, by time; of the fastest, those that leave a twentieth of the memory free. Rows of a step, their length

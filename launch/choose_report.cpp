@@ -1,5 +1,6 @@
 #include "launch/choose_report.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -38,6 +39,16 @@ void print_text(
               static_cast<long long>(s.rows_per_step),
               static_cast<long long>(s.seq_len),
               100 * supposed.picture_share);
+  if (found.allowed == 0) {
+    std::printf(
+        "  no layout of so many GPUs is allowed by the rules of the config; take another number of GPUs, or mend "
+        "what stands in the way of one of these\n");
+    constexpr size_t kShown = 12;
+    for (size_t i = 0; i < std::min(kShown, found.refused.size()); ++i) std::printf("  %s\n", found.refused[i].c_str());
+    if (found.refused.size() > kShown)
+      std::printf("  and %lld more\n", static_cast<long long>(found.refused.size() - kShown));
+    return;
+  }
   if (found.best.empty()) {
     std::printf(
         "  nothing fits: got %lld combinations that the rules of the config allow%s; take more GPUs, shorter rows "
@@ -89,6 +100,7 @@ std::string to_json(const RunConfig& config, const std::vector<StageChoices>& st
                       {"peak_bytes", choice.peak_bytes},
                       {"why", choice.why}});
     out.push_back({{"stage", stage.stage->name}, {"allowed", stage.choices.allowed}, {"choices", list}});
+    if (stage.choices.allowed == 0) out.back()["refused"] = stage.choices.refused;
   }
   return nlohmann::ordered_json{{"run", config.name}, {"stages", out}}.dump(1);
 }

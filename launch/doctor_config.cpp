@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <functional>
+#include <set>
 
 #include "configs/schema/check.h"
 #include "launch/bootstrap.h"
@@ -84,7 +85,10 @@ void check_model_files(RunConfig& config, std::vector<Problem>& problems) {
 }
 
 void check_data(const RunConfig& config, std::vector<Problem>& problems) {
-  for (const auto& [name, set] : config.data.sets) {
+  std::set<std::string> used;
+  note(problems, [&] { used = used_sets(config); });
+  for (const std::string& name : used) {  // nobody reads the others
+    const DatasetConfig& set = config.data.sets.at(name);
     if (::access(set.path.c_str(), R_OK) != 0)
       problems.push_back({ErrorKind::kData,
                           concat("data.sets.", name, ".path: got ", set.path, ", expected a file that can be read")});
@@ -161,6 +165,7 @@ std::vector<Problem> config_problems(const Arguments& arguments, int world_size,
   RunConfig config;
   note(problems, [&] { config = load_run_config(arguments, world_size); });
   if (!problems.empty()) return problems;  // nothing that follows can be asked of it
+  note(problems, [&] { require_config_apart(arguments, config); });
   check_devices(config, local_ranks, problems);
   const size_t before = problems.size();
   check_model_files(config, problems);

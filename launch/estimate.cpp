@@ -17,7 +17,6 @@ constexpr double kMiB = 1 << 20;
 // Not derived and not measured here: what a CUDA context with libtorch's kernels takes, and what NCCL takes for the
 // channels of one communicator.
 constexpr double kContextBytes = 600 * kMiB, kCommunicatorBytes = 200 * kMiB;
-constexpr double kBucket = 1 << 24;  // elements of the temporary buffer in parallel/grad_sync.cpp
 
 /// As model/kernels/attention.cpp chooses.
 AttentionStore attention_on(const std::string& wanted, const GpuConfig* gpu, at::ScalarType dtype) {
@@ -64,16 +63,9 @@ double bucket_bytes(const ParamTable& params, const Groups& groups, at::ScalarTy
   if (groups.tp->size() == 1) return 0;
   double elements = 0;
   for (const Param& param : params) {
-    if (!param.trainable) continue;
-    if (param.spec.cut_dim < 0) {
-      elements += param.spec.sum_grad_over_tp ? static_cast<double>(param.value.numel()) : 0;
-      continue;
-    }
-    const std::vector<LocalRange> ranges = local_ranges(param.spec, groups);
-    const bool shared = std::any_of(ranges.begin(), ranges.end(), [](const auto& range) { return range.replicas > 1; });
-    elements += shared ? static_cast<double>(param.value.numel()) : 0;
+    if (param.trainable && is_shared_over_tp(param.spec, groups)) elements += static_cast<double>(param.value.numel());
   }
-  return std::min(elements, kBucket) * static_cast<double>(c10::elementSize(accumulate));
+  return std::min(elements, static_cast<double>(kSumElements)) * static_cast<double>(c10::elementSize(accumulate));
 }
 
 }  // namespace

@@ -44,7 +44,10 @@ class Timer {
     const auto rate = gpu.matmul_tf.find(key);  // an emulated dtype runs at the rate of float32
     matmul_ = (rate == gpu.matmul_tf.end() ? gpu.matmul_tf.at("float32") : rate->second) * 1e12;
     const Recompute recompute = recompute_of(timed.stage);
-    if (recompute.every > 0) (recompute.selective ? gathers_again_ : all_again_) = 1.0 / double(recompute.every);
+    const double again = recompute.every > 0 ? 1.0 / static_cast<double>(recompute.every) : 0;
+    (recompute.keep == Keep::kResults ? gathers_again_ : all_again_) = again;
+    const bool attention_is_kept = recompute.keep == Keep::kAttention && timed.kernels.context != ContextWay::kHeads;
+    context_again_ = attention_is_kept ? 0 : all_again_;
   }
 
   /// Of a micro-batch, piece by piece.
@@ -108,7 +111,6 @@ class Timer {
     const Work& work = t_.load.work;
     const bool flash = t_.kernels.on_gpu && mesh_.cp > 1 && t_.kernels.context != ContextWay::kHeads;
     const GpuAttention& text = flash && gpu_.flash_tf.forward > 0 ? gpu_.flash_tf : gpu_.attention_tf;
-    const bool own = t_.kernels.attention == AttentionStore::kCudnn || t_.kernels.attention == AttentionStore::kOwn;
     for (const Product& product : t_.products) {
       const double share = 1 / (stage_ranks_ * micro_batches_);
       const Flops& f = product.flops;
@@ -131,9 +133,9 @@ class Timer {
       const double narrow = std::min(1.0, width / 128);
       const double forward = narrow * at_length(kernel.forward, kernel.forward_half, std::max(1.0, length));
       const double backward = narrow * at_length(kernel.backward, kernel.backward_half, std::max(1.0, length));
-      // libtorch's kernels are not kept by selective recomputation.
       const Recompute recompute = recompute_of(t_.stage);
-      const bool redone = recompute.selective && !own && recompute.applies_to(product.layer);
+      const bool redone = recompute.keep != Keep::kInput && recompute.applies_to(product.layer) &&
+                          !keeps_attention(t_.kernels, tower ? 1 : mesh_.cp);
       parts.attention.forward += f.forward * share / forward;
       // Rates of backwards are those of what kernels do: they make the scores once more, five products for a forward's
       // two.
@@ -217,7 +219,7 @@ class Timer {
                    beside_backward = hidden ? parts.attention.backward_input : 0;
       parts.context_parallel.forward += std::max(layers * forward - beside_forward, layers * latency);
       parts.context_parallel.backward_input +=
-          std::max(layers * (backward + all_again_ * forward) - beside_backward, layers * latency);
+          std::max(layers * (backward + context_again_ * forward) - beside_backward, layers * latency);
     }
   }
 
@@ -315,7 +317,8 @@ class Timer {
   int stage_ranks_;
   HeldElements held_;  // where layers are spread over stages
   double micro_batches_, size_, matmul_ = 0;
-  double gathers_again_ = 0, all_again_ = 0;  // share of the layers that run again: what is cheap, or all
+  // Share of the layers that run again: what is cheap, or products as well; and what attention sends over cp.
+  double gathers_again_ = 0, all_again_ = 0, context_again_ = 0;
 };
 
 }  // namespace

@@ -28,12 +28,39 @@ void require_writable(const char* key, const std::string& file) {
       << "; make the folder, or choose another";
 }
 
+bool is_same_file(const std::string& a, const std::string& b) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  if (fs::equivalent(a, b, error)) return true;
+  const fs::path first = fs::weakly_canonical(a, error), second = fs::weakly_canonical(b, error);
+  return !error && first == second;
+}
+
+/// No output takes the place of what is read, or of another output; while it is written it is called OUTPUT.tmp.
+void require_apart(const Arguments& arguments, const RunConfig& config) {
+  std::vector<std::pair<std::string, std::string>> taken = {{"--config", arguments.config}};
+  for (const auto& [name, set] : config.data.sets) taken.emplace_back(concat("data.sets.", name, ".path"), set.path);
+  for (const auto& [key, file] : {std::pair<const char*, const std::string&>{"eval.dump", config.eval.dump},
+                                  {"eval.submission", config.eval.submission},
+                                  {"eval.output", config.eval.output}}) {
+    if (file.empty()) continue;
+    for (const auto& [other_key, other] : taken)
+      HANOK_REQUIRE(
+          !is_same_file(file, other) && !is_same_file(file + ".tmp", other) && !is_same_file(file, other + ".tmp"),
+          kConfig)
+          << key << ": got the file of " << other_key << ", expected one of its own, which is written anew; " << file
+          << "; choose another";
+    taken.emplace_back(key, file);
+  }
+}
+
 }  // namespace
 
 int evaluate_command(const Arguments& arguments) {
   RunConfig config = load_run_config(arguments, 0);
   HANOK_REQUIRE(!config.eval.set.empty(), kConfig)
       << "eval.set: got none, expected a name in data.sets; for example --set eval.set=heldout";
+  require_apart(arguments, config);
   require_writable("eval.dump", config.eval.dump);
   require_writable("eval.submission", config.eval.submission);
   require_writable("eval.output", config.eval.output);
@@ -43,17 +70,20 @@ int evaluate_command(const Arguments& arguments) {
   config.data.sets = {{config.eval.set, config.data.sets.at(config.eval.set)}};
   for (StageConfig& stage : config.stages)
     stage.mixture = {{config.eval.set, 1.0}};  // nothing else is packed or opened
-  const auto datasets = open_datasets(config, encoder, loaded.groups);
+  const auto datasets = open_datasets(config, encoder, loaded.groups, Bootstrap::stop_requested);
   const StageConfig& stage = config.stages.back();
   EvalOptions options = evaluation_options(config, stage, encoder, loaded.groups);
   options.dump = config.eval.dump;
   options.submission = config.eval.submission;
   options.show_progress = true;
+  options.stop_requested = Bootstrap::stop_requested;
   const EvalResult result = evaluate(*loaded.model, *datasets.at(config.eval.set), encoder, options);
+  if (!result.complete) throw Stopped();
   if (world_rank() == 0) {
     std::cout << to_text(result) << std::flush;
     if (!config.eval.output.empty()) write_file_atomically(config.eval.output, to_json(result));
   }
+  require_finite(result);
   return 0;
 }
 

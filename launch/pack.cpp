@@ -4,7 +4,6 @@
 #include "launch/bootstrap.h"
 #include "launch/command.h"
 #include "trainer/data.h"
-#include "trainer/progress.h"
 #include "trainer/weights.h"
 
 namespace hanok {
@@ -15,11 +14,9 @@ int pack(const Arguments& arguments) {
   if (world_rank() != 0) return 0;  // one process packs; its worker threads share the work
   start_logging("trainer", 0, 1, "", static_cast<int>(config.log.verbosity));
   const SampleEncoder encoder = make_encoder(config);
+  const Groups alone = make_single_groups();
   for (const auto& [name, dataset] : config.data.sets) {
-    Progress bar("packing " + name, 0, "samples");
-    const PackReport report = pack_dataset(name, dataset, config.data, encoder, [&](const PackProgress& p) {
-      bar.update(p.done, concat("of ", p.total));
-    });
+    const PackReport report = pack_together(name, config, encoder, *alone.control, true, Bootstrap::stop_requested);
     HANOK_LOG(INFO) << name << ": " << (report.was_cached ? "already packed, " : "") << report.num_samples
                     << " samples, " << report.num_images << " pictures, " << report.num_tokens << " tokens, "
                     << report.bad.total() << " skipped"

@@ -54,9 +54,6 @@ Supposed supposed_of(const RunConfig& config, const Arguments& arguments) {
   const int64_t merge = config.model.connector.merge * config.model.connector.merge;
   if (arguments.pictures >= 0) supposed.picture_share = arguments.pictures;
   if (arguments.patches > 0) supposed.patches_per_picture = arguments.patches;
-  HANOK_REQUIRE(supposed.picture_share <= 1, kConfig)
-      << "--pictures: got " << supposed.picture_share
-      << ", expected the share of tokens that come from pictures, 0 to 1";
   HANOK_REQUIRE(supposed.patches_per_picture % merge == 0, kConfig)
       << "--patches: got " << supposed.patches_per_picture << ", expected a multiple of merge^2 = " << merge;
   return supposed;

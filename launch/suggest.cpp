@@ -13,7 +13,18 @@ namespace {
 
 /// A way to the same training (or, for seq_len, to shorter rows) with less memory on a rank.
 struct Change {
-  enum class Kind { kSelective, kRecompute, kOffload, kRows, kTp, kCp, kDp, kGradDtype, kSeqLen } kind;
+  enum class Kind {
+    kSelective,
+    kAllButAttention,
+    kRecompute,
+    kOffload,
+    kRows,
+    kTp,
+    kCp,
+    kDp,
+    kGradDtype,
+    kSeqLen
+  } kind;
   int64_t value = 0;
 };
 
@@ -29,6 +40,11 @@ void apply(const Change& change, const std::string& key, Candidate& c) {
       c.stage.recompute = "selective";
       c.stage.recompute_every = 1;
       c.sets.push_back(key + "recompute=selective");
+      break;
+    case Change::Kind::kAllButAttention:
+      c.stage.recompute = "all_but_attention";
+      c.stage.recompute_every = 1;
+      c.sets.push_back(key + "recompute=all_but_attention");
       break;
     case Change::Kind::kOffload:
       c.stage.recompute = "full";
@@ -78,6 +94,7 @@ std::vector<Change> changes_of(const StageConfig& stage, const ParallelConfig& l
   using Kind = Change::Kind;
   std::vector<Change> out;
   if (stage.recompute == "none") out.push_back({Kind::kSelective});
+  if (stage.recompute == "none" || stage.recompute == "selective") out.push_back({Kind::kAllButAttention});
   if (stage.recompute != "full" || stage.recompute_every > 1) {
     if (stage.recompute != "full") out.push_back({Kind::kRecompute, 2});
     out.push_back({Kind::kRecompute, 1});
@@ -164,8 +181,8 @@ class Search {
   /// Two ways to recompute contradict each other.
   static bool is_same_kind(const Change& a, const Change& b) {
     const auto recomputes = [](const Change& c) {
-      return c.kind == Change::Kind::kSelective || c.kind == Change::Kind::kRecompute ||
-             c.kind == Change::Kind::kOffload;
+      return c.kind == Change::Kind::kSelective || c.kind == Change::Kind::kAllButAttention ||
+             c.kind == Change::Kind::kRecompute || c.kind == Change::Kind::kOffload;
     };
     return a.kind == b.kind || (recomputes(a) && recomputes(b));
   }

@@ -1,4 +1,8 @@
+#include <filesystem>
+
 #include "base/log.h"
+#include "configs/schema/read.h"
+#include "dataio/file_io.h"
 #include "launch/bootstrap.h"
 #include "launch/command.h"
 #include "launch/out_of_memory.h"
@@ -7,8 +11,19 @@
 
 namespace hanok {
 
+void require_config_apart(const Arguments& arguments, const RunConfig& config) {
+  const std::string echoed = config.out + "/config.yaml";
+  std::error_code error;
+  if (!std::filesystem::equivalent(arguments.config, echoed, error)) return;
+  // One that an earlier run wrote loses nothing when the next start writes it again.
+  HANOK_REQUIRE(read_file(echoed) == echo(read_config(arguments.config, {})), kConfig)
+      << "out: got the folder of --config, expected another one: the resolved config would take the place of yours; "
+      << echoed << "; set another `out`, or move the config";
+}
+
 int train(const Arguments& arguments) {
   const RunConfig config = load_run_config(arguments, world_size());
+  require_config_apart(arguments, config);
   Bootstrap bootstrap(config);
   const Planner planner = planner_of(config, bootstrap.device(), bootstrap.world().size());
   const RunResult result =

@@ -46,13 +46,27 @@ bool all_ended(const Background& own, std::chrono::milliseconds patience, Comm& 
   return busy.item<int64_t>() == 0;
 }
 
-void run_apart(const std::function<void()>& task, Comm& control) {
+bool run_apart(const std::function<void()>& task,
+               Comm& control,
+               const std::function<bool()>& stop_requested,
+               std::atomic<bool>& stop) {
   constexpr auto kHeartbeat = std::chrono::seconds(2);
+  constexpr int kPatience = 3;  // heartbeats
   Background own;
   if (task) own.start(task);
+  int waited = 0;
   while (!all_ended(own, kHeartbeat, control)) {
+    if (!stop) {
+      Tensor wish = at::scalar_tensor(int64_t{stop_requested && stop_requested()}, at::kLong);
+      control.all_reduce(wish, Reduce::kMax);
+      stop = wish.item<int64_t>() != 0;
+    } else if (++waited == kPatience) {
+      own.give_up();
+      return false;
+    }
   }
   if (const auto failure = first_failure(own.take(), control)) throw *failure;
+  return true;
 }
 
 }  // namespace hanok

@@ -1,6 +1,7 @@
 // Work beside the thread that communicates. Private to trainer/.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <future>
@@ -26,6 +27,10 @@ class Background {
   bool wait(std::chrono::milliseconds patience) const;
   /// The result; call when wait() has said true.
   std::optional<Error> take();
+  /// Waits for it no more: the process is about to end.
+  void give_up() {
+    if (thread_.joinable()) thread_.detach();
+  }
 
  private:
   std::thread thread_;
@@ -37,8 +42,13 @@ class Background {
 bool all_ended(const Background& own, std::chrono::milliseconds patience, Comm& control);
 
 /// Runs `task` (empty: none) on every rank in the background and returns when all have ended. However long one takes,
-/// the others meet it every few seconds: no wait exceeds the stall timeout. Collective. errors: the first failure, on
-/// every rank
-void run_apart(const std::function<void()>& task, Comm& control);
+/// the others meet it every few seconds: no wait exceeds the stall timeout. There every rank is asked for a wish to
+/// stop (null: never); as soon as one has it, `stop` is set on all of them, and tasks should end soon. -> whether all
+/// have ended: those that have not a few seconds later are given up, and only _exit() may follow. Collective. errors:
+/// the first failure, on every rank
+bool run_apart(const std::function<void()>& task,
+               Comm& control,
+               const std::function<bool()>& stop_requested,
+               std::atomic<bool>& stop);
 
 }  // namespace hanok

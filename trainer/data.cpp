@@ -1,6 +1,7 @@
 #include "trainer/data.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <set>
 
@@ -28,24 +29,19 @@ bool is_first_of_host(Comm& control) {
   return true;
 }
 
-std::set<std::string> used_sets(const RunConfig& config) {
-  std::set<std::string> out;
-  for (const StageConfig& stage : config.stages) {
-    const auto names = mixture_of(config, stage);
-    out.insert(names.begin(), names.end());
-  }
-  if (!config.eval.set.empty()) out.insert(config.eval.set);
-  return out;
+PackReport pack_with_progress(const std::string& name,
+                              const RunConfig& config,
+                              const SampleEncoder& encoder,
+                              const std::atomic<bool>& stop) {
+  std::optional<Progress> progress;
+  return pack_dataset(name, config.data.sets.at(name), config.data, encoder, [&](const PackProgress& p) {
+    if (stop) throw Stopped();
+    if (!progress) progress.emplace("packing " + name, p.total, "records");
+    progress->update(p.done);
+  });
 }
 
-PackReport pack_with_progress(const std::string& name, const RunConfig& config, const SampleEncoder& encoder) {
-  std::optional<Progress> progress;
-  const PackReport report =
-      pack_dataset(name, config.data.sets.at(name), config.data, encoder, [&](const PackProgress& p) {
-        if (!progress) progress.emplace("packing " + name, p.total, "records");
-        progress->update(p.done);
-      });
-  progress.reset();
+void log_packed(const std::string& name, const PackReport& report) {
   if (!report.was_cached) {
     HANOK_LOG_RANK0(INFO) << "dataset " << name << ": " << report.num_samples << " samples, " << report.num_images
                           << " pictures, " << report.num_tokens << " tokens packed in " << duration_text(report.seconds)
@@ -59,7 +55,6 @@ PackReport pack_with_progress(const std::string& name, const RunConfig& config, 
                              << report.num_records << " records (" << reasons << "); all are listed in "
                              << report.bad_list;
   }
-  return report;
 }
 
 /// Real tokens of one step, over the first steps.
@@ -143,19 +138,51 @@ std::vector<std::string> mixture_of(const RunConfig& config, const StageConfig& 
   return names;
 }
 
+std::set<std::string> used_sets(const RunConfig& config) {
+  std::set<std::string> out;
+  for (const StageConfig& stage : config.stages) {
+    const auto names = mixture_of(config, stage);
+    out.insert(names.begin(), names.end());
+  }
+  if (!config.eval.set.empty()) out.insert(config.eval.set);
+  return out;
+}
+
+PackReport pack_together(const std::string& name,
+                         const RunConfig& config,
+                         const SampleEncoder& encoder,
+                         Comm& control,
+                         bool packs,
+                         const std::function<bool()>& stop_requested) {
+  // The task may outlive this call when another rank fails, or when it does not stop in time: it owns all it touches.
+  struct Shared {
+    PackReport report;
+    std::atomic<bool> stop{false};
+  };
+  const auto shared = std::make_shared<Shared>();
+  const auto pack = [shared, name, config, encoder] {
+    try {
+      shared->report = pack_with_progress(name, config, encoder, shared->stop);
+    } catch (const Stopped&) {  // run_apart() knows that it was asked for
+    }
+  };
+  const bool is_over = run_apart(packs ? std::function<void()>(pack) : nullptr, control, stop_requested, shared->stop);
+  if (!is_over || shared->stop) throw Stopped();
+  return shared->report;
+}
+
 std::map<std::string, std::shared_ptr<const Dataset>> open_datasets(const RunConfig& config,
                                                                     const SampleEncoder& encoder,
-                                                                    const Groups& groups) {
+                                                                    const Groups& groups,
+                                                                    const std::function<bool()>& stop_requested) {
   Comm& control = *groups.control;
   std::map<std::string, std::shared_ptr<const Dataset>> out;
   const bool is_root = control.rank() == 0, is_leader = is_first_of_host(control);
   for (const std::string& name : used_sets(config)) {
-    // The task may outlive this call when another rank fails: it owns its results.
-    const auto report = std::make_shared<PackReport>();
-    const auto pack = [report, name, config, encoder] { *report = pack_with_progress(name, config, encoder); };
-    run_apart(is_root ? std::function<void()>(pack) : nullptr, control);
-    run_apart(is_leader && !is_root ? std::function<void()>(pack) : nullptr, control);
-    const std::string file = broadcast_text(report->file, 0, control);
+    const PackReport report = pack_together(name, config, encoder, control, is_root, stop_requested);
+    log_packed(name, report);
+    pack_together(name, config, encoder, control, is_leader && !is_root, stop_requested);
+    const std::string file = broadcast_text(report.file, 0, control);
     run_together(control, [&] { out[name] = std::make_shared<const Dataset>(file); });
   }
   return out;

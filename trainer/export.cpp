@@ -1,5 +1,4 @@
 // Writing a Hugging Face folder: world rank 0 writes, and asks the other ranks for one tensor at a time.
-#include <fcntl.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -7,6 +6,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <regex>
 #include <set>
 
 #include "base/error.h"
@@ -176,24 +176,119 @@ std::string shard_name(size_t index, size_t count) {
   return text;
 }
 
+constexpr std::string_view kIndexName = "model.safetensors.index.json";
+
+bool is_weight_file(const std::string& name) {
+  static const std::regex shard(R"(model(-\d{5,}-of-\d{5,})?\.safetensors)");
+  return std::regex_match(name, shard);
+}
+
+std::string without_slashes(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
+/// "notes.txt": something in `folder` that an export does not write; empty if there is none.
+std::string stranger_in(const std::string& folder, const ExportOptions& options) {
+  std::error_code error;
+  bool has_weights = false, has_config = false, is_empty = true;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    std::error_code ignored;
+    if (it->symlink_status(ignored).type() != fs::file_type::regular) return name;
+    const bool is_weights = is_weight_file(name);
+    if (!is_weights && name != kIndexName && !is_written_side_file(name, options)) return name;
+    has_weights |= is_weights;
+    has_config |= name == "config.json";
+    is_empty = false;
+  }
+  require_success(error, "list folder", folder);
+  if (is_empty || (has_weights && has_config)) return "";
+  return has_weights ? "weights without config.json" : "settings without weights";
+}
+
+/// FOLDER.tmp, in which an export makes its folder. It is known for an export's by a file in it, which is the first
+/// thing to come and the last to go: what a killed export left is cleared away, and what is somebody else's is not.
+class Staging {
+ public:
+  static constexpr const char *kMark = ".hanok_export", *kMarkUnderWay = ".hanok_export.tmp";
+  static std::string path_beside(const std::string& folder) { return folder + ".tmp"; }
+  /// errors: kIo if it is somebody else's
+  static void require_free(const std::string& path) {
+    std::error_code error;
+    const fs::file_type type = fs::symlink_status(path, error).type();
+    if (type == fs::file_type::not_found) return;
+    const bool is_ours = type == fs::file_type::directory && (is_marked(path) || fs::is_empty(path, error));
+    HANOK_REQUIRE(is_ours, kIo) << "export: got something at the place of its unfinished folder that no export left, "
+                                << "expected nothing there; " << path << "; rename it, or choose another path";
+  }
+
+  explicit Staging(const std::string& path) : path_(path) {
+    require_free(path);
+    clear();
+    std::error_code error;
+    fs::create_directories(path, error);
+    require_success(error, "create folder", path);
+    is_mine_ = true;
+    try {
+      write_file_atomically(path + "/" + kMark,
+                            "an unfinished export; trainer removes it when it exports here again\n");
+      fs::create_directory(folder(), error);
+      require_success(error, "create folder", folder());
+    } catch (const Error&) {
+      discard();
+      throw;
+    }
+  }
+  ~Staging() { discard(); }
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+  std::string folder() const { return path_ + "/model"; }
+
+ private:
+  static bool is_marked(const std::string& path) {
+    std::error_code error;
+    for (const char* name : {kMark, kMarkUnderWay})  // killed while it wrote its mark
+      if (fs::is_regular_file(fs::symlink_status(concat(path, "/", name), error))) return true;
+    return false;
+  }
+  void clear() {
+    std::error_code error;
+    if (!fs::exists(path_, error)) return;
+    for (fs::directory_iterator it(path_, error), end; !error && it != end; it.increment(error)) {
+      std::error_code failed;
+      if (it->path().filename() != kMark) fs::remove_all(it->path(), failed);
+      require_success(failed, "remove", it->path().string());
+    }
+    require_success(error, "list folder", path_);
+    fs::remove_all(path_, error);
+    require_success(error, "remove", path_);
+  }
+  void discard() {
+    if (!is_mine_) return;
+    try {
+      clear();
+    } catch (const Error& error) {  // the next export clears it
+      HANOK_LOG(WARNING) << error.what();
+    }
+  }
+
+  std::string path_;
+  bool is_mine_ = false;
+};
+
 /// The work of world rank 0.
 class Writer {
  public:
   Writer(const Vlm& model, const std::string& folder, const ExportOptions& options, Gatherer& gatherer)
-      : model_(model), folder_(folder), temporary_(folder + ".tmp"), options_(options), gatherer_(gatherer) {
+      : model_(model), folder_(folder), options_(options), gatherer_(gatherer) {
     if (!options.source_folder.empty()) source_.emplace(options.source_folder);
     outputs_ = plan_outputs(model, gatherer.parts(), source_ ? &*source_ : nullptr);
   }
   void run() {
-    std::error_code error;
-    const bool is_free =
-        !fs::exists(folder_, error) || fs::is_empty(folder_, error) || fs::exists(folder_ + "/config.json", error);
-    HANOK_REQUIRE(is_free, kIo) << "export: got a folder that holds something else, expected a model folder or none; "
-                                << folder_ << "; choose another path";
-    fs::remove_all(temporary_, error);
-    require_success(error, "remove", temporary_);
-    fs::create_directories(temporary_, error);
-    require_success(error, "create folder", temporary_);
+    require_export_target(folder_, options_);
+    const Staging staging(Staging::path_beside(folder_));
+    temporary_ = staging.folder();
     write_weights();
     write_side_files(temporary_, model_.config(), model_.dtype(), options_);
     sync_path(temporary_);
@@ -247,7 +342,7 @@ void Writer::write_weights() {
   if (shards.size() == 1) return;
   const nlohmann::json index = {{"metadata", {{"total_parameters", total_elements}, {"total_size", total_bytes}}},
                                 {"weight_map", weight_map}};
-  write_file_atomically(temporary_ + "/model.safetensors.index.json", index.dump(2) + "\n");
+  write_file_atomically(concat(temporary_, "/", kIndexName), index.dump(2) + "\n");
 }
 
 void Writer::compare() {
@@ -273,10 +368,28 @@ void Writer::replace() {
 
 }  // namespace
 
+void require_export_target(const std::string& folder, const ExportOptions& options) {
+  const std::string path = without_slashes(folder);
+  std::error_code error;
+  for (const auto& [key, source] : {std::pair<const char*, const std::string&>{"model.path", options.source_folder},
+                                    {"model.tokenizer", options.tokenizer_folder}})
+    HANOK_REQUIRE(source.empty() || !fs::equivalent(path, source, error), kConfig)
+        << "export: got the folder of " << key << " as its target, expected another one, so that the original stays; "
+        << path << "; choose another path";
+  if (fs::exists(path, error)) {
+    HANOK_REQUIRE(fs::is_directory(path, error), kIo)
+        << "export: got a file as its target, expected a model folder or none; " << path << "; choose another path";
+    const std::string stranger = stranger_in(path, options);
+    HANOK_REQUIRE(stranger.empty(), kIo) << "export: got a folder that holds something else (" << stranger
+                                         << "), expected a model folder or none; " << path
+                                         << "; choose another path, or move it away";
+  }
+  Staging::require_free(Staging::path_beside(path));
+}
+
 void export_model(const Vlm& model, const std::string& folder, const ExportOptions& options) {
   const at::NoGradGuard no_grad;
-  std::string path = folder;
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const std::string path = without_slashes(folder);
   Gatherer gatherer(model, written_config(model, options));
   std::optional<Error> failure;
   if (model.groups().rank != 0) {
@@ -287,8 +400,6 @@ void export_model(const Vlm& model, const std::string& folder, const ExportOptio
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::kComm) throw;  // nobody answers any more
       failure = error;
-      std::error_code ignored;
-      fs::remove_all(path + ".tmp", ignored);
     }
     gatherer.release();
   }

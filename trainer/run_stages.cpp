@@ -52,14 +52,53 @@ RunConfig resolved(RunConfig config) {
   return config;
 }
 
-bool same_layout(const ParallelConfig& a, const ParallelConfig& b) {
-  return a.tp == b.tp && a.pp == b.pp && a.cp == b.cp && a.ep == b.ep && a.dp == b.dp && a.sequence == b.sequence;
+MeshShape mesh_shape(const ParallelConfig& layout, int world) {
+  return {.pp = static_cast<int>(layout.pp),
+          .dp = static_cast<int>(data_parallel_size(layout, world)),
+          .cp = static_cast<int>(layout.cp),
+          .tp = static_cast<int>(layout.tp),
+          .ep = static_cast<int>(layout.ep),
+          .etp = static_cast<int>(layout.etp)};
+}
+
+bool cuts_sequence(const ParallelConfig& layout) {
+  return layout.sequence && layout.tp > 1;
 }
 
 void enter_layout(Run& run, const ParallelConfig& layout) {
-  if (run.layout && same_layout(*run.layout, layout)) return;
+  const int world = run.world.size();
+  if (run.layout && mesh_shape(*run.layout, world) == mesh_shape(layout, world) &&
+      cuts_sequence(*run.layout) == cuts_sequence(layout))
+    return;
   run.groups = make_stage_groups(layout, run.world);
   run.layout = layout;
+}
+
+/// A config.yaml that somebody wrote, and put where a run keeps the resolved one.
+void require_no_foreign_config(const RunFolder& folder) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const std::string file = folder.file("config.yaml");
+  if (!fs::exists(fs::symlink_status(file, error))) return;
+  bool is_ours = false;
+  for (const char* name : {"LOCK", "metrics.jsonl", "checkpoints"}) is_ours |= fs::exists(folder.file(name), error);
+  HANOK_REQUIRE(is_ours, kConfig)
+      << "out: got a folder with a config.yaml that no run wrote, expected one of a run, or "
+      << "none: the resolved config takes that name; " << file << "; set another `out`";
+}
+
+/// Whether the model folder holds what this checkpoint, or the best one of its stage, says: then an export is over.
+bool is_exported(const Run& run, const CheckpointPath& from) {
+  const std::string marker = run.folder.file("exported");
+  if (from.directory.empty() || !std::filesystem::exists(marker)) return false;
+  const std::string state = read_file(marker);
+  return state == from.directory + "\n" ||
+         state == run.folder.best_directory(run.config.stages.at(from.stage).name) + "\n";
+}
+
+/// Found before anything is trained: the export at the end would find it after days.
+void require_room_for_export(const RunConfig& config, const RunFolder& folder) {
+  if (config.save.export_model) require_export_target(folder.file("model"), export_sources(config));
 }
 
 /// Takes the folder and finds the checkpoint to go on from; an empty directory: from the beginning.
@@ -67,10 +106,15 @@ CheckpointPath take_up(Run& run) {
   const std::vector<std::string> names = stage_names(run.config);
   run_together(*run.groups.control, [&] {
     if (!run.is_first_rank()) return;
+    require_no_foreign_config(run.folder);
     run.folder.lock();
     if (run.options.resume == "never") run.folder.set_aside_from(names, 0, 0);
   });
   const CheckpointPath from = find_checkpoint(run.config, run.folder, run.options.resume, run.groups);
+  run_together(*run.groups.control, [&] {
+    if (!run.is_first_rank() || is_exported(run, from)) return;
+    require_room_for_export(run.config, run.folder);
+  });
   if (!from.directory.empty()) {
     run.differences = resume_differences(checkpoint_config(from.directory), run.config);
     require_same_model(run.differences);
@@ -202,9 +246,9 @@ void log_start(const Run& run, const Trainer& t) {
                         << short_number(double(num_values(params, false))) << " parameters, "
                         << short_number(double(num_values(params, true))) << " train, "
                         << (t.learner.model.dtype() == at::kFloat ? "float32" : "bfloat16") << " on "
-                        << run.device.str() << ", " << t.state.num_steps - t.state.step << " of " << t.state.num_steps
-                        << " steps to go, " << short_number(double(tokens)) << " tokens each; config "
-                        << config_hash(run.config);
+                        << run.device.str() << ", " << std::max<int64_t>(t.state.num_steps - t.state.step, 0) << " of "
+                        << t.state.num_steps << " steps to go, " << short_number(double(tokens))
+                        << " tokens each; config " << config_hash(run.config);
 }
 
 void warn_of_endless_warmup(const Trainer& t) {
@@ -215,6 +259,14 @@ void warn_of_endless_warmup(const Trainer& t) {
   HANOK_LOG_RANK0(WARNING) << "stage " << stage.name << ": got a warm-up of " << warmup << " steps in a stage of "
                            << t.state.num_steps
                            << ", expected fewer; the rate rises to the end; set optimizer.warmup_steps or warmup_share";
+}
+
+void warn_of_missing_profile(const Trainer& t) {
+  const int64_t wanted = t.config.log.profile_step;
+  if (wanted <= t.state.num_steps) return;
+  HANOK_LOG_RANK0(WARNING) << "log.profile_step: got " << wanted << ", expected one of the " << t.state.num_steps
+                           << " steps of stage " << t.learner.stage.name
+                           << "; no trace of this stage is written; set an earlier one";
 }
 
 const char* text_of(StageEnd end) {
@@ -233,8 +285,8 @@ void log_end(const Run& run, const Trainer& t, double seconds) {
                             text_of(run.result.end),
                             " at step ",
                             t.state.step,
-                            " of ",
-                            t.state.num_steps,
+                            t.state.step > t.state.num_steps ? concat(" (it is ", t.state.num_steps, " steps long now)")
+                                                             : concat(" of ", t.state.num_steps),
                             " after ",
                             duration_text(seconds),
                             ": ",
@@ -370,6 +422,10 @@ CheckpointPath run_stage(Run& run, int index, const CheckpointPath& from) {
   restore_best_mark(run, stage, state);
   log_start(run, t);
   warn_of_endless_warmup(t);
+  warn_of_missing_profile(t);
+  run_together(*run.groups.control, [&] {
+    if (run.is_first_rank() && t.state.step < t.state.num_steps) require_room_for_export(config, run.folder);
+  });
   run.result.end = train_loop(t);
   if (t.saved_step == t.state.step) run.result.last_checkpoint = run.folder.checkpoint(stage.name, t.state.step);
   log_end(run, t, now_s() - began);
@@ -408,7 +464,7 @@ RunResult run_stages(const RunConfig& given, World& world, at::Device device, co
   enter_layout(run, config.stages.front().parallel);
   CheckpointPath from = take_up(run);
   run.encoder = make_encoder(config);
-  run.datasets = open_datasets(config, run.encoder, run.groups);
+  run.datasets = open_datasets(config, run.encoder, run.groups, run.options.stop_requested);
   if (!config.eval.set.empty()) require_measure(config, *run.datasets.at(config.eval.set));
   run.report = std::make_unique<Report>(
       ReportFacts{.config = config, .num_ranks = world.size(), .device = device.str(), .versions = options.versions},
@@ -434,13 +490,7 @@ SublayerCosts sublayer_flops(const ModelConfig& model, const Work& work, const S
 }
 
 Groups make_stage_groups(const ParallelConfig& layout, World& world) {
-  const MeshShape shape{.pp = static_cast<int>(layout.pp),
-                        .dp = static_cast<int>(data_parallel_size(layout, world.size())),
-                        .cp = static_cast<int>(layout.cp),
-                        .tp = static_cast<int>(layout.tp),
-                        .ep = static_cast<int>(layout.ep),
-                        .etp = static_cast<int>(layout.etp)};
-  return make_groups(world, Mesh(shape), layout.sequence && layout.tp > 1);
+  return make_groups(world, Mesh(mesh_shape(layout, world.size())), cuts_sequence(layout));
 }
 
 at::ScalarType model_dtype(const ModelConfig& model, at::Device device) {
@@ -469,12 +519,16 @@ EvalOptions evaluation_options(const RunConfig& config,
           .seed = static_cast<uint64_t>(config.seed)};
 }
 
-ExportOptions export_options(const RunConfig& config) {
-  const std::string tokenizer = config.model.tokenizer.empty() ? config.model.path : config.model.tokenizer;
+ExportOptions export_sources(const RunConfig& config) {
   return {.source_folder = config.model.path,
-          .tokenizer_folder = tokenizer,
-          .chat_template = jinja_of(chat_template_of(config)->name()),
-          .vision = vision_prep_of(config)};
+          .tokenizer_folder = config.model.tokenizer.empty() ? config.model.path : config.model.tokenizer};
+}
+
+ExportOptions export_options(const RunConfig& config) {
+  ExportOptions options = export_sources(config);
+  options.chat_template = jinja_of(chat_template_of(config)->name());
+  options.vision = vision_prep_of(config);
+  return options;
 }
 
 void freeze(ParamTable& params, const StageConfig& stage) {

@@ -26,6 +26,9 @@ constexpr std::string_view kTokenizerFiles[] = {"tokenizer.json",
                                                 "chat_template.jinja",
                                                 "chat_template.json"};
 
+constexpr std::string_view kSettingsFiles[] = {
+    "config.json", "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json"};
+
 /// Settings and texts, never weights in any format.
 bool is_side_file(const fs::path& path) {
   const std::string name = path.filename().string(), extension = path.extension().string();
@@ -126,6 +129,16 @@ bool has_chat_template(const std::string& folder) {
     return true;
   const std::string tokenizer = folder + "/tokenizer_config.json";
   return fs::exists(tokenizer, error) && read_json_file(tokenizer).contains("chat_template");
+}
+
+bool is_written_side_file(const std::string& name, const ExportOptions& options) {
+  const auto is_one_of = [&](const auto& names) {
+    return std::find(std::begin(names), std::end(names), name) != std::end(names);
+  };
+  if (is_one_of(kSettingsFiles) || is_one_of(kTokenizerFiles)) return true;
+  std::error_code error;
+  return !options.source_folder.empty() && is_side_file(name) &&
+         fs::is_regular_file(fs::path(options.source_folder) / name, error);
 }
 
 void write_side_files(const std::string& folder,

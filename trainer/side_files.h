@@ -15,6 +15,9 @@ nlohmann::json read_json_file(const std::string& file);
 /// Whether the folder holds a chat template, known or not.
 bool has_chat_template(const std::string& folder);
 
+/// Whether write_side_files may give a file this name.
+bool is_written_side_file(const std::string& name, const ExportOptions& options);
+
 /// Fills `folder` with everything but weights: copies of the source folder's files, or new ones.
 /// errors: kIo
 void write_side_files(const std::string& folder,

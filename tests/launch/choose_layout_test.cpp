@@ -116,7 +116,8 @@ TEST(Plan, LessRecomputationTakesMoreMemoryAndLessTime) {
     const char* recompute;
     bool offload;
   };
-  const Way ways[] = {{"none", false}, {"selective", false}, {"full", false}, {"full", true}};
+  const Way ways[] = {
+      {"none", false}, {"selective", false}, {"all_but_attention", false}, {"full", false}, {"full", true}};
   for (const ParallelConfig& layout :
        {ParallelConfig{.dp = 8}, {.tp = 2, .dp = 4}, {.cp = 2, .dp = 4}, {.pp = 2, .dp = 4}}) {
     double bytes = 1e300, seconds = 0;

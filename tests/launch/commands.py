@@ -67,6 +67,29 @@ def check_plan_refusals(config):
     refused(2, "--pictures", "plan", "--config", config, "--pictures", "2")
 
 
+def check_flags(config):
+    """Every command takes the flags that it uses, and says which; none of the libraries' own."""
+    for word in ("--flagfile=/nowhere", "--fromenv=config", "--tryfromenv=x", "--helpfull", "--helpxml", "--undefok=x", "--log_dir=/nowhere", "--v=3",
+                 "--minloglevel=2", "--vmodule=a=1", "--nojson", "--"):
+        refused(2, "got unknown flag", "plan", "--config", config, word)
+    for name, flag in [("train", "--checkpoint=x"), ("train", "--mesh=tp2"), ("pack", "--resume=never"), ("evaluate", "--resume=x"),
+                       ("export", "--gpu=h200"), ("plan", "--output=x"), ("doctor", "--json")]:
+        refused(2, f"got {flag.split('=')[0]} for the command {name}, expected one of [--config, --set, ", name, "--config", config, flag)
+    refused(2, "for the command train", "--checkpoint=x", "--config", config)
+    for flag, value in [("--pictures", "nan"), ("--pictures", "-0.5"), ("--pictures", "inf"), ("--patches", "-3"), ("--patches", "0"),
+                        ("--suggest", "0"), ("--suggest", "-1")]:
+        refused(2, f"{flag}: got {value}, expected", "plan", "--config", config, flag, value)
+
+
+def check_suggest(config):
+    """Where no layout of so many GPUs is allowed, the answer is why."""
+    text = run(1, "plan", "--config", config, "--suggest", "7", "--gpu", "h200").stdout
+    for word in ("no layout of so many GPUs", "dp7: rows_per_step: got 4", "pp7: pipeline: got 7 pieces"):
+        expect(word in text, f"--suggest 7 does not say {word!r}\n{text}")
+    plan = json.loads(run(1, "plan", "--config", config, "--suggest", "7", "--gpu", "h200", "--json").stdout)
+    expect(len(plan["stages"][0]["refused"]) == 2 and plan["stages"][0]["choices"] == [], f"{plan} does not say why")
+
+
 def check_doctor(folder, config):
     began = time.time()
     text = run(1, "doctor", "--config", config).stdout
@@ -84,6 +107,8 @@ def check_doctor(folder, config):
     if "none visible" in text:
         refused(76, "first thing that would fail: device: got cuda", "doctor", "--config", config, "--set", "device=cuda")
         refused(76, "host memory: got", "doctor", "--config", config, "--set", "model.decoder.hidden=16384", "--set", "model.decoder.layers=400")
+    text = run(1, "doctor", "--config", config, "--set", "data.sets.spare.path=nowhere.csv", "--set", "stages.all.mixture.train=1").stdout
+    expect("nothing found that would fail" in text, f"doctor minds a set that no stage uses\n{text}")
     refused(3, "data.sets.train.path", "doctor", "--config", config, "--set", "data.sets.train.path=nowhere.csv")
     refused(3, "tokenizer", "doctor", "--config", config, "--set", f"model.tokenizer={folder}")
     refused(6, "out: got /proc/run", "doctor", "--config", config, "--set", "out=/proc/run")
@@ -104,6 +129,8 @@ def main():
     check_plan(config)
     check_big_plan()
     check_plan_refusals(config)
+    check_flags(config)
+    check_suggest(config)
     check_doctor(folder, config)
     run(1, "--config", config)
     run(2, "export", "--config", config, "--output", f"{folder}/exported")

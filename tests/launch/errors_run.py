@@ -55,6 +55,7 @@ def disk_cases():
         Case("checkpoints that are a file", 6, "checkpoint", "expected a saved state at the end", changes=short(2, export_model=False),
              prepare=lambda f: (os.makedirs(f"{f}/run"), open(f"{f}/run/checkpoints", "w").close())),
         Case("export onto a foreign folder", 6, "holds something else", "choose another path", copies=("run",), arguments=["export", "--output", "FOLDER"]),
+        *export_cases(),
         Case("export onto a model folder", 0, "is written and compared", copies=("run",), arguments=["export", "--output", "FOLDER/run/model/"], grammar=False),
         Case("export below a file", 6, "config.yaml", copies=("run",), arguments=["export", "--output", "FOLDER/config.yaml/x"]),
         Case("dump that cannot be written", 6, "eval.dump", "nowhere", copies=("run",), arguments=["evaluate"], settings=["eval.dump=/nowhere/x.jsonl"]),
@@ -73,6 +74,128 @@ def disk_cases():
              shell=on_small_disk(64)),
         Case("full disk from the start", 6, "No space left", settings=lambda f: [f"out={f}/small/run"], shell=on_small_disk(4)),
     ]
+
+
+def put(path, text="mine\n"):
+    """-> a file at FOLDER/path, and a check that it is still there, and all that lay beside it."""
+    def prepare(folder):
+        os.makedirs(os.path.dirname(f"{folder}/{path}"), exist_ok=True)
+        with open(f"{folder}/{path}", "w", encoding="utf-8") as file:
+            file.write(text)
+        LISTED[folder] = sorted(os.listdir(os.path.dirname(f"{folder}/{path}")))
+
+    def after(folder, _):
+        with open(f"{folder}/{path}", encoding="utf-8") as file:
+            expect(file.read() == text, f"{path} was overwritten")
+        now = sorted(os.listdir(os.path.dirname(f"{folder}/{path}")))
+        expect(now == LISTED[folder], f"{LISTED[folder]} became {now}")
+    return {"prepare": prepare, "after": after}
+
+
+LISTED = {}
+
+
+def export_cases():
+    """What an export may take the place of: a folder with nothing in it but what an export writes, and what a killed one left."""
+    onto = {"copies": ("run",), "arguments": ["export", "--output", "FOLDER/run/model"]}
+    short_run = {"changes": short(2), "settings": ["save.export_model=true"]}
+
+    def link(folder):
+        os.symlink(f"{folder}/run/model", f"{folder}/link")
+
+    def leave_unfinished(folder):
+        put("run/model.tmp/model/model.safetensors", "half")["prepare"](folder)
+        put("run/model.tmp/.hanok_export")["prepare"](folder)
+
+    def with_note(folder):
+        put("run/model/README.md")["prepare"](folder)
+        with open(f"{folder}/run/exported", encoding="utf-8") as file:
+            _, _, checkpoint = file.read().rpartition("/run/")
+        put("run/exported", f"{folder}/run/{checkpoint}")["prepare"](folder)
+        LISTED[folder] = sorted(os.listdir(f"{folder}/run/model"))
+
+    def nothing_left(folder, _):
+        expect(not os.path.exists(f"{folder}/run/model.tmp") and os.path.isfile(f"{folder}/run/model/model.safetensors"), "model.tmp is left, or model is not there")
+
+    return [
+        Case("export onto a project", 6, "holds something else (", "choose another path", **put("mine/config.json", "{}"), arguments=["export", "--output", "FOLDER/mine"],
+             copies=("run",)),
+        Case("export onto a model folder with a note", 6, "holds something else (README.md)", "choose another path", **put("run/model/README.md"), **onto),
+        Case("export beside a foreign folder", 6, "model.tmp", "that no export left", "rename it", **put("run/model.tmp/notes.txt"), **onto),
+        Case("export beside a foreign file", 6, "model.tmp", "that no export left", "rename it", **put("run/model.tmp"), **onto),
+        Case("export after one that was killed", 0, "is written and compared", prepare=leave_unfinished, after=nothing_left, grammar=False, **onto),
+        Case("export onto model.path", 2, "got the folder of model.path as its target", "choose another", copies=("run",), settings=lambda f: [f"model.path={f}/run/model"],
+             arguments=["export", "--output", "FOLDER/run/model/"], prepare=put("run/note")["prepare"], after=put("run/note")["after"]),
+        Case("export onto a link to model.path", 2, "got the folder of model.path as its target", copies=("run",), settings=lambda f: [f"model.path={f}/run/model"],
+             arguments=["export", "--output", "FOLDER/link"], prepare=link),
+        Case("training whose export has no place", 6, "holds something else (notes.md)", lacks=("packed in", "stage all ("), **put("run/model/notes.md"), **short_run),
+        Case("training whose unfinished export has no place", 6, "that no export left", lacks=("stage all (",), **put("run/model.tmp/notes.md"), **short_run),
+        Case("training over model.path", 2, "got the folder of model.path as its target", lacks=("stage all (",), copies=("run",),
+             settings=lambda f: [f"model.path={f}/run/model", "save.export_model=true"], arguments=["--resume", "never"]),
+        Case("finished training with a note in its model folder", 0, "finished", copies=("run",), changes=short(4), grammar=False,
+             prepare=with_note, after=put("run/model/README.md")["after"]),
+    ]
+
+
+def output_cases():
+    """Outputs that are inputs, and the answer on a disk that is full."""
+    def same(*keys, **more):
+        return {"arguments": ["evaluate"], "copies": ("run", "data"), "settings": lambda f: [f"{k.replace('=', f'={f}/')}" for k in keys], **more}
+
+    def all_kept(folder, _):
+        for path in ("data/heldout.csv", "data/train.csv", "config.yaml"):
+            with open(f"{folder}/{path}", encoding="utf-8") as file:
+                expect("Which digit" in file.readline() + file.readline() or path == "config.yaml" and '"stages"' in file.read(), f"{path} was overwritten")
+
+    def link(folder):
+        os.symlink(f"{folder}/data/heldout.csv", f"{folder}/link.csv")
+
+    def rename(folder):
+        os.rename(f"{folder}/data/heldout.csv", f"{folder}/data/out.csv.tmp")
+
+    def onto_full(folder, words):
+        return ["bash", "-c", '"$@" >/dev/full', "full", *words]
+
+    def limited_output(folder, words):  # at the end of a file that is as long as any may be
+        return ["bash", "-c", f'truncate -s 5000K {folder}/out; ulimit -f 5000; exec "$@" >>{folder}/out', "limited", *words]
+
+    def large_picture(folder):
+        from PIL import Image
+        name = sorted(os.listdir(f"{folder}/data/images"))[0]
+        Image.frombytes("RGB", (1600, 1600), os.urandom(3 * 1600 * 1600)).save(f"{folder}/data/images/{name}")
+
+    def is_echo(folder, said):
+        expect("goes on from" in said, "the run did not go on")
+
+    cases = [Case(f"{name} on a full disk", 6, "standard output: got", "make room", arguments=words, shell=onto_full, ranks=(0,), copies=("run",))
+             for name, words in [("plan", ["plan"]), ("plan in JSON", ["plan", "--json"]), ("doctor", ["doctor"]), ("evaluate", ["evaluate"]), ("help", ["--help"])]]
+    return cases + [
+        Case("plan into a limited file", 6, "standard output: got", arguments=["plan"], shell=limited_output, ranks=(0,)),
+        Case("training with a full log", 0, "finished", shell=onto_full, ranks=(0,), changes=short(2), grammar=False),
+        Case("plan whose reader leaves", 0, arguments=["plan"], shell=pipe, lacks=("standard output",), ranks=(0,), grammar=False),
+        Case("submission onto its set", 2, "eval.submission: got the file of data.sets.heldout.path", "choose another", **same("eval.submission=data/heldout.csv", after=all_kept)),
+        Case("dump onto another set by a link", 2, "eval.dump: got the file of data.sets.heldout.path", **same("eval.dump=link.csv", after=all_kept, prepare=link)),
+        Case("output onto the config", 2, "eval.output: got the file of --config", **same("eval.output=config.yaml", after=all_kept)),
+        Case("output whose temporary file is a set", 2, "eval.output: got the file of data.sets.heldout.path",
+             **{**same("eval.output=data/out.csv", "data.sets.heldout.path=data/out.csv.tmp", prepare=rename)}),
+        Case("two outputs in one file", 2, "eval.output: got the file of eval.dump", **same("eval.dump=new.json", "eval.output=./new.json", after=all_kept)),
+        Case("run folder of the config", 2, "out: got the folder of --config", "set another `out`", settings=lambda f: [f"out={f}"], after=not_taken),
+        Case("run folder with a config of somebody else", 2, "out: got a folder with a config.yaml that no run wrote", "set another `out`", **put("run/config.yaml")),
+        Case("run that is started with its own echo", 0, copies=("run",), arguments=["--config", "FOLDER/run/config.yaml"], settings=lambda f: [f"out={f}/run"],
+             after=is_echo, grammar=False),
+        Case("file limit while packing", 6, "File too large", arguments=["pack"], copies=("data",), shell=limited(5000 * 1024), prepare=large_picture),
+    ]
+
+
+def not_taken(folder, _):
+    with open(f"{folder}/config.yaml", encoding="utf-8") as file:
+        expect(file.read(1) == "{", "the config was overwritten")
+    expect(os.listdir(folder) == ["config.yaml"], f"{os.listdir(folder)}: something was written")
+
+
+def pipe(folder, words):  # head ends after one line; the program must not die of it
+    quoted = " ".join(f"'{w}'" for w in words)
+    return ["bash", "-c", f"set -o pipefail; {quoted} | head -1; exit ${{PIPESTATUS[0]}}"]
 
 
 def left_on_disk(*steps):
@@ -112,9 +235,9 @@ def folder_cases():
         with open(f"{folder}/run/LOCK", "w", encoding="utf-8") as file:
             file.write("pid 1 on elsewhere, since 2026-01-01T00:00:00Z\n")
 
-    def pipe(folder, words):  # head ends after one line; the program must not die of it
-        quoted = " ".join(f"'{w}'" for w in words)
-        return ["bash", "-c", f"set -o pipefail; {quoted} | head -1; exit ${{PIPESTATUS[0]}}"]
+    def manifest_pipe(folder):
+        os.remove(f"{folder}/run/checkpoints/all/step_00000004/manifest.json")
+        os.mkfifo(f"{folder}/run/checkpoints/all/step_00000004/manifest.json")
 
     def closed(folder, words):
         quoted = " ".join(f"'{w}'" for w in words)
@@ -123,6 +246,10 @@ def folder_cases():
     return [
         Case("two jobs on one folder", 6, "another process writes (pid 4711 on elsewhere, since 2026-01-01", "another `out`", prepare=locked_run),
         Case("lock of a dead process", 0, "goes on from", copies=("run",), prepare=stale, changes=short(6, export_model=False), after=kept(2, 4, 6), grammar=False),
+        Case("pipe for a manifest", 0, "something that is not a file", "goes on from", "step_00000002", copies=("run",), prepare=manifest_pipe, changes=short(4), grammar=False),
+        Case("finished run that is shorter now", 0, "0 of 3 steps to go", "finished at step 4 (it is 3 steps long now)", copies=("run",), changes=short(3), grammar=False),
+        Case("profile of a step that no stage has", 0, "log.profile_step: got 9, expected one of the 2 steps of stage all", settings=["log.profile_step=9"],
+             changes=short(2), grammar=False),
         Case("reader that leaves", 0, shell=pipe, after=kept(2), changes=short(2), grammar=False),
         Case("no standard input or output", 0, shell=closed, after=kept(2), changes=short(2), grammar=False),
         Case("training that diverges", 7, "expected finite values", "steps in a row were skipped", "lower optimizer.lr", "step_00000002 is complete", after=kept(2),
@@ -191,4 +318,4 @@ if __name__ == "__main__":
     base.finish_run()
     killed_ranks(base)
     two_jobs(base)
-    run_all(base, disk_cases() + folder_cases())
+    run_all(base, disk_cases() + output_cases() + folder_cases())

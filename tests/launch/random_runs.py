@@ -43,7 +43,7 @@ def draw_experts(rng, layers):
 def draw_stages(rng):
     common = {"mixture": rng.choice([{"train": 1}, {"chat": 1}, {"train": 1, "chat": 0.5}]), "seq_len": rng.choice([384, 512, 768]),
               "rows_per_step": 12, "rows_per_micro_batch": rng.choice([1, 1, 2, 3]), "weight": rng.choice(["sqrt", "token", "sample"]),
-              "sample": rng.choice(["sample", "turn"]), "recompute": rng.choice(["none", "selective", "full"]), "recompute_every": rng.choice([1, 2])}
+              "sample": rng.choice(["sample", "turn"]), "recompute": rng.choice(["none", "selective", "all_but_attention", "full"]), "recompute_every": rng.choice([1, 2])}
     frozen = rng.choice([["**"], ["**"], ["decoder.**"], ["connector.**", "decoder.layers.1.**"], ["tower.**", "connector.**"]])
     cut = rng.randrange(2, STEPS - 2)
     return [{"name": "first", "trainable": frozen, "steps": cut, **common}, {"name": "second", "steps": STEPS - cut, **common}]

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <cstring>
 #include <filesystem>
@@ -241,6 +242,57 @@ TEST(Weights, WrongShapeNamesTensorAndShapes) {
                "model.language_model.norm.weight: got shape [25], expected [24]");
 }
 
+TEST(Weights, OnlyPlainFloatingPointWeightsAreRead) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  write_folder(temp / "a", config, at::kFloat);
+  const auto tensors = tensors_of(temp / "a");
+  const Groups groups = make_single_groups();
+  Vlm model(config, groups, at::kFloat, at::kCPU);
+  const std::pair<at::ScalarType, const char*> refused[] = {{at::kLong, "I64"},
+                                                            {at::kInt, "I32"},
+                                                            {at::kShort, "I16"},
+                                                            {at::kChar, "I8"},
+                                                            {at::kByte, "U8"},
+                                                            {at::kBool, "BOOL"},
+                                                            {at::kFloat8_e4m3fn, "F8_E4M3"},
+                                                            {at::kFloat8_e5m2, "F8_E5M2"}};
+  for (const auto& [dtype, name] : refused) {
+    auto spoiled = tensors;
+    spoiled["model.language_model.norm.weight"] = tensors.at("model.language_model.norm.weight").to(dtype);
+    spoiled["model.language_model.norm.weight_scale_inv"] = at::ones({1});  // must not be what is told
+    write_tensors(temp / "a", spoiled);
+    const std::string text = message_of(ErrorKind::kCheckpoint, [&] { load_weights(model, temp / "a"); });
+    EXPECT_EQ(
+        text.find(concat("model.language_model.norm.weight: got dtype ", name, ", expected F64, F32, F16 or BF16")), 0u)
+        << text;
+    EXPECT_NE(text.find("quantised weights are not supported"), std::string::npos) << text;
+  }
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16}) {
+    auto converted = tensors;
+    converted["model.language_model.norm.weight"] = tensors.at("model.language_model.norm.weight").to(dtype);
+    write_tensors(temp / "a", converted);
+    EXPECT_NO_THROW(load_weights(model, temp / "a")) << c10::toString(dtype);
+  }
+  auto tied = tensors;
+  tied["lm_head.weight"] = tensors.at("model.language_model.embed_tokens.weight").to(at::kByte);
+  write_tensors(temp / "a", tied);
+  EXPECT_ERROR(error_of([&] { load_weights(model, temp / "a"); }),
+               ErrorKind::kCheckpoint,
+               "lm_head.weight: got dtype U8, expected F64, F32, F16 or BF16");
+}
+
+TEST(Weights, PipesAreNoConfigAndNoWeights) {
+  const TempFolder temp;
+  fs::create_directories(temp / "a");
+  ASSERT_EQ(mkfifo((temp / "a/config.json").c_str(), 0600), 0);
+  ModelConfig config;
+  config.path = temp / "a";
+  EXPECT_ERROR(error_of([&] { read_model_folder(config); }),
+               ErrorKind::kConfig,
+               "config.json: got something that is not a file, expected the one of a Hugging Face folder");
+}
+
 TEST(Weights, StoredHeadOfATiedModelMustEqualTheEmbedding) {
   const TempFolder temp;
   const ModelConfig config = config_of(true);
@@ -252,6 +304,11 @@ TEST(Weights, StoredHeadOfATiedModelMustEqualTheEmbedding) {
   Vlm model(config, groups, at::kFloat, at::kCPU);
   EXPECT_NO_THROW(load_weights(model, temp / "a"));
   tensors["lm_head.weight"][3][4] += 1;
+  write_tensors(temp / "a", tensors);
+  EXPECT_ERROR(error_of([&] { load_weights(model, temp / "a"); }),
+               ErrorKind::kCheckpoint,
+               "lm_head.weight: got values other than those of model.language_model.embed_tokens.weight");
+  tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].to(at::kDouble);
   write_tensors(temp / "a", tensors);
   EXPECT_ERROR(error_of([&] { load_weights(model, temp / "a"); }),
                ErrorKind::kCheckpoint,
@@ -295,19 +352,91 @@ TEST(Weights, SideFilesAreCopiedAsTheyAre) {
   EXPECT_EQ(read_file(temp / "c/chat_template.jinja"), "{{ x }}");
 }
 
-TEST(Weights, ExportOverItsOwnSourceKeepsEverything) {
+TEST(Weights, ExportOverItsOwnSourceIsRefused) {
   const TempFolder temp;
   const ModelConfig config = config_of(true);
   write_folder(temp / "a", config, at::kFloat);
   const auto expected = tensors_of(temp / "a");
   const std::string config_json = read_file(temp / "a/config.json");
+  fs::create_directory_symlink(temp / "a", temp / "link");
   on_layout({2, 1}, [&](const Groups& groups) {
     Vlm model(config, groups, at::kFloat, at::kCPU);
     load_weights(model, temp / "a");
-    export_model(model, temp / "a/", {.source_folder = temp / "a"});
+    for (const char* target : {"a/", "link"})
+      EXPECT_ERROR(error_of([&] { export_model(model, temp / target, {.source_folder = temp / "a"}); }),
+                   ErrorKind::kConfig,
+                   "export: got the folder of model.path as its target");
+    EXPECT_ERROR(error_of([&] { export_model(model, temp / "a", {.tokenizer_folder = temp / "link"}); }),
+                 ErrorKind::kConfig,
+                 "export: got the folder of model.tokenizer as its target");
   });
   expect_same_bits(tensors_of(temp / "a"), expected);
   EXPECT_EQ(read_file(temp / "a/config.json"), config_json);
+  EXPECT_FALSE(fs::exists(temp / "a.tmp"));
+}
+
+TEST(Weights, ExportReplacesNothingButWhatAnExportWrites) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  for (const std::string name : {"a", "source"}) write_folder(temp / name, config, at::kFloat);
+  const auto refused = [&](const ExportOptions& options, const std::string& words) {
+    const Groups groups = make_single_groups();
+    Vlm model(config, groups, at::kFloat, at::kCPU);
+    const std::string text = message_of(ErrorKind::kIo, [&] { export_model(model, temp / "a", options); });
+    EXPECT_NE(text.find(words), std::string::npos) << text;
+  };
+  for (const std::string stranger : {"README.md", "notes.txt", "data.json", "adapter.safetensors", ".gitignore"}) {
+    write_file_atomically(temp / ("a/" + stranger), "mine");
+    refused({}, "(" + stranger + ")");
+    EXPECT_EQ(read_file(temp / ("a/" + stranger)), "mine");
+    fs::remove(temp / ("a/" + stranger));
+  }
+  fs::create_directories(temp / "a/config");
+  refused({}, "(config)");
+  fs::remove(temp / "a/config");
+  fs::create_symlink(temp / "source/config.json", temp / "a/vocab.json");
+  refused({}, "(vocab.json)");
+  fs::remove(temp / "a/vocab.json");
+
+  // A name that the source brings is one that an export writes.
+  write_file_atomically(temp / "source/notes.txt", "of the model");
+  write_folder(temp / "a", config, at::kFloat, {.source_folder = temp / "source"});
+  write_folder(temp / "a", config, at::kFloat, {.source_folder = temp / "source"});
+  EXPECT_EQ(read_file(temp / "a/notes.txt"), "of the model");
+  refused({}, "(notes.txt)");
+  fs::remove(temp / "a/notes.txt");
+
+  fs::remove(temp / "a/model.safetensors");
+  refused({}, "(settings without weights)");
+  fs::remove_all(temp / "a");
+  write_file_atomically(temp / "a", "");
+  refused({}, "got a file as its target");
+}
+
+TEST(Weights, ExportClearsWhatAnExportLeftAndNothingElse) {
+  const TempFolder temp;
+  const ModelConfig config = config_of(true);
+  const auto refused = [&] {
+    const Groups groups = make_single_groups();
+    Vlm model(config, groups, at::kFloat, at::kCPU);
+    return message_of(ErrorKind::kIo, [&] { export_model(model, temp / "a", {}); }).find("a.tmp") != std::string::npos;
+  };
+  fs::create_directories(temp / "a.tmp/model");
+  write_file_atomically(temp / "a.tmp/model/config.json", "mine");
+  EXPECT_TRUE(refused());
+  EXPECT_EQ(read_file(temp / "a.tmp/model/config.json"), "mine");
+  write_file_atomically(temp / "a.tmp/.hanok_export", "");
+  write_folder(temp / "a", config, at::kFloat);
+  EXPECT_FALSE(fs::exists(temp / "a.tmp"));
+  write_file_atomically(temp / "a.tmp", "mine");
+  EXPECT_TRUE(refused());
+  EXPECT_EQ(read_file(temp / "a.tmp"), "mine");
+  fs::remove(temp / "a.tmp");
+  fs::create_directory_symlink(temp / "a", temp / "a.tmp");
+  EXPECT_TRUE(refused());
+  fs::remove(temp / "a.tmp");
+  fs::create_directory(temp / "a.tmp");  // killed before it wrote its mark
+  write_folder(temp / "a", config, at::kFloat);
   EXPECT_FALSE(fs::exists(temp / "a.tmp"));
 }
 
