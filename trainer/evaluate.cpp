@@ -184,7 +184,7 @@ void Judge::note_choices(const Batch& batch, const ModelOutput& y, const RowCut&
     rows.push_back(question.row);
   }
   const Tensor rows_N = at::tensor(rows, at::kLong);
-  const at::Device device = device_of(model_);
+  const at::Device device = model_.device();
   for (const bool upper : {false, true}) {
     if (std::none_of(questions.begin(), questions.end(), [&](const Question& q) { return q.upper == upper; })) continue;
     const LetterTokens letters = letter_tokens(*encoder_.tokenizer, upper ? 'A' : 'a', most);
@@ -210,7 +210,7 @@ void Judge::note_choices(const Batch& batch, const ModelOutput& y, const RowCut&
       };
       for (int i = 0; i < placed.num_choices; ++i)
         sample.probabilities[original(i)] +=
-            (total > 0 ? shown[i] / total : 1.0 / placed.num_choices) / options_.shuffles;
+            (total == 0 ? 1.0 / placed.num_choices : shown[i] / total) / options_.shuffles;  // not a number stays none
       if (placed.answer >= 0) sample.answer = original(placed.answer);
     }
   }
@@ -300,8 +300,8 @@ EvalResult evaluate(const Vlm& model,
   Judge judge(model, dataset, encoder, options);
   if (!judge.judge_all()) return {.complete = false};
   std::vector<JudgedSample> samples = judge.gather();
-  if (model.groups().rank == 0) write_files(samples, dataset, options);
   EvalResult result = summarise(samples);
+  if (model.groups().rank == 0 && result.num_not_finite == 0) write_files(samples, dataset, options);
   result.samples = std::move(samples);
   result.seconds = now_s() - began;
   return result;

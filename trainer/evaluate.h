@@ -24,9 +24,10 @@ struct JudgedSample {
 
 struct EvalResult {
   int64_t num_samples = 0, num_choice_samples = 0, num_answered = 0, num_correct = 0;
+  int64_t num_not_finite = 0;                                // samples that the model gave no numbers for
   int64_t num_labels = 0;                                    // 0: `loss` says nothing
   double loss = 0;                                           // weighted as the stage weights tokens
-  double accuracy = 0, accuracy_low = 0, accuracy_high = 0;  // Wilson, 95 %; of the answered ones
+  double accuracy = 0, accuracy_low = 0, accuracy_high = 0;  // Wilson, 95 %; of the answered ones; NaN: not all finite
   std::vector<std::vector<int64_t>> confusion;               // [answer][choice]
   struct Bin {
     double confidence = 0, accuracy = 0;  // means
@@ -46,7 +47,7 @@ struct EvalOptions {
   int64_t reader_threads = 1, prefetch_batches = 2;  // pictures are prepared ahead
   int shuffles = 1;
   uint64_t seed = 0;
-  std::string dump, submission;  // files; empty: none
+  std::string dump, submission;  // files; empty: none. Not written where samples are not finite
   bool show_progress = false;
   std::function<bool()> stop_requested = {};  // asked once a forward; ranks agree. Null: never
 };
@@ -61,6 +62,8 @@ EvalResult evaluate(const Vlm& model, const Dataset& dataset, const SampleEncode
 
 /// Pure: statistics over samples in order.
 EvalResult summarise(const std::vector<JudgedSample>& samples);
+/// errors: kNumeric where the model gave no numbers for some samples: nothing was measured
+void require_finite(const EvalResult& result);
 /// Score interval of a share. source: Wilson, JASA 22 (1927)
 void wilson_interval(int64_t hits, int64_t trials, double& low, double& high);
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -14,6 +15,11 @@ using nlohmann::json;
 int best_choice(const JudgedSample& sample) {
   return static_cast<int>(std::max_element(sample.probabilities.begin(), sample.probabilities.end()) -
                           sample.probabilities.begin());
+}
+
+bool is_finite(const JudgedSample& sample) {
+  const auto finite = [](double x) { return std::isfinite(x); };
+  return finite(sample.weighted_nll) && std::all_of(sample.probabilities.begin(), sample.probabilities.end(), finite);
 }
 
 std::string letter(int choice) {
@@ -69,11 +75,13 @@ EvalResult summarise(const std::vector<JudgedSample>& samples) {
     nll += sample.weighted_nll;
     weight += sample.weight;
     result.num_labels += sample.num_labels;
+    result.num_not_finite += !is_finite(sample);
     if (sample.probabilities.empty()) continue;
     ++result.num_choice_samples;
     if (sample.answer < 0) continue;
-    const int choice = best_choice(sample);
     ++result.num_answered;
+    if (!is_finite(sample)) continue;
+    const int choice = best_choice(sample);
     result.num_correct += choice == sample.answer;
     ++result.confusion[sample.answer][choice];
     count_reliability(result, sample.probabilities[choice], choice == sample.answer);
@@ -83,7 +91,18 @@ EvalResult summarise(const std::vector<JudgedSample>& samples) {
     result.accuracy = static_cast<double>(result.num_correct) / static_cast<double>(result.num_answered);
   wilson_interval(result.num_correct, result.num_answered, result.accuracy_low, result.accuracy_high);
   finish_reliability(result);
+  if (result.num_not_finite > 0)
+    for (double* share :
+         {&result.accuracy, &result.accuracy_low, &result.accuracy_high, &result.expected_calibration_error})
+      *share = std::numeric_limits<double>::quiet_NaN();
   return result;
+}
+
+void require_finite(const EvalResult& result) {
+  HANOK_REQUIRE(result.num_not_finite == 0, kNumeric)
+      << "evaluation: got values that are not finite for " << result.num_not_finite << " of " << result.num_samples
+      << " samples, expected numbers; nothing is scored, and no file of answers is written; the weights come from a "
+         "training that diverged: take an earlier checkpoint, or train again with a lower optimizer.lr";
 }
 
 std::string dump_line(const std::string& id, const JudgedSample& sample) {
@@ -116,6 +135,7 @@ std::string to_json(const EvalResult& r) {
               {"num_choice_samples", r.num_choice_samples},
               {"num_answered", r.num_answered},
               {"num_labels", r.num_labels},
+              {"num_not_finite", r.num_not_finite},
               {"seconds", r.seconds}};
   if (r.num_labels > 0) out["loss"] = r.loss;
   if (r.num_answered > 0) {
@@ -133,6 +153,7 @@ std::string to_json(const EvalResult& r) {
 
 std::string short_text(const EvalResult& r) {
   std::string text = concat(r.num_samples, " samples");
+  if (r.num_not_finite > 0) return text + concat(", ", r.num_not_finite, " of them without finite numbers");
   if (r.num_labels > 0) text += printed(", loss %.4f", r.loss);
   if (r.num_answered > 0) {
     text += printed(", accuracy %.2f %%", 100 * r.accuracy) + printed(" (%.2f", 100 * r.accuracy_low) +
@@ -145,7 +166,7 @@ std::string to_text(const EvalResult& r) {
   std::string text = concat(short_text(r), "\n");
   if (r.num_choice_samples > r.num_answered)
     text += concat(r.num_choice_samples - r.num_answered, " questions without a known answer were answered\n");
-  if (r.num_answered == 0) return text;
+  if (r.num_answered == 0 || r.num_not_finite > 0) return text;
   text += concat(r.num_correct, " of ", r.num_answered, " right; the interval holds with 95 %") +
           printed("; calibration error %.3f\n", r.expected_calibration_error) + "answer \\ choice";
   const auto column = [](const std::string& cell) {

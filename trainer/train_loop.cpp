@@ -82,6 +82,7 @@ bool evaluate_held_out(Trainer& t) {
   TrainState& s = t.state;
   s.evaluated_step = s.step;
   t.saved_step = -1;  // what is on disk does not know of this
+  t.num_not_finite = result.num_not_finite;
   const double value = judged(t, result);
   const bool is_best = is_better(t, value);
   if (is_best) {
@@ -121,7 +122,7 @@ constexpr int64_t kTimedStep = 2;
 std::shared_ptr<PassTimes> times_of_next_step(const Trainer& t) {
   if (groups_of(t).pp->size() == 1) return nullptr;
   const bool wanted = t.steps_begun + 1 == kTimedStep || profiles_next_step(t);
-  return wanted ? std::make_shared<PassTimes>(device_of(t.learner.model)) : nullptr;
+  return wanted ? std::make_shared<PassTimes>(t.learner.model.device()) : nullptr;
 }
 
 void advance(Trainer& t, const StepReport& report, bool applied) {
@@ -151,7 +152,7 @@ void settle(Trainer& t) {
   Learner& learner = t.learner;
   const StepScalars scalars = step.scalars.read();
   t.checkpoint.poll();
-  const Memory memory = memory_in_use(device_of(learner.model));
+  const Memory memory = memory_in_use(learner.model.device());
   const StepReport report = share_report({.stop_requested = t.stop_requested && t.stop_requested(),
                                           .work = step.work,
                                           .step_s = step.scalars.end().seconds_since(t.step_began),
@@ -194,7 +195,7 @@ void settle(Trainer& t) {
 /// Gives the device one step of all ranks, then settles the one before: on a GPU, which has work meanwhile.
 void train_step(Trainer& t) {
   Learner& learner = t.learner;
-  if (!t.under_way) t.step_began = Moment::now(device_of(learner.model));
+  if (!t.under_way) t.step_began = Moment::now(learner.model.device());
   std::vector<Batch> batches = t.loader.next_step();
   learner.objective.prepare(learner.model, batches);
   const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
@@ -229,13 +230,42 @@ void train_step(Trainer& t) {
   if (!t.settles_late) settle(t);
 }
 
-/// The state a stage ends in must be on disk: the next stage, or the next start, begins there.
+/// A training that has come to nothing is no success: weights that are no numbers, held-out samples that they give none
+/// for, or last steps of which none could be applied. What was saved before stays.
+void refuse_diverged(Trainer& t) {
+  Tensor broken = at::zeros({}, at::kLong);
+  for (const Param& param : t.learner.model.params()) {
+    if (!param.trainable || param.value.numel() == 0) continue;
+    const auto [low, high] = at::aminmax(param.value.detach());
+    broken += low.isfinite().logical_and(high.isfinite()).item<bool>() ? 0 : 1;
+  }
+  groups_of(t).control->all_reduce(broken, Reduce::kSum);
+  const TrainState& s = t.state;
+  constexpr int64_t kChance = 2;  // so many last steps may be skipped in a good run
+  std::string found;
+  if (broken.item<int64_t>() > 0)
+    found = concat(broken.item<int64_t>(), " weights that are not finite");
+  else if (s.evaluated_step == s.step && t.num_not_finite > 0)
+    found = concat(t.num_not_finite, " held-out samples without finite numbers");
+  else if (s.skipped_in_a_row > std::min(kChance, s.step - 1))
+    found = concat("its last ", s.skipped_in_a_row, " steps skipped as not finite");
+  if (found.empty()) return;
+  t.checkpoint.finish();
+  t.report.set_status("failed: the training diverged");
+  t.report.write(t.metrics.history());
+  HANOK_FAIL(kNumeric) << "stage " << t.learner.stage.name << ": got " << found
+                       << " at its end, expected numbers; lower optimizer.lr, look at the data and at what the model "
+                          "starts from, and start again from an earlier checkpoint in "
+                       << t.folder.path();
+}
+
+/// The state a stage ends in must be on disk where that is wanted: the next stage, or the next start, begins there.
 void save_last(Trainer& t) {
-  t.learner.grads.await_values();  // others than forwards may read the weights from here on
   const bool wanted = t.config.save.at_end || t.stop;
   if (wanted && t.saved_step != t.state.step) save(t, false);
   t.report.write(t.metrics.history());
   t.checkpoint.finish();
+  if (t.saved_step != t.state.step) return;  // an earlier save that failed has said so
   HANOK_REQUIRE(!t.checkpoint.failed(), kIo)
       << "checkpoint: got an error while saving step " << t.state.step << " of stage " << t.learner.stage.name
       << ", expected a saved state at the end; " << t.folder.path() << "; see the lines above, then start again";
@@ -253,6 +283,8 @@ StageEnd train_loop(Trainer& t) {
     train_step(t);
   }
   settle(t);
+  t.learner.grads.await_values();  // others than forwards may read the weights from here on
+  if (!t.stop) refuse_diverged(t);
   save_last(t);
   if (t.stop && (!is_over(t) || evaluation_due(t))) return StageEnd::kStopRequested;
   return stopped_early(t) ? StageEnd::kEarlyStop : StageEnd::kFinished;

@@ -40,9 +40,10 @@ struct Trainer {
   std::function<bool()> stop_requested;
   bool settles_late = false;  // what a step did is told when the next one is under way
   TrainState state;
-  bool stop = false;        // some rank was asked to stop
-  int64_t saved_step = -1;  // the step whose state is on disk, -1 if it has changed since
-  double last_loss = 0;     // of the newest step of this process
+  bool stop = false;           // some rank was asked to stop
+  int64_t saved_step = -1;     // the step whose state is on disk, -1 if it has changed since
+  double last_loss = 0;        // of the newest step of this process
+  int64_t num_not_finite = 0;  // held-out samples of this process's newest evaluation
   StageMeasures measures = {};
   int64_t steps_begun = 0;  // by this process
   std::optional<StepUnderWay> under_way = {};

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "dataio/file_io.h"
 #include "model/loss/cross_entropy.h"
+#include "tests/support/errors.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/data.h"
 #include "trainer/forced_choice.h"
@@ -74,6 +75,17 @@ TEST(Summary, CountsConfusionAndCalibration) {
   EXPECT_NEAR(result.reliability[9].confidence, 0.93, 1e-12);
   EXPECT_NEAR(result.reliability[9].accuracy, 0.5, 1e-12);
   EXPECT_NEAR(result.expected_calibration_error, (2 * 0.43 + 1 * 0.3) / 3, 1e-12);
+}
+
+TEST(Summary, WhatIsNotFiniteIsNeverAScore) {
+  const double none = std::numeric_limits<double>::quiet_NaN();
+  const EvalResult result = summarise({judged({0.6, 0.4}, 0), judged({none, none}, 0)});
+  EXPECT_EQ(result.num_not_finite, 1);
+  EXPECT_EQ(result.num_answered, 2);
+  EXPECT_TRUE(std::isnan(result.accuracy));
+  EXPECT_TRUE(json::parse(to_json(result))["accuracy"].is_null());
+  EXPECT_NE(to_text(result).find("1 of them without finite numbers"), std::string::npos);
+  EXPECT_ERROR(error_of([&] { require_finite(result); }), ErrorKind::kNumeric, "for 1 of 2 samples");
 }
 
 TEST(Summary, WithoutAnswersThereIsNoAccuracy) {

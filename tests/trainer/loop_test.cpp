@@ -166,6 +166,19 @@ TEST(RunStages, AStageMayHaveALayoutOfItsOwn) {
   for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-4) << i;
 }
 
+TEST(RunStages, AStageMayCutExpertsInAnotherWay) {
+  const TinyRun tiny("layout_experts");
+  RunConfig config = tiny.config();
+  config.model.decoder.type = "qwen3_moe";
+  config.model.decoder.experts = 4;
+  config.model.decoder.experts_per_token = 2;
+  config.model.decoder.expert_ffn = 32;
+  config.stages[1].parallel.etp = 2;
+  const RunResult result = run_on(2, config);
+  const json manifest = json::parse(bytes_of(result.last_checkpoint + "/manifest.json"));
+  EXPECT_EQ(manifest["state"]["layout"]["etp"], 2);
+}
+
 TEST(RunStages, GoesOnUnderAnotherLayout) {
   const TinyRun one("resume_one"), two("resume_two");
   const RunConfig config = one.config(), moved = two.config();
@@ -361,6 +374,25 @@ TEST(TrainLoop, BadStepsAreSkippedCountedAndLimited) {
   int skipped = 0;
   for (const json& line : lines_of(config)) skipped += line["kind"] == "step" && line["applied"] == false;
   EXPECT_EQ(skipped, 4);
+}
+
+// Fewer bad steps than the limit, at the end: with and without a held-out set that shows it.
+TEST(TrainLoop, ADivergedTrainingIsNoSuccess) {
+  for (const bool evaluates : {true, false}) {
+    const TinyRun tiny("diverged");
+    RunConfig config = tiny.config();
+    config.stages.erase(config.stages.begin());
+    config.stages[0].steps = evaluates ? 2 : 4;
+    config.stages[0].optimizer.lr = 1e30;
+    config.stages[0].optimizer.clip_norm = 0;
+    config.save.export_model = true;
+    if (!evaluates) config.eval.set = "";
+    const std::string message = message_of(ErrorKind::kNumeric, [&] { run_on(2, config); });
+    EXPECT_NE(message.find(evaluates ? "16 held-out samples without finite numbers" : "its last 3 steps skipped"),
+              std::string::npos)
+        << message;
+    EXPECT_FALSE(fs::exists(config.out + "/model"));
+  }
 }
 
 TEST(TrainLoop, AMeasureThatTheHeldOutSetLacksIsAnError) {
