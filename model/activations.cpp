@@ -137,13 +137,20 @@ class Walk {
     const double f32_heads = s.rows * s.query * 4;
     switch (kernels_.attention) {
       case AttentionStore::kOwn: break;  // scratch of a thread
-      case AttentionStore::kCudnn: block.workspace = 3 * f32_heads; break;
+      case AttentionStore::kCudnn: block.workspace = cudnn_workspace(s); break;
       case AttentionStore::kFlash:
         block.workspace = f32_heads + (s.qkv < 3 * s.query ? 2 * s.rows * s.query * size_ : 0);
         break;
       case AttentionStore::kEfficient: block.workspace = f32_heads; break;
     }
     return s.rows * (s.qkv + s.query) * size_ + rows_kept * s.heads * wide_ + repeated;
+  }
+
+  /// dq, dk, dv of every query head in f32; where those share keys and values 13.5 of such tensors. source: measured
+  /// with cuDNN 9 on an H200, 8/8, 8/2 and 32/8 heads of width 128 (cluster/bench/beside_peers.md)
+  double cudnn_workspace(const BlockSizes& s) const {
+    const bool is_shared = s.qkv < 3 * s.query;
+    return (is_shared ? 13.5 : 3) * s.rows * s.query * 4;
   }
 
   /// As model/layers/context_attention.cpp does it. Gathered and in a ring: the projection (through its queries), a
@@ -153,7 +160,8 @@ class Walk {
     const double n = groups_.cp->size(), kv = s.qkv - s.query, sums = s.rows * s.heads * wide_;
     if (kernels_.context == ContextWay::kHeads) {
       const double columns = exchanged_columns(s);
-      if (kernels_.on_gpu) block.workspace = s.rows * s.query * 4;
+      if (kernels_.on_gpu)
+        block.workspace = kernels_.attention == AttentionStore::kCudnn ? cudnn_workspace(s) : s.rows * s.query * 4;
       return s.rows * (columns + 2 * s.query) * size_ + sums;
     }
     const bool ring = kernels_.context == ContextWay::kRing;
@@ -232,16 +240,20 @@ class Walk {
     return out;
   }
 
-  /// What parallel/kept.h keeps of a block: its input, q k v, attention and its log-sums. libtorch's attention runs
-  /// again.
+  bool is_by_heads(const BlockSizes& s) const {
+    return s.gated && groups_.cp->size() > 1 && kernels_.context == ContextWay::kHeads;
+  }
+
+  /// What attention gives, and its log-sums. libtorch's attention runs again.
+  double core_results(const BlockSizes& s) const {
+    const bool keeps = s.has_attention && keeps_attention(kernels_, s.gated ? groups_.cp->size() : 1);
+    return keeps ? s.rows * (s.query * size_ + s.heads * wide_) : 0;
+  }
+
+  /// What parallel/kept.h keeps of a block: its input, q k v, attention.
   double attention_results(const BlockSizes& s) const {
-    const double stream = s.cut_rows * s.width * size_, query = s.rows * s.query * size_;
-    double bytes = stream + s.rows * s.qkv * size_;
-    const bool over_cp = s.gated && groups_.cp->size() > 1,
-               by_heads = over_cp && kernels_.context == ContextWay::kHeads;
-    const bool own = kernels_.attention == AttentionStore::kOwn || kernels_.attention == AttentionStore::kCudnn;
-    if (own || (over_cp && !by_heads)) bytes += query + s.rows * s.heads * wide_;
-    if (by_heads) bytes += exchanged_columns(s) * s.rows * size_ + query;
+    double bytes = s.cut_rows * s.width * size_ + s.rows * s.qkv * size_ + core_results(s);
+    if (is_by_heads(s)) bytes += (exchanged_columns(s) + s.query) * s.rows * size_;
     return bytes;
   }
 
@@ -296,9 +308,10 @@ class Walk {
     most = std::max(most, inside.gradients);
     out_.attention_workspace = std::max(out_.attention_workspace, inside.workspace);
     const bool runs_again = recompute_.applies_to(index) && (flows_before || block_trains(prefix));
-    const SublayerBytes results = recompute_.selective ? inside.results
-                                  : s.has_attention    ? SublayerBytes{.attention = stream}
-                                                       : SublayerBytes{.mlp = stream};
+    SublayerBytes results = inside.results;
+    if (recompute_.keep != Keep::kResults)
+      results = s.has_attention ? SublayerBytes{.attention = stream} : SublayerBytes{.mlp = stream};
+    if (recompute_.keep == Keep::kAttention) results.attention += core_results(s);
     const double again = results.sum(), all = inside.kept.sum();
     // The last block meets all that the others kept.
     forward_ = std::max(inside.forward - (!runs_again ? all : again - stream), 0.0);
@@ -483,6 +496,11 @@ ActivationBytes activation_bytes(const ModelConfig& config,
                                  const Recompute& recompute,
                                  KernelSet kernels) {
   return Walk(config, params, groups, batch, recompute, kernels).run();
+}
+
+bool keeps_attention(const KernelSet& kernels, int64_t cp) {
+  const bool own = kernels.attention == AttentionStore::kOwn || kernels.attention == AttentionStore::kCudnn;
+  return own || (cp > 1 && kernels.context != ContextWay::kHeads);
 }
 
 double ranks_of_token(const DecoderConfig& config, int64_t ranks) {

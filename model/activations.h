@@ -12,7 +12,7 @@ namespace hanok {
 /// What the attention core keeps, and how much room its backward takes.
 enum class AttentionStore {
   kOwn,        // our functions: the CPU's loops
-  kCudnn,      // the same tensors; the backward of the graph takes f32 room for dq, dk, dv of every query head
+  kCudnn,      // the same tensors; the backward of the graph takes room: see activations.cpp
   kFlash,      // libtorch's flash: the same tensors
   kEfficient,  // libtorch's memory-efficient: also keys and values repeated for every query head
 };
@@ -24,6 +24,10 @@ struct KernelSet {
   AttentionStore attention = AttentionStore::kOwn;
   ContextWay context = ContextWay::kAuto;
 };
+
+/// A layer that runs again can keep what attention gave; libtorch's own kernels run again, but over a ring or on
+/// gathered keys and values. `cp`: ranks over which rows are cut.
+bool keeps_attention(const KernelSet& kernels, int64_t cp);
 
 /// One micro-batch of one rank, padding included; with context parallelism its rows and its patches.
 struct MicroBatch {

@@ -50,8 +50,9 @@ struct Counter {
   Recompute recompute;
   bool trains_upstream = false;  // something before this part trains: gradients pass through it
 
-  Flops count(double forward, bool trains, int64_t layer, bool is_last = false) const {
-    const bool runs_again = layer >= 0 && recompute.applies_to(layer) && !recompute.selective && !is_last;
+  /// `kept`: from what on a layer keeps this result, so that it does not run again.
+  Flops count(double forward, bool trains, int64_t layer, Keep kept) const {
+    const bool runs_again = layer >= 0 && recompute.applies_to(layer) && recompute.keep < kept;
     return {.forward = forward,
             .backward = trains            ? 2 * forward
                         : trains_upstream ? forward
@@ -129,7 +130,7 @@ std::vector<Product> products_of(const ModelConfig& config,
   std::vector<Product> out;
   Counter counter{.recompute = recompute, .trains_upstream = trains_before};
   const auto head = [&](const Param& param) {
-    const Flops flops = counter.count(2 * elements(param.spec) * work.labels, param.trainable, -1);
+    const Flops flops = counter.count(2 * elements(param.spec) * work.labels, param.trainable, -1, Keep::kInput);
     out.push_back({Product::Part::kHead, &param.spec, -1, work.labels, param.trainable, flops});
   };
   const Param* embedding = nullptr;
@@ -143,12 +144,14 @@ std::vector<Product> products_of(const ModelConfig& config,
     } else if (is_matmul(spec, part)) {
       const double seen = rows[static_cast<int>(part)], share = share_used(spec, decoder);
       const bool is_last = spec.name.ends_with(".mlp.down.weight");
-      out.push_back({linear_of(part),
-                     &spec,
-                     layer,
-                     seen * share,
-                     param->trainable,
-                     counter.count(2 * elements(spec) * share * seen, param->trainable, layer, is_last)});
+      out.push_back(
+          {linear_of(part),
+           &spec,
+           layer,
+           seen * share,
+           param->trainable,
+           counter.count(
+               2 * elements(spec) * share * seen, param->trainable, layer, is_last ? Keep::kInput : Keep::kResults)});
     }
     counter.trains_upstream |= param->trainable;
     // The attention core follows its q, k, v projection; its operands are activations, so it never costs a weight's
@@ -162,7 +165,7 @@ std::vector<Product> products_of(const ModelConfig& config,
                    layer,
                    tower ? work.patches : work.tokens,
                    false,
-                   counter.count(core, counter.trains_upstream, layer)});
+                   counter.count(core, counter.trains_upstream, layer, Keep::kAttention)});
   }
   const bool has_end = std::any_of(
       params.begin(), params.end(), [](const Param& param) { return param.spec.name == "decoder.norm.weight"; });

@@ -60,7 +60,8 @@ PassCosts pass_flops(const Product& product);
 /// The head is counted for labelled tokens only, because logits exist for those only.
 /// `params`: of one rank, or of a piece of a pipeline; global shapes and `trainable` are read, so the layout does not
 /// matter. `recompute`: fills Flops::again, which total() leaves out. Selective recomputation runs no product again,
-/// the other all but the last one of a dense block. `trains_before`: something before these weights trains.
+/// the others all but the last one of a dense block, and attention where it is not kept. `trains_before`: something
+/// before these weights trains.
 std::vector<Product> products_of(const ModelConfig& config,
                                  const ParamTable& params,
                                  const Work& work,

@@ -7,22 +7,25 @@
 
 #include "configs/schema/config.h"
 #include "model/kernels/attention.h"
+#include "parallel/kept.h"
 
 namespace hanok {
 
 /// Which layers run again in the backward, and what they keep until then.
 struct Recompute {
-  int64_t every = 0;       // 0: none; k: layers 0, k, 2k, ... of tower and decoder
-  bool selective = false;  // keeps the results of matrix products, attention, sums and exchanges over ranks; else its
-                           // input alone
-  bool offload = false;    // what is kept lies in host memory in between
+  int64_t every = 0;  // 0: none; k: layers 0, k, 2k, ... of tower and decoder
+  Keep keep = Keep::kInput;
+  bool offload = false;  // what is kept lies in host memory in between
   bool applies_to(int64_t layer) const { return every > 0 && layer % every == 0; }
 };
 
 /// What a stage's keys say.
 inline Recompute recompute_of(const StageConfig& stage) {
   if (stage.recompute == "none") return {};
-  return {.every = stage.recompute_every, .selective = stage.recompute == "selective", .offload = stage.offload};
+  const Keep keep = stage.recompute == "selective"           ? Keep::kResults
+                    : stage.recompute == "all_but_attention" ? Keep::kAttention
+                                                             : Keep::kInput;
+  return {.every = stage.recompute_every, .keep = keep, .offload = stage.offload};
 }
 
 struct Execution {

@@ -141,6 +141,9 @@ int Vlm::piece_of_weight(const std::string& name) const {
   const bool at_end = name.starts_with("decoder.norm.") || name.starts_with("decoder.head.");
   return at_end ? pieces.back().piece : 0;
 }
+bool Vlm::has_entry() const {
+  return state_->groups.at.pp == place_of(state_->pipeline, 0).rank;
+}
 int Vlm::last_rank() const {
   return place_of(state_->pipeline, state_->pipeline.pieces() - 1).rank;
 }

@@ -24,7 +24,7 @@ struct ModelInput {
   Tensor tokens_T;                   // int64
   Tensor position_3T;                // int64
   Tensor row_starts;                 // int32 [S + 1], on the host, of the rows of all cp ranks
-  Tensor pixels_PC;                  // f32 [P, C]; P = 0 without pictures
+  Tensor pixels_PC;                  // f32 [P, C]; P = 0 without pictures; undefined where has_entry() is not
   Tensor grid_I3;                    // int64 [I, 3], on the host
   Tensor vision_index_M;             // int64: row of this rank that receives each vision token
   RowCut cut;                        // empty: this rank holds all rows
@@ -77,6 +77,8 @@ class Vlm {
   /// adds those that were.
   void defer_weight_gradients(bool on);
   std::function<void()> take_weight_gradients();
+  /// Whether this rank of pp holds the first piece: there pixels are read.
+  bool has_entry() const;
   /// The rank of pp that holds the last piece, and whether this is it: there the head is, and losses are known.
   int last_rank() const;
   bool has_head() const;

@@ -43,14 +43,6 @@ int source_at(const Comm& group, int hop) {
   return (group.rank() - hop + group.size()) % group.size();
 }
 
-Tensor gathered(const Tensor& block, Comm& group) {
-  std::vector<int64_t> shape = block.sizes().vec();
-  shape[0] *= group.size();
-  Tensor all = at::empty(shape, block.options());
-  group.all_gather(all, block);
-  return all;
-}
-
 Tensor zeros_wide(const Tensor& like) {
   return at::zeros(like.sizes(), like.options().dtype(like.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
 }
@@ -130,7 +122,7 @@ struct WorkOnBlocks : torch::autograd::Function<WorkOnBlocks<Way>> {
                         const std::shared_ptr<const BlockWork>& work,
                         const std::shared_ptr<Comm>& group) {
     const Tensor block = block_in.contiguous();
-    const std::vector<Tensor> results = kept_all([&] {
+    const std::vector<Tensor> results = kept_attention([&] {
       std::vector<Tensor> all;
       Way::forward(x, block, *work, *group, all);
       const Tensor y = work->finish(x, all);

@@ -56,12 +56,6 @@ Tensor all_reduced(const Tensor& x, Comm& group) {
   return y;
 }
 
-Tensor gathered(const Tensor& x, Comm& group) {
-  Tensor out = with_rows(x, rows_of(x) * group.size());
-  group.all_gather(out, x.contiguous());
-  return out;
-}
-
 void require_divisible(const Tensor& x, const Comm& group) {
   HANOK_REQUIRE(rows_of(x) % group.size() == 0, kShape)
       << "rows: got " << x.size(0) << ", expected a multiple of " << group.size() << "; group " << group.name()
@@ -81,11 +75,13 @@ Tensor reduce_scattered(const Tensor& x, Comm& group) {
   return out;
 }
 
-Tensor exchanged(const Tensor& x, const Splits& splits, Comm& group) {
-  int64_t rows = 0;
-  for (const int64_t count : splits.receive) rows += count;
+Tensor room_for_received(const Tensor& x, const Splits& splits) {
   rows_of(x);
-  Tensor out = with_rows(x, rows);
+  return with_rows(x, std::accumulate(splits.receive.begin(), splits.receive.end(), int64_t{0}));
+}
+
+Tensor exchanged(const Tensor& x, const Splits& splits, Comm& group) {
+  Tensor out = room_for_received(x, splits);
   group.all_to_all(out, x.contiguous(), splits);
   return out;
 }
@@ -115,12 +111,12 @@ struct Pair : torch::autograd::Function<Pair<kForward, kBackward>> {
   }
 };
 
-/// The same, on a GPU beside what `meanwhile` gives the current stream.
+/// As exchanged(), on a GPU beside what `meanwhile` gives the current stream.
 Tensor exchanged_beside(const Tensor& x, const Splits& splits, Comm& group, const std::function<void()>& meanwhile) {
   const at::NoGradGuard no_grad;
   SideStream& side = travel_stream(x.device());
   const Tensor in = x.contiguous();  // memory of the current stream, held until that has waited for the side
-  Tensor out = with_rows(in, std::accumulate(splits.receive.begin(), splits.receive.end(), int64_t{0}));
+  Tensor out = room_for_received(in, splits);
   side.run([] {});
   const SideStream::Mark begun = side.mark();
   side.run_ahead([&] { group.all_to_all(out, in, splits); });
@@ -177,6 +173,12 @@ Tensor gather_and_reduce_scatter(const Tensor& x, const std::shared_ptr<Comm>& g
 
 Tensor reduce_scatter_and_gather(const Tensor& x, const std::shared_ptr<Comm>& group) {
   return apply<reduce_scattered, gathered>(x, group);
+}
+
+Tensor gathered(const Tensor& x, Comm& group) {
+  Tensor out = with_rows(x, rows_of(x) * group.size());
+  group.all_gather(out, x.contiguous());
+  return out;
 }
 
 Tensor exchange_rows(const Tensor& x,

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "parallel/comm.h"
-#include "parallel/side_stream.h"
 
 namespace hanok {
 
@@ -29,6 +28,9 @@ Tensor exchange_rows(const Tensor& x,
                      const Splits& splits,
                      const std::shared_ptr<Comm>& group,
                      const std::function<void()>& meanwhile = {});
+
+/// The rows of all ranks, one rank's after the other's. No gradient.
+Tensor gathered(const Tensor& x, Comm& group);
 
 /// What a layer makes of its rows and of blocks of rows that the other ranks hold: attention of queries to keys and
 /// values.

@@ -131,7 +131,10 @@ class MpiComm final : public CheckedComm {
   ~MpiComm() override {
     int finalized = 0;
     MPI_Finalized(&finalized);
-    if (!finalized && !broken_) MPI_Comm_free(&comm_);
+    if (finalized || broken_) return;
+    std::string ignored;
+    std::erase_if(offers_, [&](const std::unique_ptr<Flight>& flight) { return flight->landed(ignored); });
+    MPI_Comm_free(&comm_);
   }
 
  private:
@@ -457,10 +460,12 @@ class MpiWorld final : public World {
     const std::string path = concat("/dev/shm/hanok-", id[0], "-", id[1]);
     std::shared_ptr<const ProgressBoard> board;
     if (index == 0) board = std::make_shared<ProgressBoard>(path, ranks, index);
+    // A file of that name that was here before is somebody else's.
+    int is_made = index == 0 && board->cell(rank_, 0) != nullptr ? 1 : 0;
+    require_mpi(MPI_Bcast(&is_made, 1, MPI_INT, 0, node), "MPI_Bcast");
+    if (index != 0) board = std::make_shared<ProgressBoard>(is_made ? path : "", ranks, index);
     require_mpi(MPI_Barrier(node), "MPI_Barrier");
-    if (index != 0) board = std::make_shared<ProgressBoard>(path, ranks, index);
-    require_mpi(MPI_Barrier(node), "MPI_Barrier");
-    if (index == 0) ::unlink(path.c_str());  // the memory lives as long as it is mapped
+    if (index == 0 && is_made) ::unlink(path.c_str());  // the memory lives as long as it is mapped
     MPI_Comm_free(&node);
     return board;
   }

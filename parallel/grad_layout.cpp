@@ -6,14 +6,6 @@
 namespace hanok {
 namespace {
 
-bool is_shared(const ParamSpec& spec, const Groups& groups) {
-  if (spec.twin >= 0) return true;
-  if (groups.tp->size() == 1 || is_of_experts(spec)) return false;
-  if (spec.cut_dim < 0) return spec.sum_grad_over_tp;
-  const std::vector<LocalRange> ranges = local_ranges(spec, groups);
-  return std::any_of(ranges.begin(), ranges.end(), [](const LocalRange& range) { return range.replicas > 1; });
-}
-
 /// Cuts parameters that come one after the other into buckets.
 class Cutter {
  public:
@@ -65,7 +57,10 @@ GradLayout lay_out_gradients(const ParamTable& params, const Groups& groups, int
   for (size_t i = 0; i < params.size(); ++i) {
     if (!params[i].trainable) continue;
     const ParamSpec& spec = params[i].spec;
-    cutter.add(static_cast<int>(i), params[i].value.numel(), is_of_experts(spec), is_shared(spec, groups));
+    cutter.add(static_cast<int>(i),
+               params[i].value.numel(),
+               is_of_experts(spec),
+               spec.twin >= 0 || is_shared_over_tp(spec, groups));
   }
   return std::move(cutter).layout();
 }

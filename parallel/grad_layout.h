@@ -43,6 +43,8 @@ struct GradLayout {
 };
 
 constexpr int64_t kBucketElements = int64_t{1} << 26;
+/// Of one temporary buffer in which gradients are added that ranks of tp share.
+constexpr int64_t kSumElements = int64_t{1} << 24;
 
 /// Elements from one parameter to the next: vectorised kernels work on any of them.
 constexpr int64_t kGradAlignment = 32;

@@ -33,15 +33,15 @@ Tensor kept_part(const std::function<Tensor()>& compute) {
   return kept(compute, /*is_part=*/true);
 }
 
-std::vector<Tensor> kept_all(const std::function<std::vector<Tensor>()>& compute) {
+std::vector<Tensor> kept_attention(const std::function<std::vector<Tensor>()>& compute) {
   std::vector<Tensor> known = taking ? taking->next_all() : std::vector<Tensor>{};
   if (!known.empty()) return known;
   std::vector<Tensor> results = compute();
-  if (recording) recording->add_all(results);
+  if (recording) recording->add_attention(results);
   return results;
 }
 
-RecordResults::RecordResults(bool values) : values_(values) {
+RecordResults::RecordResults(Keep keep) : keep_(keep) {
   recording = this;
 }
 
@@ -50,14 +50,16 @@ RecordResults::~RecordResults() {
 }
 
 void RecordResults::add(const Tensor& result, bool is_part) {
+  const bool is_kept = keep_ == Keep::kResults;
   // A handle of its own: autograd marks the other.
-  entries_.push_back({values_ && !is_part ? result.detach() : shape_of(result), is_part});
+  entries_.push_back({is_kept && !is_part ? result.detach() : shape_of(result), is_part, is_kept});
 }
 
-void RecordResults::add_all(const std::vector<Tensor>& results) {
-  if (!values_) return entries_.push_back({});
-  entries_.push_back({at::empty({static_cast<int64_t>(results.size())}, at::TensorOptions().device(at::kMeta))});
-  for (const Tensor& result : results) entries_.push_back({result.detach()});
+void RecordResults::add_attention(const std::vector<Tensor>& results) {
+  if (keep_ == Keep::kInput) return entries_.push_back({});
+  const auto count = static_cast<int64_t>(results.size());
+  entries_.push_back({.result = at::empty({count}, at::TensorOptions().device(at::kMeta)), .is_kept = true});
+  for (const Tensor& result : results) entries_.push_back({.result = result.detach(), .is_kept = true});
 }
 
 KeptResults RecordResults::finish(bool last_is_unread) {
@@ -66,8 +68,8 @@ KeptResults RecordResults::finish(bool last_is_unread) {
   while (last_is_unread && first_unread > 0 && entries_[first_unread - 1].is_part) --first_unread;
   KeptResults results;
   for (size_t i = 0; i < entries_.size(); ++i) {
-    const Tensor& result = entries_[i].result;
-    results.push_back(i >= first_unread ? shape_of(result) : values_ ? result : Tensor());
+    const Entry& entry = entries_[i];
+    results.push_back(i >= first_unread ? shape_of(entry.result) : entry.is_kept ? entry.result : Tensor());
   }
   return results;
 }

@@ -15,6 +15,7 @@ struct MeshShape {
   int pp = 1, dp = 1, cp = 1, tp = 1;
   int ep = 1, etp = 1;
   int world() const { return pp * dp * cp * tp; }
+  friend bool operator==(const MeshShape&, const MeshShape&) = default;
 };
 
 struct MeshCoordinates {

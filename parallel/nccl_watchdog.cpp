@@ -41,26 +41,28 @@ NcclLane::~NcclLane() {
   for (cudaEvent_t event : spare_) cudaEventDestroy(event);
 }
 
-cudaEvent_t NcclLane::take_event() {
-  cudaEvent_t event = nullptr;
-  if (spare_.empty()) {
-    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-  } else {
-    event = spare_.back();
-    spare_.pop_back();
-  }
+/// Without the lock: a stream behind a collective that is stuck may be full, and the watchdog must see that.
+cudaEvent_t NcclLane::recorded(cudaStream_t stream) {
+  cudaEvent_t event = take_spare();
+  if (event == nullptr) cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  cudaEventRecord(event, stream);
+  return event;
+}
+
+cudaEvent_t NcclLane::take_spare() {
+  const std::lock_guard lock(mutex_);
+  if (spare_.empty()) return nullptr;
+  const cudaEvent_t event = spare_.back();
+  spare_.pop_back();
   return event;
 }
 
 NcclLane::Operation::Operation(NcclLane& lane, const CommCall& call, std::optional<cudaStream_t> stream)
     : lane_(lane), stream_(stream) {
   if (!lane.is_watched_ || (stream_ && is_captured(*stream_))) stream_.reset();
+  const cudaEvent_t began = stream_ ? lane.recorded(*stream_) : nullptr;
   const std::lock_guard lock(lane.mutex_);
-  Flight flight{.call = call, .number = ++lane.count_};
-  if (stream_) {
-    flight.began = lane.take_event();
-    cudaEventRecord(flight.began, *stream_);
-  }
+  const Flight flight{.call = call, .number = ++lane.count_, .began = began};
   lane.newest_ = call;
   lane.calling_ = flight;
 }
@@ -74,9 +76,9 @@ NcclLane::Operation::~Operation() {
 
 void NcclLane::Operation::launched() {
   if (!stream_) return;
+  const cudaEvent_t ended = lane_.recorded(*stream_);
   const std::lock_guard lock(lane_.mutex_);
-  lane_.calling_->ended = lane_.take_event();
-  cudaEventRecord(lane_.calling_->ended, *stream_);
+  lane_.calling_->ended = ended;
   lane_.launched_.push_back(*lane_.calling_);
   lane_.calling_.reset();
 }

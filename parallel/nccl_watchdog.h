@@ -62,7 +62,8 @@ class NcclLane {
   void drop_landed();
   std::optional<Error> asynchronous_error();
   Error stalled(const CommCall& call, double stall_timeout_s) const;
-  cudaEvent_t take_event();
+  cudaEvent_t recorded(cudaStream_t stream);
+  cudaEvent_t take_spare();  // null: there is none
 
   const std::string group_;
   const std::vector<int> world_ranks_;

@@ -1,5 +1,6 @@
 #include "parallel/param.h"
 
+#include <algorithm>
 #include <cassert>
 #include <numeric>
 
@@ -89,6 +90,13 @@ std::vector<int64_t> local_shape(const ParamSpec& spec, int index, int parts) {
   shape[spec.cut_dim] = 0;
   for (const LocalRange& range : local_ranges(spec, index, parts)) shape[spec.cut_dim] += range.size;
   return shape;
+}
+
+bool is_shared_over_tp(const ParamSpec& spec, const Groups& groups) {
+  if (groups.tp->size() == 1) return false;
+  if (spec.cut_dim < 0) return spec.sum_grad_over_tp;
+  const std::vector<LocalRange> ranges = local_ranges(spec, groups);
+  return std::any_of(ranges.begin(), ranges.end(), [](const LocalRange& range) { return range.replicas > 1; });
 }
 
 std::vector<LocalRange> local_ranges(const ParamSpec& spec, const Groups& groups) {

@@ -60,6 +60,10 @@ inline bool is_of_experts(const ParamSpec& spec) {
   return spec.cut_dim >= 0 && spec.cut_axis == Axis::kEp;
 }
 
+/// Whether ranks of tp hold gradients of the same part of this weight, which are added: of a whole one where each sees
+/// its own rows, of a cut one where ranges are repeated.
+bool is_shared_over_tp(const ParamSpec& spec, const Groups& groups);
+
 /// Whether this rank speaks for its part of the weight (saves it, counts it), and no other stage, or rank of tp or etp,
 /// that holds the same part whole. What single ranges of a cut repeat is told by local_ranges().
 inline bool speaks_for(const ParamSpec& spec, const Groups& groups) {

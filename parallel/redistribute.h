@@ -7,10 +7,11 @@
 namespace hanok {
 
 /// x [rows, ...] in layout `from` -> the same activation in layout `to`. No-op at tp = 1.
-///   kSequence -> kFull      all-gather       | reduce-scatter in backward   (sequence parallelism off: identity |
-///   all-reduce) kPartial  -> kSequence  reduce-scatter   | all-gather                   (off: all-reduce | identity)
-///   kPartial  -> kFull      all-reduce       | identity
-///   kFull     -> kSequence  keep own rows    | all-gather                   (off: identity | identity)
+///   from -> to              forward          | backward         with sequence parallelism off
+///   kSequence -> kFull      all-gather       | reduce-scatter   identity   | all-reduce
+///   kPartial  -> kSequence  reduce-scatter   | all-gather       all-reduce | identity
+///   kPartial  -> kFull      all-reduce       | identity         the same
+///   kFull     -> kSequence  keep own rows    | all-gather       identity   | identity
 /// kFull as a source of tensor-parallel work (kFull -> kHeads consumers) is spelled as kSequence -> kFull.
 /// errors: kShape if rows are not divisible by tp where they are cut.
 Tensor redistribute(const Tensor& x, Layout from, Layout to, const Groups& groups);

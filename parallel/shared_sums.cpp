@@ -1,13 +1,10 @@
 #include "parallel/shared_sums.h"
 
 #include "base/error.h"
+#include "parallel/grad_layout.h"
 
 namespace hanok {
-namespace {
-
-constexpr int64_t kSumElements = int64_t{1} << 24;  // of one temporary buffer
-
-}  // namespace
+namespace {}  // namespace
 
 SharedSums::SharedSums(const ParamTable& params, const Groups& groups, const std::vector<Tensor>& grads)
     : tp_(groups.tp), pp_(groups.pp) {
@@ -16,9 +13,9 @@ SharedSums::SharedSums(const ParamTable& params, const Groups& groups, const std
     const ParamSpec& spec = params[i].spec;
     if (!params[i].trainable) continue;
     if (spec.twin >= 0) twins_.push_back({.grad = grads[i], .stage = spec.twin});
-    if (parts == 1) continue;
+    if (!is_shared_over_tp(spec, groups)) continue;
     if (spec.cut_dim < 0) {
-      if (spec.sum_grad_over_tp) tp_sums_.push_back({.grad = grads[i]});
+      tp_sums_.push_back({.grad = grads[i]});
       continue;
     }
     for (const LocalRange& range : local_ranges(spec, groups)) {

@@ -88,7 +88,7 @@ void Checkpointer::State::prepare(int stage) {
 }
 
 void Checkpointer::State::begin_memory(const Vlm& model, AdamW& optimizer) {
-  if (!snapshot) snapshot = std::make_shared<Snapshot>(device_of(model));
+  if (!snapshot) snapshot = std::make_shared<Snapshot>(model.device());
   if (config.save.background && !snapshot->has_memory())
     snapshot->prepare(model.params(), shard_buffers(optimizer), groups);
 }

@@ -12,12 +12,14 @@ void add_pictures(ModelInput& input, const Batch& batch, const Vlm& model, const
   const VisionCutting options{.merge = config.connector.merge,
                               .linear_patches = 6.0 * static_cast<double>(config.tower.hidden)};
   const VisionCut cut = cut_vision(batch.grid_I3, batch.vision_index_M, input.cut, model.groups().cp->rank(), options);
-  std::vector<Tensor> pixels;
-  for (const RowInterval& patches : cut.patches)
-    pixels.push_back(batch.pixels_PC.narrow(0, patches.begin, patches.size()));
-  if (cut.stand_in_patches > 0)
-    pixels.push_back(at::zeros({cut.stand_in_patches, batch.pixels_PC.size(1)}, batch.pixels_PC.options()));
-  input.pixels_PC = bring(at::cat(pixels, 0));
+  if (model.has_entry()) {
+    std::vector<Tensor> pixels;
+    for (const RowInterval& patches : cut.patches)
+      pixels.push_back(batch.pixels_PC.narrow(0, patches.begin, patches.size()));
+    if (cut.stand_in_patches > 0)
+      pixels.push_back(at::zeros({cut.stand_in_patches, batch.pixels_PC.size(1)}, batch.pixels_PC.options()));
+    input.pixels_PC = bring(at::cat(pixels, 0));
+  }
   input.grid_I3 = cut.grid_I3;
   input.vision_index_M = bring(cut.vision_index_M);
   input.vision = {bring(cut.exchange.order_S), cut.exchange.splits};
@@ -35,7 +37,7 @@ ModelInput model_input(const Batch& batch, const Vlm& model, const Bring& bring)
     add_pictures(input, batch, model, moved);
     return input;
   }
-  input.pixels_PC = moved(batch.pixels_PC);
+  if (model.has_entry()) input.pixels_PC = moved(batch.pixels_PC);
   input.grid_I3 = batch.grid_I3;
   input.vision_index_M = moved(batch.vision_index_M);
   return input;

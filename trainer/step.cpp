@@ -15,7 +15,7 @@ Tensor global_weight(const Vlm& model, const std::vector<Batch>& batches) {
   double local = 0;
   if (model.groups().cp->rank() == 0)  // the others hold rows of the same micro-batches
     for (const Batch& batch : batches) local += batch.weight_sum;
-  Tensor weight = at::full({}, local, at::device(device_of(model)).dtype(at::kDouble));
+  Tensor weight = at::full({}, local, at::device(model.device()).dtype(at::kDouble));
   model.groups().loss->all_reduce(weight, Reduce::kSum);
   return weight;
 }
@@ -177,10 +177,6 @@ StepResult run_step(Learner& t, const std::vector<Batch>& batches, double lr, Pa
   StepResult result{.loss = loss, .grad_norm = clip.norm, .applied = applied};
   if (experts) work.share_routing(result);
   return result;
-}
-
-at::Device device_of(const Vlm& model) {
-  return model.device();
 }
 
 }  // namespace hanok

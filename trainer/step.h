@@ -33,10 +33,8 @@ struct StepResult {
 };
 
 /// Weight of all ranks first, then forward and backward of each micro-batch, gradient sum, clipping, update. Ranks may
-/// have different numbers of micro-batches; those of one tp, cp or pp group have the same. Does not wait for the
-/// device. `times`: notes what passes take.
+/// have different numbers of micro-batches; those of one tp, cp, pp, ep or etp group have the same. Does not wait for
+/// the device. `times`: notes what passes take.
 StepResult run_step(Learner& learner, const std::vector<Batch>& batches, double lr, PassTimes* times = nullptr);
-
-at::Device device_of(const Vlm& model);
 
 }  // namespace hanok

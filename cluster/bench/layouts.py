@@ -50,6 +50,7 @@ LAYOUTS = [
     Layout("dpN_2rows_selective", "parallel.dp=N s.rows_per_micro_batch=2 s.recompute=selective"),
     Layout("dpN_4rows_full", "parallel.dp=N s.rows_per_micro_batch=4 s.recompute=full"),
     Layout("dpN_selective_offload", "parallel.dp=N s.recompute=selective s.offload=true"),
+    Layout("cpN_32k_but_attention", "parallel.cp=N s.recompute=all_but_attention", 32768, 2),
     Layout("tp2_ppH_zb-v", "parallel.tp=2 parallel.pp=H parallel.schedule=zb-v"),
     Layout("tp2_cpH_32k_heads", "parallel.tp=2 parallel.cp=H parallel.context=heads", 32768, 2),
 ]

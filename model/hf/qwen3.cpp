@@ -1,5 +1,7 @@
 #include "model/hf/qwen3.h"
 
+#include <algorithm>
+
 namespace hanok {
 namespace {
 
@@ -72,6 +74,7 @@ std::vector<NameRow> qwen3_text_rows(const std::string& prefix) {
 void read_qwen3_text(const ConfigSection& text, DecoderConfig& decoder, bool experts) {
   text.require<std::string>("hidden_act", "silu");
   text.require<bool>("attention_bias", false);
+  text.require<double>("attention_dropout", 0);
   decoder.type = "qwen3_dense";
   if (experts) read_experts(text, decoder);
   decoder.layers = text.required<int64_t>("num_hidden_layers");
@@ -79,7 +82,9 @@ void read_qwen3_text(const ConfigSection& text, DecoderConfig& decoder, bool exp
   decoder.ffn = text.required<int64_t>("intermediate_size");
   decoder.heads = text.required<int64_t>("num_attention_heads");
   decoder.kv_heads = text.optional<int64_t>("num_key_value_heads", decoder.heads);
-  decoder.head_dim = text.optional<int64_t>("head_dim", 128);
+  // What transformers takes where the key is absent differs by family.
+  const int64_t head_dim = experts ? decoder.hidden / std::max<int64_t>(1, decoder.heads) : 128;
+  decoder.head_dim = text.optional<int64_t>("head_dim", head_dim);
   decoder.vocab = text.required<int64_t>("vocab_size");
   decoder.norm_eps = text.optional<double>("rms_norm_eps", 1e-6);
 }

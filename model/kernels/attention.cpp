@@ -29,7 +29,7 @@ struct OwnAttention : torch::autograd::Function<OwnAttention> {
                         const Segments& segments,
                         const AttentionSizes& sizes) {
     const Tensor qkv = qkv_in.contiguous();
-    const auto results = kept_all([&]() -> std::vector<Tensor> {
+    const auto results = kept_attention([&]() -> std::vector<Tensor> {
       const auto [out, log_sum] = qkv.is_cpu() ? attention_cpu::forward(qkv, segments.starts, sizes)
                                                : attention_cudnn::forward(qkv, segments, sizes);
       return {out, log_sum};

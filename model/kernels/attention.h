@@ -14,7 +14,7 @@ enum class AttentionKernel { kAuto, kCudnn, kFlash, kEfficient, kPlain };
 AttentionKernel attention_kernel(std::string_view name);
 
 /// How the rows of one cp rank meet those of the others in attention: all keys and values gathered, passed around a
-/// ring, or heads exchanged for rows. kAuto: kGather.
+/// ring, or heads exchanged for rows. kAuto: kHeads on a GPU where they fit, else kGather.
 enum class ContextWay { kAuto, kGather, kRing, kHeads };
 /// "auto", "gather", "ring", "heads". errors: kConfig for another name
 ContextWay context_way(std::string_view name);

@@ -80,40 +80,37 @@ LevelRows rows_of(
           heads_of(keys.narrow(1, width, width), sizes.kv_heads, sizes.width, padding)};
 }
 
-/// A stretch of query rows of one piece, heads first: small enough that its scores are not much memory.
+/// A stretch of query rows of one piece, heads first.
 struct PlainBlock {
-  Tensor q_NQH, k_NSH, v_NSH, hidden_QS;  // hidden: undefined where all keys are seen
-  int64_t begin, rows;                    // of the level's queries
+  Tensor q_NQH, k_NSH, v_NSH, hidden_QS;  // keys and values of every query head; hidden: undefined where all are seen
+  int64_t begin = 0, rows = 0;            // of the level's queries
+  int64_t first_key = 0, keys = 0;        // of the level's keys
 };
 
-std::vector<PlainBlock> plain_blocks(const LevelRows& rows,
-                                     const PieceLevel& level,
-                                     const AttentionSizes& sizes,
-                                     bool causal) {
+/// use(block) for one block after the other: only one's scores, and one piece's keys and values, take memory.
+template <class Use>
+void for_each_plain_block(
+    const LevelRows& rows, const PieceLevel& level, const AttentionSizes& sizes, bool causal, const Use& use) {
   constexpr int64_t kQueries = 512;
-  std::vector<PlainBlock> blocks;
   int64_t query = 0, key = 0;
   for (const AttentionPiece& piece : level.list) {
-    const auto keys = [&](const Tensor& x) {
+    const auto repeated = [&](const Tensor& x) {
       return x.narrow(0, key, piece.keys()).repeat_interleave(sizes.group(), 1).transpose(0, 1);
     };
+    PlainBlock block{
+        .k_NSH = repeated(rows.k_TKH), .v_NSH = repeated(rows.v_TKH), .first_key = key, .keys = piece.keys()};
     for (int64_t first = 0; first < piece.queries(); first += kQueries) {
-      const int64_t count = std::min(kQueries, piece.queries() - first);
-      PlainBlock block{rows.q_TNH.narrow(0, query + first, count).transpose(0, 1),
-                       keys(rows.k_TKH),
-                       keys(rows.v_TKH),
-                       Tensor(),
-                       query + first,
-                       count};
+      block.begin = query + first;
+      block.rows = std::min(kQueries, piece.queries() - first);
+      block.q_NQH = rows.q_TNH.narrow(0, block.begin, block.rows).transpose(0, 1);
       if (causal)
-        block.hidden_QS = at::ones({count, piece.keys()}, rows.q_TNH.options().dtype(at::kBool))
+        block.hidden_QS = at::ones({block.rows, piece.keys()}, rows.q_TNH.options().dtype(at::kBool))
                               .triu(piece.keys() - piece.queries() + first + 1);
-      blocks.push_back(std::move(block));
+      use(block);
     }
     query += piece.queries();
     key += piece.keys();
   }
-  return blocks;
 }
 
 double scale_of(const AttentionSizes& sizes) {
@@ -132,12 +129,12 @@ PartialAttention plain_forward(const LevelRows& rows,
                                const AttentionSizes& sizes,
                                bool causal) {
   std::vector<Tensor> outs, sums;
-  for (const PlainBlock& block : plain_blocks(rows, level, sizes, causal)) {
+  for_each_plain_block(rows, level, sizes, causal, [&](const PlainBlock& block) {
     const Tensor score = scores(block, sizes), sum = score.logsumexp(-1);
     const Tensor p = (score - sum.unsqueeze(-1)).exp().to(block.v_NSH.scalar_type());
     outs.push_back(at::matmul(p, block.v_NSH).transpose(0, 1));
     sums.push_back(sum);
-  }
+  });
   return {at::cat(outs, 0), at::cat(sums, 1)};
 }
 
@@ -155,28 +152,20 @@ LevelGrads plain_backward(const Tensor& dout_TNH,
   const auto zeros = [&](const Tensor& x) { return at::zeros(x.sizes(), x.options().dtype(wide)); };
   LevelGrads grads{zeros(rows.q_TNH), zeros(rows.k_TKH), zeros(rows.v_TKH)};
   const Tensor delta_TN = (dout_TNH.to(wide) * whole.out_TX.to(wide)).sum(-1);
-  std::vector<int64_t> key_of;  // first key of each block
-  int64_t key = 0;
-  size_t next = 0;
-  const std::vector<PlainBlock> blocks = plain_blocks(rows, level, sizes, causal);
-  for (const AttentionPiece& piece : level.list) {
-    for (int64_t done = 0; done < piece.queries(); done += blocks[next++].rows) {
-      const PlainBlock& block = blocks[next];
-      const auto queries = [&](const Tensor& x) { return x.narrow(0, block.begin, block.rows).transpose(0, 1); };
-      const Tensor sum = whole.log_sum_NT.narrow(1, block.begin, block.rows).unsqueeze(-1);
-      const Tensor p = (scores(block, sizes) - sum).exp(), dout = queries(dout_TNH).to(wide);
-      const Tensor dp = at::matmul(dout, block.v_NSH.to(wide).transpose(1, 2));
-      const Tensor ds = p * (dp - queries(delta_TN.unsqueeze(-1))) * scale_of(sizes);
-      queries(grads.dq_TNH).copy_(at::matmul(ds, block.k_NSH.to(wide)));
-      const auto add = [&](Tensor& to, const Tensor& from_NSH) {
-        to.narrow(0, key, piece.keys())
-            .add_(from_NSH.view({sizes.kv_heads, sizes.group(), piece.keys(), sizes.width}).sum(1).transpose(0, 1));
-      };
-      add(grads.dk_TKH, at::matmul(ds.transpose(1, 2), block.q_NQH.to(wide)));
-      add(grads.dv_TKH, at::matmul(p.transpose(1, 2), dout));
-    }
-    key += piece.keys();
-  }
+  for_each_plain_block(rows, level, sizes, causal, [&](const PlainBlock& block) {
+    const auto queries = [&](const Tensor& x) { return x.narrow(0, block.begin, block.rows).transpose(0, 1); };
+    const Tensor sum = whole.log_sum_NT.narrow(1, block.begin, block.rows).unsqueeze(-1);
+    const Tensor p = (scores(block, sizes) - sum).exp(), dout = queries(dout_TNH).to(wide);
+    const Tensor dp = at::matmul(dout, block.v_NSH.to(wide).transpose(1, 2));
+    const Tensor ds = p * (dp - queries(delta_TN.unsqueeze(-1))) * scale_of(sizes);
+    queries(grads.dq_TNH).copy_(at::matmul(ds, block.k_NSH.to(wide)));
+    const auto add = [&](Tensor& to, const Tensor& from_NSH) {
+      to.narrow(0, block.first_key, block.keys)
+          .add_(from_NSH.view({sizes.kv_heads, sizes.group(), block.keys, sizes.width}).sum(1).transpose(0, 1));
+    };
+    add(grads.dk_TKH, at::matmul(ds.transpose(1, 2), block.q_NQH.to(wide)));
+    add(grads.dv_TKH, at::matmul(p.transpose(1, 2), dout));
+  });
   return grads;
 }
 

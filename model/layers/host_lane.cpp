@@ -30,6 +30,10 @@ Tensor room_on_host(const Tensor& x) {
 
 }  // namespace
 
+Parked::~Parked() {
+  if (!here_.empty() && !away_.empty()) moved_.wait();
+}
+
 void Parked::send() {
   if (is_sent_) return;
   is_sent_ = true;

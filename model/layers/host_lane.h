@@ -13,6 +13,10 @@ namespace hanok {
 class Parked {
  public:
   explicit Parked(std::vector<Tensor> tensors) : here_(std::move(tensors)) {}
+  /// What nobody took may still be on its way: its memory is given back behind that.
+  ~Parked();
+  Parked(const Parked&) = delete;
+  Parked& operator=(const Parked&) = delete;
   /// Begins the way to the host. The tensors stay here until leave().
   void send();
   /// Later work of the current stream comes after the copies; what was sent is let go.

@@ -10,7 +10,6 @@
 namespace hanok {
 namespace {
 
-/// What the backward needs besides tensors, as an object that autograd can keep.
 /// buffer += dy^T x where the weight has a buffer; else the product itself.
 Tensor add_or_make_product(const Tensor& weight, const Tensor& dy, const Tensor& x) {
   GradTarget target = grad_target(weight);

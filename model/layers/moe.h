@@ -21,7 +21,8 @@ class SideStream;
 /// each other's parcels, and sum what their columns make of them. In a backward with ep, weight gradients of experts
 /// may be made while the gradients of parcels travel (model/weight_gradients.h). Gradients of experts are sums over the
 /// tokens that met here; the ranks of expert_grad add theirs. On a GPU the host waits for the device once a layer with
-/// ep or etp (for the sizes), and never else. source: HF Qwen3VLMoeTextSparseMoeBlock (transformers 5.17)
+/// ep or etp, for the sizes, which are asked for again where it is recomputed; and for the ends of each product that is
+/// not in bf16. source: HF Qwen3VLMoeTextSparseMoeBlock (transformers 5.17)
 class MoeMlp {
  public:
   MoeMlp(const BuildContext& ctx, const DecoderConfig& config, int64_t layer);

@@ -3,6 +3,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "parallel/kept.h"
 
@@ -15,7 +17,8 @@ using torch::autograd::tensor_list;
 /// How one layer is to be run again: its input stands first in what was kept, results follow.
 struct Rerun : torch::CustomClassHolder {
   LayerRuns::Block run;
-  bool selective = false, ends_in_product = true;
+  Keep keep = Keep::kInput;
+  bool ends_in_product = true;
   HostLane* lane = nullptr;  // of the forward; null: kept on the device
   std::shared_ptr<Parked> parked;
   bool input_needs_gradient = false;
@@ -28,7 +31,7 @@ struct RunAgain : torch::autograd::Function<RunAgain> {
     KeptResults results;
     Tensor y;
     {
-      RecordResults record(how->selective);
+      RecordResults record(how->keep);
       y = how->run(x);
       results = record.finish(how->ends_in_product);
     }
@@ -78,10 +81,13 @@ struct RunAgain : torch::autograd::Function<RunAgain> {
 }  // namespace
 
 Tensor LayerRuns::operator()(const Block& run, const Tensor& x, const Layer& layer) {
-  if (!how_.applies_to(layer.index) || !at::GradMode::is_enabled()) return run(x);
+  const auto trains = [](const Tensor& t) { return t.requires_grad(); };
+  const bool has_backward =
+      at::GradMode::is_enabled() && (x.requires_grad() || std::ranges::any_of(layer.weights, trains));
+  if (!how_.applies_to(layer.index) || !has_backward) return run(x);
   auto how = c10::make_intrusive<Rerun>();
   how->run = run;
-  how->selective = how_.selective;
+  how->keep = how_.keep;
   how->ends_in_product = layer.ends_in_product;
   if (how_.offload) how->lane = &lane_;
   std::vector<Tensor> inputs{x};

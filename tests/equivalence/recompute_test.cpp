@@ -14,8 +14,9 @@ struct Way {
   Recompute how;
 };
 const Way kWays[] = {{"full", {.every = 1}},
-                     {"selective", {.every = 1, .selective = true}},
-                     {"every second selective, offload", {.every = 2, .selective = true, .offload = true}}};
+                     {"all but attention", {.every = 1, .keep = Keep::kAttention}},
+                     {"selective", {.every = 1, .keep = Keep::kResults}},
+                     {"every second selective, offload", {.every = 2, .keep = Keep::kResults, .offload = true}}};
 
 void expect_same_bits(const ParallelConfig& layout, const MeshShape& shape, const TrainingCase& what) {
   // By way and rank; the first is without recomputation.

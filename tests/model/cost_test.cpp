@@ -83,8 +83,8 @@ struct Case {
   bool pictures, tied;
   const char* trainable;
   at::ScalarType dtype = at::kFloat;
-  bool selective = false, offload = false;
-  Recompute recompute() const { return {.every = every, .selective = selective, .offload = offload}; }
+  Keep keep = Keep::kInput;
+  Recompute recompute() const { return {.every = every, .keep = keep}; }
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -109,25 +109,29 @@ TEST_P(KeptBytes, EqualWhatAutogradHolds) {
   EXPECT_NEAR((said.peak - said.input) / real.peak, 1, 0.1) << "said " << said.peak << ", peaked at " << real.peak;
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases,
-                         KeptBytes,
-                         testing::Values(Case{"text", 0, false, true, "**"},
-                                         Case{"pictures", 0, true, true, "**"},
-                                         Case{"text_recomputed", 1, false, true, "**"},
-                                         Case{"pictures_recomputed", 1, true, false, "**"},
-                                         Case{"every_second", 2, true, false, "**"},
-                                         Case{"text_selective", 1, false, true, "**", at::kFloat, true},
-                                         Case{"pictures_selective", 1, true, false, "**", at::kFloat, true},
-                                         Case{"every_second_selective", 2, true, false, "**", at::kFloat, true},
-                                         Case{"bfloat16_selective", 1, true, true, "**", at::kBFloat16, true},
-                                         Case{"decoder_only_selective", 1, true, false, "decoder.**", at::kFloat, true},
-                                         Case{"connector_only", 0, true, false, "connector.**"},
-                                         Case{"connector_only_recomputed", 1, true, false, "connector.**"},
-                                         Case{"decoder_only", 0, true, false, "decoder.**"},
-                                         Case{"upper_half", 0, true, false, "decoder.layers.2.**"},
-                                         Case{"nothing_upstream", 0, false, false, "connector.**"},
-                                         Case{"bfloat16", 0, true, true, "**", at::kBFloat16}),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Cases,
+    KeptBytes,
+    testing::Values(Case{"text", 0, false, true, "**"},
+                    Case{"pictures", 0, true, true, "**"},
+                    Case{"text_recomputed", 1, false, true, "**"},
+                    Case{"pictures_recomputed", 1, true, false, "**"},
+                    Case{"every_second", 2, true, false, "**"},
+                    Case{"text_selective", 1, false, true, "**", at::kFloat, Keep::kResults},
+                    Case{"pictures_selective", 1, true, false, "**", at::kFloat, Keep::kResults},
+                    Case{"every_second_selective", 2, true, false, "**", at::kFloat, Keep::kResults},
+                    Case{"bfloat16_selective", 1, true, true, "**", at::kBFloat16, Keep::kResults},
+                    Case{"decoder_only_selective", 1, true, false, "decoder.**", at::kFloat, Keep::kResults},
+                    Case{"text_but_attention", 1, false, true, "**", at::kFloat, Keep::kAttention},
+                    Case{"pictures_but_attention", 1, true, false, "**", at::kFloat, Keep::kAttention},
+                    Case{"every_second_but_attention", 2, true, false, "**", at::kBFloat16, Keep::kAttention},
+                    Case{"connector_only", 0, true, false, "connector.**"},
+                    Case{"connector_only_recomputed", 1, true, false, "connector.**"},
+                    Case{"decoder_only", 0, true, false, "decoder.**"},
+                    Case{"upper_half", 0, true, false, "decoder.layers.2.**"},
+                    Case{"nothing_upstream", 0, false, false, "connector.**"},
+                    Case{"bfloat16", 0, true, true, "**", at::kBFloat16}),
+    [](const auto& info) { return info.param.name; });
 
 ModelConfig expert_config() {
   ModelConfig config = small_config(false);
@@ -145,7 +149,8 @@ TEST(KeptBytes, OfExpertsEqualWhatAutogradHolds) {
   randomise(model, 1);
   train_only(model, "**");
   const TinyRow row = row_of(config, false);
-  for (const Recompute& how : {Recompute{}, {.every = 1, .selective = true}, {.every = 1}}) {
+  for (const Recompute& how :
+       {Recompute{}, {.every = 1, .keep = Keep::kResults}, {.every = 1, .keep = Keep::kAttention}, {.every = 1}}) {
     model.set_execution({.recompute = how});
     const Measured real = measure(model, row);
     const ActivationBytes said =
@@ -161,7 +166,8 @@ TEST(KeptBytes, OfHalvesOfLayersEqualWhatAutogradHolds) {
   const ModelConfig config = small_config(false);
   const TinyRow row = row_of(config, false);
   const Groups groups = make_planned_groups(Mesh({.pp = 3}), 1, false);
-  for (const Recompute& how : {Recompute{}, {.every = 1, .selective = true}, {.every = 1}}) {
+  for (const Recompute& how :
+       {Recompute{}, {.every = 1, .keep = Keep::kResults}, {.every = 1, .keep = Keep::kAttention}, {.every = 1}}) {
     Vlm model(config, groups, at::kFloat, at::kCPU, {.pp_layers = {0.5, 1, 1.5}});
     randomise(model, 1);
     train_only(model, "**");
@@ -277,6 +283,11 @@ TEST(Cost, PartsEqualAHandCount) {
   EXPECT_EQ(flops.decoder.again, 2 * 10 * 2 * (layer - 96 * 272));
   EXPECT_EQ(flops.tower_attention.again, 2 * 4 * 64 * 64);
   EXPECT_EQ(flops.head.again, 0);
+  // Attention apart, the same runs twice where its results are kept.
+  const FlopsByPart kept = flops_by_part(config, model.params(), work, {.every = 2, .keep = Keep::kAttention});
+  EXPECT_EQ(kept.decoder.again, flops.decoder.again);
+  EXPECT_EQ(kept.attention.again, 0);
+  EXPECT_EQ(kept.tower_attention.again, 0);
   EXPECT_EQ(model_flops(config, model.params(), work).total(), flops.sum().total());
 }
 

@@ -22,13 +22,15 @@ inline ModelConfig device_config() {
   return config;
 }
 
-/// The same weights for every dtype and device. `routing`: of models with experts; may be null.
+/// The same weights for every dtype and device. `routing`: of models with experts; may be null. `trainable`: glob of
+/// what trains; others have no gradient.
 inline ModelResult run_model(const ModelConfig& config,
                              const TinyRow& row,
                              at::ScalarType dtype,
                              at::Device device,
                              const Recompute& recompute = {},
-                             std::shared_ptr<Routing> routing = nullptr) {
+                             std::shared_ptr<Routing> routing = nullptr,
+                             const char* trainable = "**") {
   Vlm source(config, make_single_groups(), at::kDouble, at::kCPU);
   randomise(source, 21);
   Vlm model(config, make_single_groups(), dtype, device);
@@ -36,6 +38,10 @@ inline ModelResult run_model(const ModelConfig& config,
     const at::NoGradGuard no_grad;
     for (size_t i = 0; i < source.params().size(); ++i)
       model.params()[i].value.copy_(source.params()[i].value.to(at::kBFloat16));  // values that every dtype holds
+  }
+  for (Param& param : model.params()) {
+    param.trainable = glob_match(trainable, param.spec.name);
+    param.value.set_requires_grad(param.trainable);
   }
   model.set_execution({.recompute = recompute});
   TinyRow here = row;
@@ -51,7 +57,8 @@ inline ModelResult run_model(const ModelConfig& config,
   const auto on_host = [](const Tensor& x) { return x.detach().cpu().to(at::kDouble); };
   ModelResult result{.y = on_host(output.y_TD), .loss = on_host(loss)};
   if (routing) result.aux = on_host(routing->aux);
-  for (const Param& param : model.params()) result.grads.push_back(on_host(param.value.grad()));
+  for (const Param& param : model.params())
+    result.grads.push_back(param.trainable ? on_host(param.value.grad()) : Tensor());
   return result;
 }
 

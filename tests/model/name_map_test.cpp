@@ -168,6 +168,26 @@ TEST(HfConfig, AModelWithoutATowerIsTheTextFamily) {
       << "got 1 is written for true";
 }
 
+// As Qwen3Config and Qwen3MoeConfig of transformers do where the key is absent.
+TEST(HfConfig, TheWidthOfHeadsHasADefaultByFamily) {
+  ModelConfig config = tiny_config();
+  config.tower = {.type = "none"};
+  config.taps = {};
+  for (const bool experts : {false, true}) {
+    if (experts) {
+      config.decoder.type = "qwen3_moe";
+      config.decoder.experts = 4;
+      config.decoder.experts_per_token = 2;
+      config.decoder.expert_ffn = 8;
+    }
+    nlohmann::json hf = write_hf_config(config, "float32");
+    hf.erase("head_dim");
+    ModelConfig read;
+    read_hf_config(hf, read);
+    EXPECT_EQ(read.decoder.head_dim, experts ? config.decoder.hidden / config.decoder.heads : 128);
+  }
+}
+
 TEST(HfConfig, NamesTheKeyThatDoesNotFit) {
   const nlohmann::json good = write_hf_config(tiny_config(), "float32");
   const auto message = [&](const std::string& pointer, const nlohmann::json& value) {

@@ -111,9 +111,10 @@ void expect_same_everywhere(const ModelConfig& config, bool pictures) {
   for (const int tp : {2, 4})
     for (const bool sequence : {false, true}) expect_same_on(config, reference, {tp, sequence});
   expect_same_on(config, reference, {2, true, {.every = 1}});
+  expect_same_on(config, reference, {2, true, {.every = 1, .keep = Keep::kAttention}});
   for (const bool sequence : {false, true}) {
-    expect_same_on(config, reference, {2, sequence, {.every = 1, .selective = true}});
-    expect_same_on(config, reference, {4, sequence, {.every = 2, .selective = true, .offload = true}});
+    expect_same_on(config, reference, {2, sequence, {.every = 1, .keep = Keep::kResults}});
+    expect_same_on(config, reference, {4, sequence, {.every = 2, .keep = Keep::kResults, .offload = true}});
   }
   at::set_num_threads(threads);
 }

@@ -122,13 +122,13 @@ TEST(Vlm, APictureDoesNotSeeOtherFrames) {
 std::vector<Recompute> ways_to_recompute() {
   std::vector<Recompute> ways;
   for (const int64_t every : {1, 2, 3})
-    for (const bool selective : {false, true})
-      for (const bool offload : {false, true}) ways.push_back({every, selective, offload});
+    for (const Keep keep : {Keep::kInput, Keep::kAttention, Keep::kResults})
+      for (const bool offload : {false, true}) ways.push_back({every, keep, offload});
   return ways;
 }
 
 std::string text(const Recompute& how) {
-  return concat("every ", how.every, how.selective ? " selective" : " full", how.offload ? " offload" : "");
+  return concat("every ", how.every, " keeps ", static_cast<int>(how.keep), how.offload ? " offload" : "");
 }
 
 TEST(Vlm, RecomputationGivesTheSameBits) {
@@ -156,7 +156,7 @@ TEST(Vlm, FrozenPartsTakeNoGradientWithAndWithoutRecomputation) {
     param.trainable = param.spec.name.rfind("connector.", 0) == 0;
     param.value.set_requires_grad(param.trainable);
   }
-  for (const Recompute& how : {Recompute{}, {.every = 1}, {.every = 1, .selective = true, .offload = true}}) {
+  for (const Recompute& how : {Recompute{}, {.every = 1}, {.every = 1, .keep = Keep::kResults, .offload = true}}) {
     model.set_execution({.recompute = how});
     const auto grads = gradients(model, row);
     for (size_t i = 0; i < grads.size(); ++i) {
@@ -199,7 +199,7 @@ TEST(Vlm, AMicroBatchWithoutTokensGivesZeroGradients) {
   row.input.row_starts = row.input.row_starts.slice(0, 0, 1);
   row.targets_T = row.targets_T.slice(0, 0, 0);
   row.weight_T = row.weight_T.slice(0, 0, 0);
-  for (const Recompute& how : {Recompute{}, {.every = 1}, {.every = 1, .selective = true, .offload = true}}) {
+  for (const Recompute& how : {Recompute{}, {.every = 1}, {.every = 1, .keep = Keep::kResults, .offload = true}}) {
     model.set_execution({.recompute = how});
     const auto grads = gradients(model, row);
     for (size_t i = 0; i < grads.size(); ++i) {

@@ -60,7 +60,7 @@ std::vector<Batch> batches() {
 TEST(SteadyStep, NeverWaitsForTheDevice) {
   if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
   for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat}) {
-    for (const char* recompute : {"none", "selective", "full"}) {
+    for (const char* recompute : {"none", "selective", "all_but_attention", "full"}) {
       StageConfig stage;
       stage.recompute = recompute;
       Bench bench(dtype, stage);
