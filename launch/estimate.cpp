@@ -60,11 +60,9 @@ double shard_elements(const ParamTable& params, const Groups& groups) {
 
 /// The bucket in which gradients that ranks of tp share are summed; norm and update work in place.
 double bucket_bytes(const ParamTable& params, const Groups& groups, at::ScalarType accumulate) {
-  if (groups.tp->size() == 1) return 0;
   double elements = 0;
-  for (const Param& param : params) {
+  for (const Param& param : params)
     if (param.trainable && is_shared_over_tp(param.spec, groups)) elements += static_cast<double>(param.value.numel());
-  }
   return std::min(elements, static_cast<double>(kSumElements)) * static_cast<double>(c10::elementSize(accumulate));
 }
 

@@ -13,19 +13,10 @@ namespace {
 
 /// A way to the same training (or, for seq_len, to shorter rows) with less memory on a rank.
 struct Change {
-  enum class Kind {
-    kSelective,
-    kAllButAttention,
-    kRecompute,
-    kOffload,
-    kRows,
-    kTp,
-    kCp,
-    kDp,
-    kGradDtype,
-    kSeqLen
-  } kind;
-  int64_t value = 0;
+  enum class Kind { kRecompute, kRows, kTp, kCp, kDp, kGradDtype, kSeqLen } kind;
+  int64_t value = 0;           // of kRecompute: recompute_every
+  const char* recompute = "";  // and what the stage's keys say
+  bool offload = false;
 };
 
 struct Candidate {
@@ -36,28 +27,14 @@ struct Candidate {
 
 void apply(const Change& change, const std::string& key, Candidate& c) {
   switch (change.kind) {
-    case Change::Kind::kSelective:
-      c.stage.recompute = "selective";
-      c.stage.recompute_every = 1;
-      c.sets.push_back(key + "recompute=selective");
-      break;
-    case Change::Kind::kAllButAttention:
-      c.stage.recompute = "all_but_attention";
-      c.stage.recompute_every = 1;
-      c.sets.push_back(key + "recompute=all_but_attention");
-      break;
-    case Change::Kind::kOffload:
-      c.stage.recompute = "full";
-      c.stage.recompute_every = 1;
-      c.stage.offload = true;
-      c.sets.push_back(key + "recompute=full");
-      c.sets.push_back(key + "offload=true");
-      break;
     case Change::Kind::kRecompute:
-      c.stage.recompute = "full";
+      c.stage.recompute = change.recompute;
       c.stage.recompute_every = change.value;
-      c.sets.push_back(key + "recompute=full");
+      c.sets.push_back(concat(key, "recompute=", change.recompute));
       if (change.value > 1) c.sets.push_back(concat(key, "recompute_every=", change.value));
+      if (!change.offload) break;
+      c.stage.offload = true;
+      c.sets.push_back(key + "offload=true");
       break;
     case Change::Kind::kRows:
       c.stage.rows_per_micro_batch = change.value;
@@ -93,13 +70,14 @@ void apply(const Change& change, const std::string& key, Candidate& c) {
 std::vector<Change> changes_of(const StageConfig& stage, const ParallelConfig& layout) {
   using Kind = Change::Kind;
   std::vector<Change> out;
-  if (stage.recompute == "none") out.push_back({Kind::kSelective});
-  if (stage.recompute == "none" || stage.recompute == "selective") out.push_back({Kind::kAllButAttention});
-  if (stage.recompute != "full" || stage.recompute_every > 1) {
-    if (stage.recompute != "full") out.push_back({Kind::kRecompute, 2});
-    out.push_back({Kind::kRecompute, 1});
-  }
-  if (!stage.offload) out.push_back({Kind::kOffload});
+  const auto recompute = [&](const char* how, int64_t every, bool offload = false) {
+    out.push_back({Kind::kRecompute, every, how, offload});
+  };
+  if (stage.recompute == "none") recompute("selective", 1);
+  if (stage.recompute == "none" || stage.recompute == "selective") recompute("all_but_attention", 1);
+  if (stage.recompute != "full") recompute("full", 2);
+  if (stage.recompute != "full" || stage.recompute_every > 1) recompute("full", 1);
+  if (!stage.offload) recompute("full", 1, /*offload=*/true);
   for (int64_t rows = stage.rows_per_micro_batch / 2; rows >= 1; rows /= 2) out.push_back({Kind::kRows, rows});
   for (const int64_t tp : {2, 4, 8})
     if (tp > layout.tp) out.push_back({Kind::kTp, tp});
@@ -178,20 +156,11 @@ class Search {
   }
 
  private:
-  /// Two ways to recompute contradict each other.
-  static bool is_same_kind(const Change& a, const Change& b) {
-    const auto recomputes = [](const Change& c) {
-      return c.kind == Change::Kind::kSelective || c.kind == Change::Kind::kAllButAttention ||
-             c.kind == Change::Kind::kRecompute || c.kind == Change::Kind::kOffload;
-    };
-    return a.kind == b.kind || (recomputes(a) && recomputes(b));
-  }
-
   void combine(size_t count, size_t first) {
     if (chosen_.size() == count) return try_out();
     for (size_t i = first; i < changes_.size(); ++i) {
       const bool repeats = std::any_of(
-          chosen_.begin(), chosen_.end(), [&](const Change* other) { return is_same_kind(*other, changes_[i]); });
+          chosen_.begin(), chosen_.end(), [&](const Change* other) { return other->kind == changes_[i].kind; });
       if (repeats || fits_with_.contains(i)) continue;  // what fits alone needs no company
       chosen_.push_back(&changes_[i]);
       combine(count, i + 1);

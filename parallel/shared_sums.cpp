@@ -4,7 +4,6 @@
 #include "parallel/grad_layout.h"
 
 namespace hanok {
-namespace {}  // namespace
 
 SharedSums::SharedSums(const ParamTable& params, const Groups& groups, const std::vector<Tensor>& grads)
     : tp_(groups.tp), pp_(groups.pp) {

@@ -75,12 +75,13 @@ EvalResult summarise(const std::vector<JudgedSample>& samples) {
     nll += sample.weighted_nll;
     weight += sample.weight;
     result.num_labels += sample.num_labels;
-    result.num_not_finite += !is_finite(sample);
+    const bool is_known = is_finite(sample);
+    result.num_not_finite += !is_known;
     if (sample.probabilities.empty()) continue;
     ++result.num_choice_samples;
     if (sample.answer < 0) continue;
     ++result.num_answered;
-    if (!is_finite(sample)) continue;
+    if (!is_known) continue;
     const int choice = best_choice(sample);
     result.num_correct += choice == sample.answer;
     ++result.confusion[sample.answer][choice];

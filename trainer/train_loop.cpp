@@ -10,6 +10,7 @@
 #include "trainer/progress.h"
 #include "trainer/schedule.h"
 #include "trainer/step_report.h"
+#include "trainer/weights.h"
 
 namespace hanok {
 namespace {
@@ -235,16 +236,14 @@ void train_step(Trainer& t) {
 void refuse_diverged(Trainer& t) {
   Tensor broken = at::zeros({}, at::kLong);
   for (const Param& param : t.learner.model.params()) {
-    if (!param.trainable || param.value.numel() == 0) continue;
-    const auto [low, high] = at::aminmax(param.value.detach());
-    broken += low.isfinite().logical_and(high.isfinite()).item<bool>() ? 0 : 1;
+    if (param.trainable && !has_finite_values(param.value)) broken += 1;
   }
-  groups_of(t).control->all_reduce(broken, Reduce::kSum);
+  groups_of(t).control->all_reduce(broken, Reduce::kMax);  // ranks may hold the same ones
   const TrainState& s = t.state;
   constexpr int64_t kChance = 2;  // so many last steps may be skipped in a good run
   std::string found;
   if (broken.item<int64_t>() > 0)
-    found = concat(broken.item<int64_t>(), " weights that are not finite");
+    found = concat(broken.item<int64_t>(), " weights of a rank that are not finite");
   else if (s.evaluated_step == s.step && t.num_not_finite > 0)
     found = concat(t.num_not_finite, " held-out samples without finite numbers");
   else if (s.skipped_in_a_row > std::min(kChance, s.step - 1))

@@ -1,7 +1,6 @@
 // Reading a Hugging Face folder.
 #include "trainer/weights.h"
 
-#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -29,10 +28,7 @@ void check_tied_copy(const WeightFolder& weights, const TiedName& tied, const st
 
 /// A weight that is not a number makes every loss one.
 void check_finite(const Tensor& value, const std::string& name, const std::string& folder) {
-  if (value.numel() == 0) return;
-  const auto [low, high] = at::aminmax(value);
-  HANOK_REQUIRE(std::isfinite(low.to(at::kDouble).item<double>()) && std::isfinite(high.to(at::kDouble).item<double>()),
-                kCheckpoint)
+  HANOK_REQUIRE(has_finite_values(value), kCheckpoint)
       << name << ": got values that are not finite, expected numbers; " << folder
       << "; the weights are damaged or come from a training that diverged: fetch or write them again";
 }
@@ -55,6 +51,12 @@ void check_dtypes(const std::vector<std::string>& names, const WeightFolder& wei
 }
 
 }  // namespace
+
+bool has_finite_values(const Tensor& value) {
+  if (value.numel() == 0) return true;
+  const auto [low, high] = at::aminmax(value.detach());
+  return low.isfinite().logical_and(high.isfinite()).item<bool>();
+}
 
 void read_model_folder(ModelConfig& config) {
   const std::string file = config.path + "/config.json";

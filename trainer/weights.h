@@ -16,6 +16,8 @@ void read_model_folder(ModelConfig& config);
 /// kCheckpoint listing missing and unexpected names, or naming a tensor that is no plain floating-point one; kShape
 /// naming tensor, got and expected shape
 void load_weights(Vlm& model, const std::string& folder);
+/// Whether every value is a number. Waits for the device.
+bool has_finite_values(const Tensor& value);
 
 struct ExportOptions {
   /// Folder that the model came from: its side files are copied as they are, its dtypes and tensors unknown to the

@@ -81,8 +81,7 @@ const Rule<S> kStageRules[] = {
        return concat("offload: got true with recompute ",
                      s.recompute,
                      ", expected selective, all_but_attention or full; what recomputed layers keep is what goes to "
-                     "host memory; set "
-                     "recompute: full");
+                     "host memory; set recompute: full");
      }},
     {"seq_len_cut",
      [](const S& s) { return !s.parallel.sequence || s.seq_len % s.parallel.tp == 0; },
