@@ -4,6 +4,7 @@
 #include <numeric>
 #include <unordered_map>
 
+#include "model/kernels/attention_cudnn.h"
 #include "model/kernels/parcels.h"
 #include "model/kernels/vocab_softmax.h"
 #include "model/layers/token_rows.h"
@@ -137,7 +138,7 @@ class Walk {
     const double f32_heads = s.rows * s.query * 4;
     switch (kernels_.attention) {
       case AttentionStore::kOwn: break;  // scratch of a thread
-      case AttentionStore::kCudnn: block.workspace = cudnn_workspace(s); break;
+      case AttentionStore::kCudnn: block.workspace = cudnn_workspace(s.rows, s.query, s.qkv); break;
       case AttentionStore::kFlash:
         block.workspace = f32_heads + (s.qkv < 3 * s.query ? 2 * s.rows * s.query * size_ : 0);
         break;
@@ -146,11 +147,12 @@ class Walk {
     return s.rows * (s.qkv + s.query) * size_ + rows_kept * s.heads * wide_ + repeated;
   }
 
-  /// dq, dk, dv of every query head in f32; where those share keys and values 13.5 of such tensors. source: measured
-  /// with cuDNN 9 on an H200, 8/8, 8/2 and 32/8 heads of width 128 (cluster/bench/beside_peers.md)
-  double cudnn_workspace(const BlockSizes& s) const {
-    const bool is_shared = s.qkv < 3 * s.query;
-    return (is_shared ? 13.5 : 3) * s.rows * s.query * 4;
+  /// dq in f32 with the strides of qkv; where query heads share keys and values also dk and dv of every query head in
+  /// f32, and in rows of their own. source: workspaces of cuDNN 9 on an H200 (cluster/bench/beside_peers.md)
+  double cudnn_workspace(double rows, double query, double qkv) const {
+    const double planned = attention_cudnn::planned_rows(static_cast<int64_t>(rows));
+    const bool is_shared = qkv < 3 * query;
+    return planned * (qkv + (is_shared ? 2 * query : 0)) * 4 + (is_shared ? rows * (qkv - query) * size_ : 0);
   }
 
   /// As model/layers/context_attention.cpp does it. Gathered and in a ring: the projection (through its queries), a
@@ -161,7 +163,9 @@ class Walk {
     if (kernels_.context == ContextWay::kHeads) {
       const double columns = exchanged_columns(s);
       if (kernels_.on_gpu)
-        block.workspace = kernels_.attention == AttentionStore::kCudnn ? cudnn_workspace(s) : s.rows * s.query * 4;
+        block.workspace = kernels_.attention == AttentionStore::kCudnn
+                              ? cudnn_workspace(s.rows * n, s.query / n, columns / n)
+                              : s.rows * s.query * 4;
       return s.rows * (columns + 2 * s.query) * size_ + sums;
     }
     const bool ring = kernels_.context == ContextWay::kRing;

@@ -1,14 +1,26 @@
-// Attention on packed rows through cuDNN's graph API. Private to attention.cpp; without cuDNN's headers
-// attention_cudnn_absent.cpp takes its place.
+// Attention on packed rows through cuDNN's graph API. Private to attention.cpp, but for its sizes; without cuDNN's
+// headers attention_cudnn_absent.cpp takes its place.
 //
 // One plan serves every packing: segments are told by ragged offsets on the device, and the plan is built for maxima
 // (number of segments, longest segment, rows) that are rounded up to powers. libtorch's own entry for packed rows
 // builds its plan at every call, 40 ms of host time each.
 #pragma once
 
+#include <algorithm>
+#include <bit>
+
 #include "model/kernels/attention.h"
 
 namespace hanok::attention_cudnn {
+
+/// Maxima of a plan are powers of two, so that a run needs a handful of plans.
+inline int64_t round_up(int64_t value, int64_t least) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(value, least))));
+}
+/// Rows that the plan, and with it the workspace of a backward, is made for.
+inline int64_t planned_rows(int64_t rows) {
+  return round_up(rows, 1024);
+}
 
 std::shared_ptr<RaggedOffsets> make_ragged_offsets();
 

@@ -1,4 +1,5 @@
 // Attention on a GPU, by every kernel that it has, against the CPU in f64.
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <gtest/gtest.h>
 
 #include "base/error.h"
@@ -106,6 +107,33 @@ TEST_P(AttentionOnDevice, ANeighbourChangesNothing) {
   EXPECT_TRUE(at::equal(middle(a.out), middle(b.out)));
   const double scale = middle(a.grad).abs().max().item<double>();
   EXPECT_LE((middle(a.grad) - middle(b.grad)).abs().max().item<double>(), 2 * epsilon_of(at::kBFloat16) * scale);
+}
+
+/// Room that a backward takes beyond what is there before it, in queries of f32.
+double room_of_backward(int64_t heads, int64_t kv_heads) {
+  const int64_t rows = 4096, width = 128;
+  const Tensor qkv = at::randn({rows, (heads + 2 * kv_heads) * width}, at::device(at::kCUDA).dtype(at::kBFloat16))
+                         .requires_grad_(true);
+  const Tensor dout = at::randn({rows, heads * width}, qkv.options());
+  const std::vector<int> starts{0, 1000, static_cast<int>(rows)};
+  const Segments segments = segments_of(starts, qkv.device(), AttentionKernel::kCudnn);
+  const Tensor out = segment_attention(qkv, heads, kv_heads, segments, true);
+  auto* allocator = c10::cuda::CUDACachingAllocator::get();
+  allocator->resetPeakStats(0);
+  const auto before = allocator->getDeviceStats(0).allocated_bytes[0].current;
+  out.backward(dout);
+  const auto peak = allocator->getDeviceStats(0).allocated_bytes[0].peak;
+  return static_cast<double>(peak - before) / static_cast<double>(4 * rows * heads * width);
+}
+
+TEST(AttentionOnDevice, SharedHeadsNeedNoRoomForGaps) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this machine lacks a GPU";
+  const Tensor qkv = at::zeros({8, 12 * 128}, at::device(at::kCUDA).dtype(at::kBFloat16));
+  if (!has_kernel({{0, 8}, 8, 2, 128, true}, qkv, AttentionKernel::kCudnn))
+    GTEST_SKIP() << "this machine lacks the kernel";
+  // The gradient, 2 bytes; dq in f32 with its strides; with shared heads dk and dv of each, and rows of them, 2 bytes.
+  EXPECT_NEAR(room_of_backward(8, 2), 1.5 / 2 + 1.5 + 2 + 0.5 / 2, 0.1);
+  EXPECT_NEAR(room_of_backward(8, 8), 3.0 / 2 + 3, 0.1);
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels,
