@@ -390,7 +390,13 @@ void require_export_target(const std::string& folder, const ExportOptions& optio
 void export_model(const Vlm& model, const std::string& folder, const ExportOptions& options) {
   const at::NoGradGuard no_grad;
   const std::string path = without_slashes(folder);
-  Gatherer gatherer(model, written_config(model, options));
+  const ModelConfig config = written_config(model, options);
+  if (!transformers_finds_experts(config))
+    HANOK_LOG_RANK0(WARNING) << "export: got experts_on_disk " << config.experts_on_disk << " for "
+                             << config.known_family()
+                             << ", in which transformers 5 does not find the experts (it fills "
+                             << "them at random); key model.experts_on_disk; set auto or fused_out_in";
+  Gatherer gatherer(model, config);
   std::optional<Error> failure;
   if (model.groups().rank != 0) {
     gatherer.serve();

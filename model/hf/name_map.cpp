@@ -194,6 +194,12 @@ std::string expert_layout(const ModelConfig& config, const std::map<std::string,
   return layout_of(unset);
 }
 
+bool transformers_finds_experts(const ModelConfig& config) {
+  if (!config.decoder.is_moe()) return true;
+  const std::string layout = layout_of(config);
+  return layout == "fused_out_in" || layout == (config.known_family() == "qwen3_moe" ? "separate" : "fused_in_out");
+}
+
 const NameMap& name_map_of(const std::string& family) {
   return family_of(family).names();
 }

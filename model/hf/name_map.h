@@ -69,6 +69,10 @@ const NameMap& name_map_of(const std::string& family);
 /// ones are separate.
 std::string expert_layout(const ModelConfig& config, const std::map<std::string, std::vector<int64_t>>& shapes);
 
+/// Whether transformers 5 finds the experts of a folder that keeps them as model.experts_on_disk says. Where it does
+/// not, it fills them at random.
+bool transformers_finds_experts(const ModelConfig& config);
+
 /// config.json (either dialect: rope_scaling + rope_theta, or rope_parameters) -> model numbers, and back. `path`,
 /// `tokenizer` and `dtype` are left alone. Written: both, so that transformers 4 and 5 read it.
 /// errors: kConfig naming architecture or key: got, expected

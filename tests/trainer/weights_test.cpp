@@ -144,6 +144,23 @@ TEST(Weights, ExpertsComeAndGoInEveryLayoutOfFoldersUnderEveryCut) {
   }
 }
 
+TEST(Weights, ItIsKnownInWhichLayoutsTransformersFindsExperts) {  // conversion_mapping.py of transformers 5.17
+  ModelConfig config = config_of(false);
+  EXPECT_TRUE(transformers_finds_experts(config));
+  config.decoder.type = "qwen3_moe";
+  const auto found = [&](const char* family) {
+    std::string out;
+    config.family = family;
+    for (const char* layout : {"auto", "fused_in_out", "fused_out_in", "separate"}) {
+      config.experts_on_disk = layout;
+      out += transformers_finds_experts(config) ? '1' : '0';
+    }
+    return out;
+  };
+  EXPECT_EQ(found("qwen3_vl_moe"), "1110");
+  EXPECT_EQ(found("qwen3_moe"), "1011");
+}
+
 TEST(Weights, EveryRankHoldsItsSliceOfTheGlobalTensor) {
   const TempFolder temp;
   const ModelConfig config = config_of(true);
