@@ -128,7 +128,7 @@ TrainState load_checkpoint(const std::string& directory, Vlm& model, AdamW& opti
   const bool converted = read_weights(store, model.params(), groups);
   ShardBuffers buffers = shard_buffers(optimizer);
   read_shards(store, model.params(), groups, buffers);
-  optimizer.set_num_steps(state.train.optimizer_steps);
+  optimizer.set_num_steps({.all = state.train.optimizer_steps, .with_pictures = state.train.picture_steps});
   // Stored weights of another dtype were rounded to it; the master values were not.
   if (converted) optimizer.publish();
 

@@ -14,9 +14,13 @@ bool matches_any(const std::vector<std::string>& globs, const std::string& name)
 }
 
 /// Neighbours with equal rates become one run.
-std::vector<RateRun> rate_runs(const OptimizerConfig& config, const ParamTable& params, const GradSync& grads) {
+std::vector<RateRun> rate_runs(const OptimizerConfig& config,
+                               const ParamTable& params,
+                               const GradSync& grads,
+                               Reach reach) {
   std::vector<RateRun> runs;
   for (const ShardPiece& piece : grads.pieces()) {
+    if (reach_of(params[piece.param].spec.name) != reach) continue;
     const ParamRates rates = rates_of(config, params[piece.param].spec.name);
     RateRun* last = runs.empty() ? nullptr : &runs.back();
     if (last && last->begin + last->size == piece.shard_begin && last->lr_scale == rates.lr_scale &&
@@ -42,6 +46,10 @@ ParamRates rates_of(const OptimizerConfig& config, const std::string& param_name
   return rates;
 }
 
+Reach reach_of(const std::string& param_name) {
+  return param_name.starts_with("tower.") || param_name.starts_with("connector.") ? kByPictures : kAlways;
+}
+
 at::ScalarType gradient_dtype(const std::string& name) {
   return name == "bfloat16" ? at::kBFloat16 : at::kFloat;
 }
@@ -53,15 +61,15 @@ GradSyncOptions gradient_options(const StageConfig& stage) {
   return options;
 }
 
-AdamW::AdamW(const OptimizerConfig& config, ParamTable& params, GradSync& grads)
-    : config_(config), grads_(&grads), runs_(rate_runs(config, params, grads)) {
+AdamW::AdamW(const OptimizerConfig& config, ParamTable& params, GradSync& grads) : config_(config), grads_(&grads) {
   const at::NoGradGuard no_grad;
+  for (const Reach reach : {kAlways, kByPictures}) runs_[reach] = rate_runs(config, params, grads, reach);
   const auto options = grads.shard().options().dtype(at::kFloat);
   const int64_t size = grads.shard().numel();
   state_ = {at::zeros({size}, options), at::zeros({size}, options), at::zeros({size}, options)};
-  num_steps_ = at::zeros({}, options.dtype(at::kLong));
+  num_steps_ = at::zeros({kReaches}, options.dtype(at::kLong));
   scale_ = at::ones({}, options);
-  apply_ = at::zeros({}, options.dtype(at::kBool));
+  apply_ = at::zeros({kReaches}, options.dtype(at::kBool));
   for (const ShardPiece& piece : grads.pieces()) {
     const Tensor flat = params[piece.param].value.detach().reshape({-1});
     state_.values.narrow(0, piece.shard_begin, piece.size).copy_(flat.narrow(0, piece.local_begin, piece.size));
@@ -76,15 +84,20 @@ void AdamW::step(const Tensor& grad_scale, const Tensor& apply, double lr) {
   apply_.copy_(apply);
   const AdamWNumbers numbers{.lr = lr, .beta1 = config_.beta1, .beta2 = config_.beta2, .eps = config_.eps};
   grads_->update_values([&](const WeightBlock& block) {
-    adamw_update(state_, grads_->shard(), scale_, apply_, num_steps_, runs_, numbers, {block});
+    for (const Reach reach : {kAlways, kByPictures}) {
+      if (runs_[reach].empty()) continue;
+      adamw_update(state_, grads_->shard(), scale_, apply_[reach], num_steps_[reach], runs_[reach], numbers, {block});
+    }
   });
 }
 
-int64_t AdamW::num_steps() const {
-  return num_steps_.item<int64_t>();
+AppliedSteps AdamW::num_steps() const {
+  const Tensor host = num_steps_.cpu();
+  return {.all = host[kAlways].item<int64_t>(), .with_pictures = host[kByPictures].item<int64_t>()};
 }
-void AdamW::set_num_steps(int64_t steps) {
-  num_steps_.fill_(steps);
+void AdamW::set_num_steps(const AppliedSteps& steps) {
+  num_steps_[kAlways].fill_(steps.all);
+  num_steps_[kByPictures].fill_(steps.with_pictures);
 }
 
 void AdamW::publish() {

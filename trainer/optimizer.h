@@ -23,20 +23,30 @@ at::ScalarType gradient_dtype(const std::string& name);
 /// How a stage sums its gradients.
 GradSyncOptions gradient_options(const StageConfig& stage);
 
+/// Which steps bring a gradient to a parameter: all, or those that have pictures (those of tower and connector).
+enum Reach { kAlways, kByPictures, kReaches };
+Reach reach_of(const std::string& param_name);
+
+/// Steps whose update was applied.
+struct AppliedSteps {
+  int64_t all = 0, with_pictures = 0;
+  bool operator==(const AppliedSteps&) const = default;
+};
+
 class AdamW {
  public:
   /// Copies the parameters' current values into the f32 master shard. State exists for trainable parameters only.
   AdamW(const OptimizerConfig& config, ParamTable& params, GradSync& grads);
   /// One step with the gradients of GradSync::shard(), multiplied by `grad_scale` first (a device scalar: the clipping
   /// factor). With the group's rate r = lr * lr_scale: values *= 1 - r * decay; values -= r * m_hat / (sqrt(v_hat) +
-  /// eps). Nothing changes when `apply` (bool device scalar) is false, the count of steps included. Block by block the
-  /// values are then handed to every rank (GradSync::await_values). Collective over the grad group. source:
-  /// torch.optim.AdamW
+  /// eps). Of each Reach, nothing changes where `apply` (bool [kReaches] on the device) is false, its count of steps
+  /// included: torch leaves parameters that no gradient reaches as they are. Block by block the values are then handed
+  /// to every rank (GradSync::await_values). Collective over the grad group. source: torch.optim.AdamW
   void step(const Tensor& grad_scale, const Tensor& apply, double lr);
   /// The next step changes nothing before this mark: somebody reads the values.
   void update_after(const SideStream::Mark& mark) { read_ = mark; }
-  int64_t num_steps() const;  // applied ones: the exponent of the bias correction. Waits for the device
-  void set_num_steps(int64_t steps);
+  AppliedSteps num_steps() const;  // exponents of the bias correction. Waits for the device
+  void set_num_steps(const AppliedSteps& steps);
   /// Shard buffers, f32; laid out as pieces() says.
   const std::vector<ShardPiece>& pieces() const { return grads_->pieces(); }
   Tensor& master() { return state_.values; }
@@ -48,10 +58,10 @@ class AdamW {
  private:
   OptimizerConfig config_;
   GradSync* grads_;
-  std::vector<RateRun> runs_;
+  std::vector<RateRun> runs_[kReaches];
   AdamWState state_;
   // Scalars on the device, of the newest step: updates may run beside what comes next.
-  Tensor num_steps_, scale_, apply_;  // int64, f32, bool
+  Tensor num_steps_, scale_, apply_;  // int64 [kReaches], f32, bool [kReaches]
   SideStream::Mark read_;
 };
 

@@ -15,6 +15,7 @@ struct TrainState {
   int64_t num_steps = 0;        // of this stage; fixed when it starts
   Cursor cursor;                // where the next step's data begins
   int64_t optimizer_steps = 0;  // applied ones (skipped ones do not count)
+  int64_t picture_steps = 0;    // those of them that had pictures
   double tokens = 0;            // seen in this stage, over all ranks
   int64_t skipped_steps = 0;    // non-finite, in this stage
   int64_t skipped_in_a_row = 0;
@@ -34,6 +35,7 @@ struct TrainState {
     v("cursor_window", self.cursor.window);
     v("cursor_row", self.cursor.row);
     v("optimizer_steps", self.optimizer_steps);
+    v("picture_steps", self.picture_steps);
     v("tokens", self.tokens);
     v("skipped_steps", self.skipped_steps);
     v("skipped_in_a_row", self.skipped_in_a_row);

@@ -9,15 +9,27 @@
 namespace hanok {
 namespace {
 
-/// Sum of the label weights of the whole step, f64: known before the first forward, so that every micro-batch of every
-/// rank divides by the same number and gradients only need to be summed.
-Tensor global_weight(const Vlm& model, const std::vector<Batch>& batches) {
-  double local = 0;
-  if (model.groups().cp->rank() == 0)  // the others hold rows of the same micro-batches
-    for (const Batch& batch : batches) local += batch.weight_sum;
-  Tensor weight = at::full({}, local, at::device(model.device()).dtype(at::kDouble));
-  model.groups().loss->all_reduce(weight, Reduce::kSum);
-  return weight;
+/// Of a step over all ranks, on the device.
+struct StepTotals {
+  Tensor weight;        // sum of the label weights, f64 scalar
+  Tensor has_pictures;  // bool scalar
+};
+
+/// Known before the first forward, so that every micro-batch of every rank divides by the same number and gradients
+/// only need to be summed.
+StepTotals global_totals(const Vlm& model, const std::vector<Batch>& batches) {
+  double weight = 0, pictures = 0;
+  if (model.groups().cp->rank() == 0) {  // the others hold rows of the same micro-batches
+    for (const Batch& batch : batches) {
+      weight += batch.weight_sum;
+      pictures += static_cast<double>(batch.grid_I3.size(0));
+    }
+  }
+  Tensor totals = at::empty({2}, at::device(model.device()).dtype(at::kDouble));
+  totals[0].fill_(weight);
+  totals[1].fill_(pictures);
+  model.groups().loss->all_reduce(totals, Reduce::kSum);
+  return {.weight = totals[0], .has_pictures = totals[1].gt(0)};
 }
 
 /// Real tokens of the step over all ranks, likewise; counted on the host, where they are needed.
@@ -156,7 +168,7 @@ void StepWork::share_routing(StepResult& result) const {
 
 StepResult run_step(Learner& t, const std::vector<Batch>& batches, double lr, PassTimes* times) {
   const Groups& groups = t.model.groups();
-  const Tensor weight = global_weight(t.model, batches);
+  const auto [weight, has_pictures] = global_totals(t.model, batches);
   const bool experts = has_experts(t.model);
   // Ranks that meet in a forward see the same batches; those of ep meet with others, in every one of them, and tokens
   // without a label have their share in the balancing loss.
@@ -173,8 +185,8 @@ StepResult run_step(Learner& t, const std::vector<Batch>& batches, double lr, Pa
 
   const Clip clip = clip_by_norm(t.grads, t.stage.optimizer.clip_norm);
   const Tensor applied = loss.isfinite().logical_and(clip.norm.isfinite()).logical_and(weight.gt(0));
-  t.optimizer.step(clip.scale, applied, lr);
-  StepResult result{.loss = loss, .grad_norm = clip.norm, .applied = applied};
+  t.optimizer.step(clip.scale, at::stack({applied, applied.logical_and(has_pictures)}), lr);
+  StepResult result{.loss = loss, .grad_norm = clip.norm, .applied = applied, .has_pictures = has_pictures};
   if (experts) work.share_routing(result);
   return result;
 }

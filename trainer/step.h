@@ -27,9 +27,10 @@ struct StepResult {
   Tensor loss;       // global weighted mean, scalar f64 on the device, equal on every rank
   Tensor grad_norm;  // before clipping, f32
   // Of models with experts (model/layers/routing.h), equal on every rank; undefined without.
-  Tensor aux_loss;     // f64 scalar: the balancing loss before its coefficient; not in `loss`
-  Tensor assigned_LE;  // int64: tokens that each expert of each layer was sent, padding left out
-  Tensor applied;      // bool scalar; false: loss or norm was not finite, or no rank had a label; nothing changed
+  Tensor aux_loss;      // f64 scalar: the balancing loss before its coefficient; not in `loss`
+  Tensor assigned_LE;   // int64: tokens that each expert of each layer was sent, padding left out
+  Tensor applied;       // bool scalar; false: loss or norm was not finite, or no rank had a label; nothing changed
+  Tensor has_pictures;  // bool scalar; false: what only pictures reach stayed as it was
 };
 
 /// Weight of all ranks first, then forward and backward of each micro-batch, gradient sum, clipping, update. Ranks may

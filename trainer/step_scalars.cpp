@@ -4,7 +4,8 @@ namespace hanok {
 
 LateScalars::LateScalars(const StepResult& result, const DecoderConfig& decoder) {
   const auto wide = [](const Tensor& x) { return x.to(at::kDouble); };
-  std::vector<Tensor> numbers = {wide(result.loss), wide(result.grad_norm), wide(result.applied)};
+  std::vector<Tensor> numbers = {
+      wide(result.loss), wide(result.grad_norm), wide(result.applied), wide(result.has_pictures)};
   if (result.assigned_LE.defined()) {
     numbers.insert(numbers.end(),
                    {wide(result.aux_loss), wide(result.assigned_LE.sum()), wide(result.assigned_LE.amax())});
@@ -22,9 +23,9 @@ LateScalars::LateScalars(const StepResult& result, const DecoderConfig& decoder)
 StepScalars LateScalars::read() const {
   end_.wait();
   const auto* n = host_.const_data_ptr<double>();
-  StepScalars out{.loss = n[0], .grad_norm = n[1], .applied = n[2] != 0};
+  StepScalars out{.loss = n[0], .grad_norm = n[1], .applied = n[2] != 0, .has_pictures = n[3] != 0};
   if (expert_slots_ > 0)
-    out.experts = StepMetrics::Experts{.aux_loss = n[3], .tokens_mean = n[4] / expert_slots_, .tokens_max = n[5]};
+    out.experts = StepMetrics::Experts{.aux_loss = n[4], .tokens_mean = n[5] / expert_slots_, .tokens_max = n[6]};
   return out;
 }
 

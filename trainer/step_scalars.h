@@ -12,7 +12,7 @@ namespace hanok {
 
 struct StepScalars {
   double loss = 0, grad_norm = 0;
-  bool applied = true;
+  bool applied = true, has_pictures = true;
   std::optional<StepMetrics::Experts> experts;
 };
 

@@ -126,11 +126,12 @@ std::shared_ptr<PassTimes> times_of_next_step(const Trainer& t) {
   return wanted ? std::make_shared<PassTimes>(t.learner.model.device()) : nullptr;
 }
 
-void advance(Trainer& t, const StepReport& report, bool applied) {
+void advance(Trainer& t, const StepReport& report, const StepScalars& scalars) {
   TrainState& s = t.state;
   s.tokens += report.work.tokens;
-  s.optimizer_steps += applied;
-  const bool is_bad = !applied && report.work.labels > 0;  // a step without a label has nothing to apply
+  s.optimizer_steps += scalars.applied;
+  s.picture_steps += scalars.applied && scalars.has_pictures;
+  const bool is_bad = !scalars.applied && report.work.labels > 0;  // a step without a label has nothing to apply
   s.skipped_steps += is_bad;
   s.skipped_in_a_row = is_bad ? s.skipped_in_a_row + 1 : 0;
 }
@@ -162,7 +163,7 @@ void settle(Trainer& t) {
                                           .memory_peak_gib = memory.peak_gib},
                                          groups_of(t));
   t.step_began = step.scalars.end();
-  advance(t, report, scalars.applied);
+  advance(t, report, scalars);
   t.measures.step_s.push_back(report.step_s);
   t.measures.work += report.work;
   t.last_loss = scalars.loss;

@@ -1,5 +1,5 @@
 // Attention on a GPU, by every kernel that it has, against the CPU in f64.
-#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <gtest/gtest.h>
 
 #include "base/error.h"
@@ -118,7 +118,7 @@ double room_of_backward(int64_t heads, int64_t kv_heads) {
   const std::vector<int> starts{0, 1000, static_cast<int>(rows)};
   const Segments segments = segments_of(starts, qkv.device(), AttentionKernel::kCudnn);
   const Tensor out = segment_attention(qkv, heads, kv_heads, segments, true);
-  auto* allocator = c10::cuda::CUDACachingAllocator::get();
+  auto* allocator = c10::getDeviceAllocator(at::kCUDA);
   allocator->resetPeakStats(0);
   const auto before = allocator->getDeviceStats(0).allocated_bytes[0].current;
   out.backward(dout);

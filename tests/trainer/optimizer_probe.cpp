@@ -61,20 +61,25 @@ void run(const std::string& folder) {
   for (size_t step = 0; step < rates.size(); ++step) {
     sync.start();
     int64_t begin = static_cast<int64_t>(step) * total;
-    Tensor loss = at::zeros({});
+    Tensor loss = at::zeros({}).requires_grad_(true);
+    const bool has_pictures = problem["pictures"][step];
     for (Param& param : params) {
       const int64_t size = param.value.numel();
-      if (param.trainable) loss = loss + (param.value * grads.narrow(0, begin, size).view(param.spec.shape)).sum();
+      const bool is_reached = has_pictures || reach_of(param.spec.name) == kAlways;
+      if (param.trainable && is_reached)
+        loss = loss + (param.value * grads.narrow(0, begin, size).view(param.spec.shape)).sum();
       begin += size;
     }
     loss.backward();
     sync.finish();
     const Clip clip = clip_by_norm(sync, config.clip_norm);
-    optimizer.step(clip.scale, clip.norm.isfinite(), rates[step]);
+    optimizer.step(
+        clip.scale, clip.norm.isfinite().logical_and(at::tensor({1, has_pictures ? 1 : 0}, at::kInt)), rates[step]);
     for (const Param& param : params)
       out.write(static_cast<const char*>(param.value.const_data_ptr()), 4 * param.value.numel());
   }
-  std::printf("%lld\n", static_cast<long long>(optimizer.num_steps()));
+  const AppliedSteps steps = optimizer.num_steps();
+  std::printf("%lld %lld\n", static_cast<long long>(steps.all), static_cast<long long>(steps.with_pictures));
 }
 
 }  // namespace

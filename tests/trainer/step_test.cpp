@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <cmath>
+#include <set>
 
 #include "base/error.h"
 #include "model/cost.h"
@@ -121,7 +122,7 @@ TEST(Step, LossFallsOverSteps) {
   const double first = bench.step(batches({0, 64, 65})).loss.item<double>();
   for (int i = 0; i < 5; ++i) bench.step(batches({0, 64, 65}));
   EXPECT_LT(bench.step(batches({0, 64, 65})).loss.item<double>(), first);
-  EXPECT_EQ(bench.optimizer->num_steps(), 7);
+  EXPECT_EQ(bench.optimizer->num_steps(), (AppliedSteps{7, 7}));
 }
 
 TEST(Step, ANonFiniteGradientChangesNothing) {
@@ -133,7 +134,7 @@ TEST(Step, ANonFiniteGradientChangesNothing) {
   const StepResult result = bench.step(poisoned);
   EXPECT_FALSE(result.applied.item<bool>());
   EXPECT_TRUE(bench.unchanged_since(before));
-  EXPECT_EQ(bench.optimizer->num_steps(), 1);
+  EXPECT_EQ(bench.optimizer->num_steps(), (AppliedSteps{1, 1}));
   EXPECT_TRUE(bench.step(batches({0, 64})).applied.item<bool>());
   EXPECT_FALSE(bench.unchanged_since(before));
 }
@@ -156,6 +157,48 @@ TEST(Step, ABatchThatCannotReachWhatTrainsGivesALossButNoGradient) {
   const StepResult result = bench.step(batches({64, 65}));  // texts only
   EXPECT_GT(result.loss.item<double>(), 1);
   EXPECT_EQ(result.grad_norm.item<double>(), 0);
+}
+
+/// Names of parameters whose values are not those before.
+std::set<std::string> changed_parts(const ParamTable& params, const std::vector<Tensor>& before) {
+  std::set<std::string> parts;
+  for (size_t i = 0; i < before.size(); ++i)
+    if (!at::equal(before[i], params[i].value.detach()))
+      parts.insert(params[i].spec.name.substr(0, params[i].spec.name.find('.')));
+  return parts;
+}
+
+TEST(Step, WithoutPicturesTowerAndConnectorStayAsTheyAre) {  // as torch.optim leaves what has no gradient
+  Bench bench;
+  bench.step(batches({0, 64}));  // moments are not zero from here on
+  std::vector<Tensor> before = bench.values();
+  EXPECT_FALSE(bench.step(batches({64, 65})).has_pictures.item<bool>());
+  EXPECT_EQ(changed_parts(bench.model.params(), before), std::set<std::string>{"decoder"});
+  EXPECT_EQ(bench.optimizer->num_steps(), (AppliedSteps{2, 1}));
+  before = bench.values();
+  bench.step(batches({0, 64}));
+  EXPECT_EQ(changed_parts(bench.model.params(), before), (std::set<std::string>{"connector", "decoder", "tower"}));
+  EXPECT_EQ(bench.optimizer->num_steps(), (AppliedSteps{3, 2}));
+}
+
+TEST(Step, APictureOfAnotherRankIsAPictureOfTheStep) {
+  run_on_threads(2, [&](World& world) {
+    const Groups groups = make_groups(world, Mesh({.dp = 2}), false);
+    const StageConfig stage;
+    Vlm model(small_model(true), groups, at::kFloat, at::kCPU);
+    initialise(model, 11);
+    freeze(model.params(), stage);
+    GradSync grads(model.params(), groups, at::kFloat);
+    AdamW optimizer(stage.optimizer, model.params(), grads);
+    const auto objective = make_objective("next_token");
+    Learner learner{stage, model, grads, optimizer, *objective};
+    std::vector<Tensor> before;
+    for (const Param& param : model.params()) before.push_back(param.value.detach().clone());
+    run_step(learner, batches({groups.rank == 0 ? 0 : 64}), 1e-3);
+    grads.await_values();
+    EXPECT_EQ(changed_parts(model.params(), before), (std::set<std::string>{"connector", "decoder", "tower"}));
+    EXPECT_EQ(optimizer.num_steps(), (AppliedSteps{1, 1}));
+  });
 }
 
 TEST(Step, FrozenPartsHaveNoGradientMemory) {
