@@ -22,6 +22,12 @@ void require_writable(const char* key, const std::string& file) {
   if (file.empty()) return;
   namespace fs = std::filesystem;
   std::error_code error;
+  const fs::file_type type = fs::symlink_status(file, error).type();
+  HANOK_REQUIRE(type == fs::file_type::regular || type == fs::file_type::not_found || type == fs::file_type::directory,
+                kIo)
+      << key << ": got " << file
+      << ", which is a link, a pipe or a device, expected a file or none, for a new one takes "
+      << "its place; name a file";
   const fs::path folder = fs::absolute(file, error).parent_path();
   HANOK_REQUIRE(!fs::is_directory(file, error) && ::access(folder.c_str(), W_OK) == 0, kIo)
       << key << ": got " << file << ", expected a file in a folder that can be written; " << folder.string()

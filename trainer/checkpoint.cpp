@@ -82,7 +82,7 @@ void Checkpointer::State::prepare(int stage) {
                                << "' when making its folder, expected success; " << parent
                                << "; check rights and space";
     remove_unfinished_stores(parent);
-    if (is_first) folder.set_aside_from(stage_names(config), stage, in_flight->step + 1);
+    if (is_first) folder.set_aside_from(stage_names(config), stage, in_flight->step);
   });
   is_first = false;
 }

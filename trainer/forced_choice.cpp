@@ -31,9 +31,10 @@ std::vector<int> choice_order(int num_choices, int shuffle, uint64_t seed, int64
   std::iota(order.begin(), order.end(), 0);
   int64_t num_orders = 1;
   for (int i = 2; i <= std::min(num_choices, 20); ++i) num_orders *= i;
-  if (shuffle == 0 || num_orders == 1) return order;
+  const int64_t turn = shuffle % num_orders;
+  if (turn == 0) return order;
   const uint64_t key = random_bits(key_of(seed, "choice order"), static_cast<uint64_t>(sample));
-  int64_t number = 1 + permuted(key, (shuffle - 1) % (num_orders - 1), num_orders - 1);
+  int64_t number = 1 + permuted(key, turn - 1, num_orders - 1);
   // The number in the factorial system: its digits pick from what is left.
   for (int i = 0; i + 1 < num_choices; ++i) {
     const int left = num_choices - i;

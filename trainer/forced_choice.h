@@ -18,7 +18,7 @@ struct LetterTokens {
 LetterTokens letter_tokens(const Tokenizer& tokenizer, char first, int num_choices);
 
 /// Order number `shuffle` for a question: shown position -> original choice. Number 0 is as given; the others are drawn
-/// without repetition by (seed, sample) and repeat only when there are no more orders.
+/// without repetition by (seed, sample). When there are no more orders, all of them come again, as given first.
 std::vector<int> choice_order(int num_choices, int shuffle, uint64_t seed, int64_t sample);
 
 }  // namespace hanok

@@ -42,10 +42,52 @@ void require_none(const std::vector<std::string>& lines, const std::string& what
   HANOK_FAIL(kConfig) << "resume: got " << what << ", expected the ones of the checkpoint; " << advice << ":" << text;
 }
 
+const StageConfig* stage_of(const RunConfig& config, const std::string& name) {
+  const auto found =
+      std::find_if(config.stages.begin(), config.stages.end(), [&](const StageConfig& s) { return s.name == name; });
+  return found == config.stages.end() ? nullptr : &*found;
+}
+
+/// "align, all"
+std::string listed(const RunConfig& config) {
+  std::string text;
+  for (const StageConfig& stage : config.stages) text += (text.empty() ? "" : ", ") + stage.name;
+  return text;
+}
+
 }  // namespace
 
 std::vector<std::string> resume_differences(const RunConfig& was, const RunConfig& is) {
-  return differences(was, is, kHarmless);
+  RunConfig as_today = was;
+  as_today.stages.clear();
+  for (const StageConfig& stage : is.stages) {
+    const StageConfig* before = stage_of(was, stage.name);
+    as_today.stages.push_back(before != nullptr ? *before : stage);
+  }
+  std::vector<std::string> out = differences(as_today, is, kHarmless);
+  const std::string names = listed(was), today = listed(is);
+  if (names != today) out.push_back(concat("stages: were ", names, ", are ", today));
+  return out;
+}
+
+void require_same_order_of_stages(const RunConfig& was, const RunConfig& is) {
+  const auto common = [](const RunConfig& config, const RunConfig& other) {
+    std::vector<std::string> names;
+    for (const StageConfig& stage : config.stages)
+      if (stage_of(other, stage.name) != nullptr) names.push_back(stage.name);
+    return names;
+  };
+  HANOK_REQUIRE(common(was, is) == common(is, was), kConfig)
+      << "resume: got stages " << listed(is) << ", expected them in the order of the checkpoint: " << listed(was)
+      << "; key stages; set the order back, choose another `out`, or start anew with --resume never (earlier "
+      << "checkpoints are set aside)";
+}
+
+std::vector<std::string> stages_left_out(const RunConfig& was, const RunConfig& is, int index) {
+  std::vector<std::string> names;
+  for (int i = 0; i < index; ++i)
+    if (stage_of(was, is.stages[i].name) == nullptr) names.push_back(is.stages[i].name);
+  return names;
 }
 
 void require_same_model(const std::vector<std::string>& differences) {

@@ -78,6 +78,18 @@ std::vector<CheckpointPath> RunFolder::checkpoints(const std::vector<std::string
   return out;
 }
 
+std::vector<std::string> RunFolder::strange_stages(const std::vector<std::string>& stage_names) const {
+  std::vector<std::string> out;
+  std::error_code error;
+  for (fs::directory_iterator it(path_ + "/checkpoints", error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    const bool is_known = std::find(stage_names.begin(), stage_names.end(), name) != stage_names.end();
+    if (!is_known && !checkpoints({name}).empty()) out.push_back(name);
+  }
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
 std::string RunFolder::best(const std::string& stage_name) const {
   const std::string folder = concat(path_, "/checkpoints/", stage_name);
   std::error_code error;
@@ -120,8 +132,8 @@ void RunFolder::set_aside_from(const std::vector<std::string>& stage_names, int 
   for (const CheckpointPath& found : checkpoints(stage_names)) {
     if (found.stage < stage || (found.stage == stage && found.step < step)) continue;
     std::error_code error;
-    const std::string aside = found.directory + ".aside";
-    fs::remove_all(aside, error);
+    std::string aside = found.directory + ".aside";
+    for (int i = 2; fs::exists(aside, error) && !error; ++i) aside = concat(found.directory, ".aside.", i);
     if (!error) fs::rename(found.directory, aside, error);
     HANOK_REQUIRE(!error, kIo) << "checkpoint: got '" << error.message()
                                << "' when setting it aside, expected success; " << found.directory

@@ -34,6 +34,8 @@ class RunFolder {
   std::string checkpoint(const std::string& stage_name, int64_t step) const;
   /// Complete checkpoints (those with a manifest), newest first: later stages, then later steps.
   std::vector<CheckpointPath> checkpoints(const std::vector<std::string>& stage_names) const;
+  /// Stages with complete checkpoints that are not among `stage_names`.
+  std::vector<std::string> strange_stages(const std::vector<std::string>& stage_names) const;
   /// Name of the best checkpoint of a stage ("step_00000100"); empty if none was marked, or it is gone.
   std::string best(const std::string& stage_name) const;
   std::string best_directory(const std::string& stage_name) const;  // its path
@@ -42,8 +44,8 @@ class RunFolder {
   /// Removes all complete checkpoints but the newest `keep` and the best one of every stage; one that cannot be removed
   /// is left with a WARNING. Called by one rank.
   void prune(const std::vector<std::string>& stage_names, int64_t keep) const;
-  /// Renames the checkpoints from (stage, step) on to NAME.aside: a run goes on from an earlier point, and they must
-  /// not count as the newest again. (0, 0) sets all aside. Called by one rank. errors: kIo
+  /// Renames the checkpoints from (stage, step) on to NAME.aside (.aside.2, ...): a run goes on from an earlier point,
+  /// and they must not count as the newest again. (0, 0) sets all aside. Called by one rank. errors: kIo
   void set_aside_from(const std::vector<std::string>& stage_names, int stage, int64_t step) const;
   /// Creates the folder and takes it (flock on LOCK, whose text names the owner: pid, host, job, start). Called by
   /// world rank 0. A lock left by a killed process is free. `job`: the scheduler's name of the run, if any. errors: kIo

@@ -116,11 +116,20 @@ CheckpointPath take_up(Run& run) {
     require_room_for_export(run.config, run.folder);
   });
   if (!from.directory.empty()) {
-    run.differences = resume_differences(checkpoint_config(from.directory), run.config);
+    const RunConfig was = checkpoint_config(from.directory);
+    run.differences = resume_differences(was, run.config);
     require_same_model(run.differences);
+    require_same_order_of_stages(was, run.config);
     HANOK_LOG_RANK0(INFO) << "goes on from " << from.directory;
     for (const std::string& line : run.differences)
       HANOK_LOG_RANK0(WARNING) << "the config has changed since that checkpoint: " << line;
+    for (const std::string& name : stages_left_out(was, run.config, from.stage))
+      HANOK_LOG_RANK0(WARNING) << "stage " << name << " is not run: the checkpoint lies behind its place";
+  }
+  if (run.is_first_rank() && run.options.resume != "never") {
+    for (const std::string& name : run.folder.strange_stages(names))
+      HANOK_LOG(WARNING) << "checkpoints of stage " << name << ", which the config has not, stay as they are in "
+                         << run.folder.file("checkpoints/" + name);
   }
   run_together(*run.groups.control, [&] {
     if (run.is_first_rank()) write_file_atomically(run.folder.file("config.yaml"), echo(run.config));
@@ -192,6 +201,7 @@ TrainState state_for(
   TrainState state{.stage = index};
   if (resumes) {
     state = load_checkpoint(from.directory, model, optimizer);
+    state.stage = index;  // by name: another run may have more stages, or fewer
     if (state.step < data.num_steps) require_same_stage(run.differences, index, state, data_key(data));
     if (state.num_steps != data.num_steps) {
       HANOK_LOG_RANK0(WARNING) << "stage " << stage.name << ": was " << state.num_steps << " steps long, is "

@@ -37,6 +37,28 @@ const Rule<M> kModelRules[] = {
                      m.model.decoder.type,
                      ", expected one that ends in _moe for qwen3_moe and no other; set model.family: auto");
      }},
+    {"experts_need_their_type",
+     [](const M& m) { return m.model.decoder.is_moe() || m.model.decoder.experts == 0; },
+     [](const M& m) {
+       return concat("model.decoder.experts: got ",
+                     m.model.decoder.experts,
+                     " with model.decoder.type ",
+                     m.model.decoder.type,
+                     ", expected 0; for experts set model.decoder.type: qwen3_moe");
+     }},
+    {"dense_layers",
+     [](const M& m) {
+       const auto& d = m.model.decoder;
+       return std::all_of(
+           d.dense_layers.begin(), d.dense_layers.end(), [&](int64_t i) { return i >= 0 && i < d.layers; });
+     },
+     [](const M& m) {
+       return concat("model.decoder.dense_layers: got ",
+                     m.model.decoder.dense_layers,
+                     ", expected numbers from 0 to ",
+                     m.model.decoder.layers - 1,
+                     ", the layers that there are");
+     }},
     {"expert_sizes",
      [](const M& m) {
        const auto& d = m.model.decoder;

@@ -188,6 +188,17 @@ const ModelCase kModelCases[] = {
      [](ModelConfig& m) { add_experts(m), m.family = "qwen3_vl"; },
      1,
      "model.family: got qwen3_vl with model.decoder.type qwen3_moe, expected one that ends in _moe"},
+    {"experts_need_their_type",
+     [](ModelConfig& m) { m.decoder.experts = 8; },
+     1,
+     "model.decoder.experts: got 8 with model.decoder.type qwen3_dense, expected 0; for experts set "
+     "model.decoder.type"},
+    {"dense_layers",
+     [](ModelConfig& m) {
+       add_experts(m), m.decoder.dense_layers = {0, m.decoder.layers};
+     },
+     1,
+     "expected numbers from 0 to"},
     {"expert_sizes",
      [](ModelConfig& m) { add_experts(m), m.decoder.experts_per_token = 9; },
      1,

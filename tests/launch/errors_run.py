@@ -3,6 +3,7 @@ import csv
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -150,6 +151,13 @@ def output_cases():
     def link(folder):
         os.symlink(f"{folder}/data/heldout.csv", f"{folder}/link.csv")
 
+    def special(folder):
+        os.symlink(f"{folder}/elsewhere.json", f"{folder}/away.json")
+        os.mkfifo(f"{folder}/pipe")
+
+    def still_special(folder, _):
+        expect(os.path.islink(f"{folder}/away.json") and stat.S_ISFIFO(os.stat(f"{folder}/pipe").st_mode), "the link or the pipe was replaced")
+
     def rename(folder):
         os.rename(f"{folder}/data/heldout.csv", f"{folder}/data/out.csv.tmp")
 
@@ -178,6 +186,8 @@ def output_cases():
         Case("output onto the config", 2, "eval.output: got the file of --config", **same("eval.output=config.yaml", after=all_kept)),
         Case("output whose temporary file is a set", 2, "eval.output: got the file of data.sets.heldout.path",
              **{**same("eval.output=data/out.csv", "data.sets.heldout.path=data/out.csv.tmp", prepare=rename)}),
+        Case("output that is a link", 6, "eval.output: got", "which is a link", **same("eval.output=away.json", after=still_special, prepare=special)),
+        Case("dump into a pipe", 6, "eval.dump: got", "which is a link, a pipe or a device", **same("eval.dump=pipe", after=still_special, prepare=special)),
         Case("two outputs in one file", 2, "eval.output: got the file of eval.dump", **same("eval.dump=new.json", "eval.output=./new.json", after=all_kept)),
         Case("run folder of the config", 2, "out: got the folder of --config", "set another `out`", settings=lambda f: [f"out={f}"], after=not_taken),
         Case("run folder with a config of somebody else", 2, "out: got a folder with a config.yaml that no run wrote", "set another `out`", **put("run/config.yaml")),

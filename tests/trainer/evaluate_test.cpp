@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -41,6 +42,11 @@ TEST(ChoiceOrder, GivesEveryOrderOnceBeforeItRepeats) {
     std::set<std::vector<int>> seen;
     for (int shuffle = 0; shuffle < 24; ++shuffle) seen.insert(choice_order(4, shuffle, 1, sample));
     EXPECT_EQ(seen.size(), 24u);
+  }
+  for (const int choices : {2, 3}) {  // no order weighs more than another, the given one included
+    std::map<std::vector<int>, int> times;
+    for (int shuffle = 0; shuffle < 24; ++shuffle) ++times[choice_order(choices, shuffle, 1, 9)];
+    for (const auto& [order, count] : times) EXPECT_EQ(count, choices == 2 ? 12 : 4) << choices;
   }
   EXPECT_EQ(choice_order(4, 0, 1, 5), (std::vector<int>{0, 1, 2, 3}));
   EXPECT_NE(choice_order(4, 1, 1, 5), choice_order(4, 0, 1, 5));

@@ -85,8 +85,19 @@ TEST(RunFolder, SetsAsideWhatLiesBeyondThePointWhereARunGoesOn) {
   make_checkpoint(run, "all", 20);
   run.set_aside_from(kStages, 0, 20);
   EXPECT_EQ(listed(run, kStages), Names{"align 10"});
+  EXPECT_TRUE(fs::exists(run.checkpoint("all", 20) + ".aside.2")) << "what was set aside before stays";
   run.set_aside_from(kStages, 0, 0);
   EXPECT_TRUE(run.checkpoints(kStages).empty());
+}
+
+TEST(RunFolder, KnowsStagesThatTheConfigHasNot) {
+  const TempFolder temp;
+  const RunFolder run(temp.path());
+  EXPECT_TRUE(run.strange_stages(kStages).empty());
+  make_checkpoint(run, "all", 20);
+  make_checkpoint(run, "polish", 3);
+  fs::create_directories(temp / "checkpoints/empty");
+  EXPECT_EQ(run.strange_stages(kStages), Names{"polish"});
 }
 
 TEST(RunFolder, SecondOwnerIsRefusedByTheNameOfTheFirst) {
