@@ -289,6 +289,7 @@ class Writer {
     require_export_target(folder_, options_);
     const Staging staging(Staging::path_beside(folder_));
     temporary_ = staging.folder();
+    say_what_is_rounded();
     write_weights();
     write_side_files(temporary_, model_.config(), model_.dtype(), options_);
     sync_path(temporary_);
@@ -301,6 +302,7 @@ class Writer {
     if (!output.part) return source_->view(output.plan.name);
     return gatherer_.fetch(*output.part).to(output.plan.dtype);
   }
+  void say_what_is_rounded() const;
   void write_weights();
   void compare();
   void replace();
@@ -312,6 +314,15 @@ class Writer {
   std::optional<WeightFolder> source_;
   std::vector<Output> outputs_;
 };
+
+void Writer::say_what_is_rounded() const {
+  const size_t own = c10::elementSize(model_.dtype());
+  const auto is_rounded = [&](const Output& o) { return o.part && c10::elementSize(o.plan.dtype) < own; };
+  const int64_t count = std::count_if(outputs_.begin(), outputs_.end(), is_rounded);
+  if (count == 0) return;
+  HANOK_LOG(INFO) << "export: " << count << " of " << outputs_.size() << " weights are rounded to the dtype that they "
+                  << "have in " << options_.source_folder << "; here they are " << at::toString(model_.dtype());
+}
 
 void Writer::write_weights() {
   const std::vector<Shard> shards = split(outputs_, options_.max_shard_bytes);
