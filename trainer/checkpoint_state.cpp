@@ -24,7 +24,9 @@ Json to_json(const TrainState& state) {
   return out;
 }
 
-TrainState train_from(const Json& json) {
+TrainState train_from(Json json) {
+  // Checkpoints from before steps with pictures were counted: until then every step was taken for one.
+  if (!json.contains("picture_steps")) json["picture_steps"] = json.at("optimizer_steps");
   TrainState state;
   TrainState::fields(state, [&](const char* name, auto& value) {
     const Json& stored = json.at(name);

@@ -19,6 +19,7 @@
 #include "tests/model/tiny.h"
 #include "tests/support/errors.h"
 #include "trainer/checkpoint_pieces.h"
+#include "trainer/checkpoint_state.h"
 
 namespace hanok {
 namespace {
@@ -536,6 +537,15 @@ TEST(Checkpoint, LeftoversOfInterruptedSavesAreCleared) {
   EXPECT_TRUE(find_one(config).directory.empty()) << "it does not count as a checkpoint";
   write_checkpoints(config, {1});
   EXPECT_FALSE(fs::exists(leftover));
+}
+
+TEST(Checkpoint, BeforeStepsWithPicturesWereCountedAllHadThem) {
+  nlohmann::json json = to_json(CheckpointState{.train = some_state(10)});
+  EXPECT_EQ(state_from_json(json, "here").train.picture_steps, 8);
+  json["train"].erase("picture_steps");
+  EXPECT_EQ(state_from_json(json, "here").train.picture_steps, 9);
+  json["train"].erase("optimizer_steps");
+  message_of(ErrorKind::kCheckpoint, [&] { state_from_json(json, "here"); });
 }
 
 TEST(Checkpoint, GoingOnFromAnEarlierPointSetsTheLaterOnesAside) {
