@@ -554,7 +554,7 @@ void freeze(ParamTable& params, const StageConfig& stage) {
   const bool has_tower =
       std::any_of(params.begin(), params.end(), [](const Param& p) { return p.spec.name.starts_with("tower."); });
   for (const ParamGroupConfig& group : stage.optimizer.groups) {
-    const bool is_vision = group.match.starts_with("tower.") || group.match.starts_with("connector.");
+    const bool is_vision = reach_of(group.match) == kByPictures;  // a glob begins as the names that it matches
     if (has_tower || !is_vision) require_match(group.match, "optimizer.groups.match");
   }
   for (Param& param : params) {
