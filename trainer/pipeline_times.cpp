@@ -1,10 +1,13 @@
 #include "trainer/pipeline_times.h"
 
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "dataio/file_io.h"
+#include "parallel/side_stream.h"
 #include "trainer/agree.h"
 #include "trainer/progress.h"
 
@@ -52,6 +55,24 @@ const char* text_of(Action::Kind kind) {
   return "";
 }
 
+/// What this rank's wall clock showed at a moment that is past, whatever the device is at now.
+double wall_s_at(const Moment& moment, at::Device device) {
+  constexpr int kTries = 5;  // one of them is not interrupted
+  SideStream side(device, /*urgent=*/true);
+  double shown = 0, shortest = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kTries; ++i) {
+    const double before = wall_s();
+    Moment now;
+    side.run_ahead([&] { now = Moment::now(device); });
+    now.wait();
+    const double after = wall_s();
+    if (after - before >= shortest) continue;
+    shortest = after - before;
+    shown = (before + after) / 2 - now.seconds_since(moment);
+  }
+  return shown;
+}
+
 /// The step and its passes.
 nlohmann::json events_of(const PassTimes& times, const Moment& end, double end_wall_s, int rank) {
   const auto event = [&](const std::string& name, double begin_s, double end_s) {
@@ -93,11 +114,10 @@ void fit_pipeline(const PassTimes& times, Vlm& model) {
   HANOK_LOG_RANK0(INFO) << text << " (" << name(before.schedule) << ", " << micro_batches << " micro-batches)";
 }
 
-void write_pipeline_diagram(
-    const std::string& path, const PassTimes& times, const Moment& end, double end_wall_s, const Vlm& model) {
+void write_pipeline_diagram(const std::string& path, const PassTimes& times, const Moment& end, const Vlm& model) {
   const Groups& groups = model.groups();
   const PipelineShape& shape = model.pipeline();
-  const std::string own = events_of(times, end, end_wall_s, groups.at.pp).dump();
+  const std::string own = events_of(times, end, wall_s_at(end, model.device()), groups.at.pp).dump();
   nlohmann::json events = nlohmann::json::array();
   for (int rank = 0; rank < shape.ranks; ++rank) {
     const std::string text = broadcast_text(own, groups.mesh.rank_at(rank, 0, 0, 0), *groups.control);

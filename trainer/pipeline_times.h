@@ -15,9 +15,8 @@ namespace hanok {
 void fit_pipeline(const PassTimes& times, Vlm& model);
 
 /// The passes of a step on the ranks with dp, cp and tp 0 in Chrome's trace format (ui.perfetto.dev opens it), a row a
-/// rank. `end`: of the step, and what this rank's wall clock showed then. Rank 0 writes it to `path`; one that cannot
-/// be written is a WARNING. Collective over groups.control.
-void write_pipeline_diagram(
-    const std::string& path, const PassTimes& times, const Moment& end, double end_wall_s, const Vlm& model);
+/// rank, which wall clocks set beside each other. `end`: of the step, which is over. Rank 0 writes it to `path`; one
+/// that cannot be written is a WARNING. Collective over groups.control.
+void write_pipeline_diagram(const std::string& path, const PassTimes& times, const Moment& end, const Vlm& model);
 
 }  // namespace hanok

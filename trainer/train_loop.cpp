@@ -118,12 +118,16 @@ std::string trace_of_next_step(const Trainer& t) {
   return t.folder.file(concat("trace_", t.learner.stage.name, "_", t.state.step + 1, stage, ".json"));
 }
 
-/// A pipeline is timed once in a process, as soon as a step is like all that follow; and where a trace is wanted.
-constexpr int64_t kTimedStep = 2;
-std::shared_ptr<PassTimes> times_of_next_step(const Trainer& t) {
-  if (groups_of(t).pp->size() == 1) return nullptr;
-  const bool wanted = t.steps_begun + 1 == kTimedStep || profiles_next_step(t);
-  return wanted ? std::make_shared<PassTimes>(t.learner.model.device()) : nullptr;
+/// The diagram is that of the step before, which no profiler disturbs; of its own where this process has none before.
+bool draws_pipeline_of_next_step(const Trainer& t) {
+  const int64_t step = t.state.step + 1, profiled = t.config.log.profile_step;
+  return profiled > 0 && (step + 1 == profiled || (step == profiled && t.steps_begun == 0));
+}
+
+/// As soon as a step is like all that follow, once in a process.
+bool fits_pipeline_after_next_step(const Trainer& t) {
+  constexpr int64_t kTimedStep = 2;
+  return t.steps_begun + 1 == kTimedStep;
 }
 
 void advance(Trainer& t, const StepReport& report, const StepScalars& scalars) {
@@ -187,7 +191,12 @@ void settle(Trainer& t) {
                     .experts = scalars.experts,
                     .applied = scalars.applied});
   t.save_stall_s = 0;
-  if (step.passes) fit_pipeline(*step.passes, learner.model);
+  if (step.fits_pipeline) fit_pipeline(*step.passes, learner.model);
+  if (step.draws_pipeline)
+    write_pipeline_diagram(t.folder.file(concat("pipeline_", learner.stage.name, "_", step.number, ".json")),
+                           *step.passes,
+                           step.scalars.end(),
+                           learner.model);
   if (save_follows(t.config.save, t.held_out != nullptr, t.state.step, t.state.num_steps))
     t.checkpoint.expect_save(learner.model, learner.optimizer);
   t.stop = t.stop || report.stop_requested;
@@ -201,24 +210,19 @@ void train_step(Trainer& t) {
   std::vector<Batch> batches = t.loader.next_step();
   learner.objective.prepare(learner.model, batches);
   const double lr = lr_at(learner.stage.optimizer, t.state.step, t.state.num_steps, tokens_per_step(learner.stage));
+  const bool is_pipeline = groups_of(t).pp->size() > 1;
+  const bool fits = is_pipeline && fits_pipeline_after_next_step(t);
+  const bool draws = is_pipeline && draws_pipeline_of_next_step(t);
   const std::string trace = trace_of_next_step(t);
   const bool is_profiled = profiles_next_step(t);
   std::shared_ptr<PassTimes> passes;
-  double end_wall_s = 0;
   const LateScalars scalars = [&] {
     const StepProfile profile(trace);
-    passes = times_of_next_step(t);  // the device stands still while profiling begins
+    if (fits || draws) passes = std::make_shared<PassTimes>(learner.model.device());
     LateScalars late(run_step(learner, batches, lr, passes.get()), learner.model.config().decoder);
     if (is_profiled) late.read();  // a trace ends with its step
-    end_wall_s = wall_s();
     return late;
   }();
-  if (is_profiled && passes)
-    write_pipeline_diagram(t.folder.file(concat("pipeline_", learner.stage.name, "_", t.state.step + 1, ".json")),
-                           *passes,
-                           scalars.end(),
-                           end_wall_s,
-                           learner.model);
   ++t.steps_begun;
   ++t.state.step;
   t.state.cursor = t.loader.cursor();
@@ -228,7 +232,9 @@ void train_step(Trainer& t) {
                              .data_wait_s = t.loader.waited_s(),
                              .work = work_of(batches),
                              .scalars = scalars,
-                             .passes = t.steps_begun == kTimedStep ? passes : nullptr};
+                             .passes = passes,
+                             .fits_pipeline = fits,
+                             .draws_pipeline = draws};
   if (!t.settles_late) settle(t);
 }
 

@@ -22,7 +22,8 @@ struct StepUnderWay {
   double lr = 0, data_wait_s = 0;
   Work work;
   LateScalars scalars;
-  std::shared_ptr<PassTimes> passes = {};  // null: not timed
+  std::shared_ptr<PassTimes> passes = {};              // null: not timed
+  bool fits_pipeline = false, draws_pipeline = false;  // what passes are wanted for
 };
 
 /// Everything that one stage works with. Built by run_stages, used by the loop.

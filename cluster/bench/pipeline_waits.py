@@ -1,6 +1,7 @@
 """What the ranks of a pipeline wait for, from the diagram of a step (log.profile_step). usage: pipeline_waits.py RUN/pipeline_STAGE_STEP.json ...
-work: all passes. Waits: before the first pass, between passes, and from the last one to the end of the step; updates are among them. Then the
-medians of the passes of each piece, the gaps between kernels inside of them included."""
+work: all passes, the first one of a piece as long as their median: in the step it waits for updated weights ("late"). Waits: before the first pass,
+between passes, and from the last one to the end of the step. Then the medians of the passes of each piece, the gaps between kernels inside of them
+included."""
 import collections
 import json
 import statistics
@@ -23,32 +24,45 @@ def read(path):
         return ranks_of(json.load(text))
 
 
+def seconds_of(passes):
+    """(piece, kind) -> microseconds of each, in order."""
+    out = collections.defaultdict(list)
+    for event in passes:
+        out[event["args"]["piece"], event["cat"]].append(event["dur"])
+    return out
+
+
+def late(passes):
+    """How much longer first forwards took than others of their pieces: they wait for weights, and updates run beside them."""
+    return sum(max(0, times[0] - statistics.median(times)) for (_, kind), times in seconds_of(passes).items() if kind == "forward")
+
+
+def work(passes):
+    return sum(e["dur"] for e in passes) - late(passes)
+
+
 def bubble(ranks):
-    """Share of the step in which the rank that works most has no pass to work on; its update counts as well."""
-    step = max(step["dur"] for step, _ in ranks.values())
-    return 1 - max(sum(e["dur"] for e in passes) for _, passes in ranks.values()) / step
+    """Share of the step in which the rank that works most has no pass to work on; waiting for updated weights is no work."""
+    return 1 - max(work(passes) for _, passes in ranks.values()) / max(step["dur"] for step, _ in ranks.values())
 
 
 def main():
     for path in sys.argv[1:]:
         ranks = read(path)
-        print(f"{path}\n| rank | step ms | work | before | between | longest | to the end |\n|---|---|---|---|---|---|---|")
+        print(f"{path}\n| rank | step ms | work | late | before | between | longest | to the end |\n|---|---|---|---|---|---|---|---|")
         for rank, (step, passes) in ranks.items():
             gaps = [b["ts"] - a["ts"] - a["dur"] for a, b in zip(passes, passes[1:])]
             last = passes[-1]["ts"] + passes[-1]["dur"]
-            cells = [step["dur"], sum(e["dur"] for e in passes), passes[0]["ts"] - step["ts"], sum(gaps), max(gaps, default=0),
+            cells = [step["dur"], work(passes), late(passes), passes[0]["ts"] - step["ts"], sum(gaps), max(gaps, default=0),
                      step["ts"] + step["dur"] - last]
             print(f"| {rank} | " + " | ".join(f"{cell / 1e3:.1f}" for cell in cells) + " |")
         print(f"bubble {100 * bubble(ranks):.2f} % (of the rank that works most)")
         print("\n| piece | rank | forward ms | input gradients | weight gradients |\n|---|---|---|---|---|")
-        seconds = collections.defaultdict(lambda: collections.defaultdict(list))
-        for rank, (_, passes) in ranks.items():
-            for event in passes:
-                seconds[event["args"]["piece"], rank][event["cat"]].append(event["dur"] / 1e3)
-        for (piece, rank), kinds in sorted(seconds.items()):
-            inputs = kinds.get("input gradients") or kinds.get("backward")  # the latter: both gradients in one
-            cells = [statistics.median(times or [0]) for times in (kinds.get("forward"), inputs, kinds.get("weight gradients"))]
-            print(f"| {piece} | {rank} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+        seconds = {(piece, rank, kind): times for rank, (_, passes) in ranks.items() for (piece, kind), times in seconds_of(passes).items()}
+        for piece, rank in sorted({(piece, rank) for piece, rank, _ in seconds}):
+            median = lambda kind: statistics.median(seconds.get((piece, rank, kind), [0])) / 1e3  # noqa: E731, B023
+            inputs = median("input gradients") or median("backward")  # the latter: both gradients in one
+            print(f"| {piece} | {rank} | {median('forward'):.2f} | {inputs:.2f} | {median('weight gradients'):.2f} |")
 
 
 if __name__ == "__main__":

@@ -93,9 +93,7 @@ TEST(PipelineTimes, TheDiagramShowsEveryPassOfEveryRankWithinItsStep) {
     bench.step();
     PassTimes times(at::kCPU);
     bench.step(&times);
-    const Moment end = Moment::now(at::kCPU);
-    const double one_clock_s = end.seconds_since(Moment());  // ranks are threads
-    write_pipeline_diagram(path, times, end, one_clock_s, bench.model);
+    write_pipeline_diagram(path, times, Moment::now(at::kCPU), bench.model);
   });
   std::ifstream file(path);
   const json diagram = json::parse(file);
@@ -130,7 +128,8 @@ TEST(PipelineTimes, TheDiagramShowsEveryPassOfEveryRankWithinItsStep) {
     return json();
   };
   const json first = of_piece(0, 0), second = of_piece(1, 1);
-  EXPECT_GE(second["ts"].get<double>(), first["ts"].get<double>() + first["dur"].get<double>() - kRounding);
+  constexpr double kClocks = 100;  // microseconds that ranks may disagree about the time
+  EXPECT_GE(second["ts"].get<double>(), first["ts"].get<double>() + first["dur"].get<double>() - kClocks);
 }
 
 }  // namespace
