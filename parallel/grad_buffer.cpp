@@ -88,14 +88,19 @@ void begin_gradient(const Tensor& weight) {
     hook->set_empty();
 }
 
-void fill_untouched_gradient(const Tensor& weight) {
-  BufferHook* hook = hook_of(weight);
-  if (hook && hook->take_empty()) hook->buffer().zero_();
+void fill_untouched_gradients(const std::vector<Tensor>& weights) {
+  std::vector<Tensor> untouched;
+  for (const Tensor& weight : weights) {
+    BufferHook* hook = hook_of(weight);
+    if (hook && hook->take_empty()) untouched.push_back(hook->buffer());
+  }
+  if (!untouched.empty()) at::_foreach_zero_(untouched);
 }
 
 Tensor grad_buffer(const Tensor& weight) {
-  fill_untouched_gradient(weight);
-  return grad_target(weight).buffer;
+  const GradTarget target = grad_target(weight);
+  if (target.is_empty) Tensor(target.buffer).zero_();
+  return target.buffer;
 }
 
 GradTarget grad_target(const Tensor& weight) {

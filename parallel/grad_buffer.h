@@ -1,6 +1,8 @@
 // Where the gradients of a weight are summed up over the micro-batches of a step.
 #pragma once
 
+#include <vector>
+
 #include "base/tensor.h"
 
 namespace hanok {
@@ -23,9 +25,9 @@ void attach_grad_buffer(const Tensor& weight, const Tensor& buffer, GradWatcher*
 void detach_grad_buffer(const Tensor& weight);
 
 /// What the buffer holds is of no more use: the next share is written there instead of added, or zeros, by
-/// fill_untouched_gradient(). A buffer that autograd adds to as .grad is zeroed at once.
+/// fill_untouched_gradients(). A buffer that autograd adds to as .grad is zeroed at once.
 void begin_gradient(const Tensor& weight);
-void fill_untouched_gradient(const Tensor& weight);
+void fill_untouched_gradients(const std::vector<Tensor>& weights);
 
 /// The buffer of `weight`, so that an operation may add its share of the gradient there itself and hand autograd none;
 /// undefined if there is none, or if `weight` is no leaf.

@@ -1,5 +1,6 @@
 #include "parallel/grad_sync.h"
 
+#include <span>
 #include <unordered_map>
 
 #include "base/error.h"
@@ -96,6 +97,7 @@ struct GradSync::State final : GradWatcher {
   void require_not_left(int param) const;
   void send_ready(bool all);
   void send(const GradBucket& bucket);
+  void fill_untouched(std::span<const GradBucket> buckets);
   void reduce(const GradBucket& bucket);
 
   /// Not where ranks share weights: their shards lie where other gradients begin (gaps included) before forwards have
@@ -243,10 +245,17 @@ void GradSync::State::send_ready(bool all) {
 }
 
 void GradSync::State::send(const GradBucket& bucket) {
-  for (const GradPlace& place : bucket.places) fill_untouched_gradient(values[place.param]);
-  if (owns_all()) return;
+  if (owns_all()) return;  // finish() fills all at once
+  fill_untouched({&bucket, 1});
   await(layout.buckets.size());  // every operation of these groups has its place in one order
   side.run([&] { reduce(bucket); });
+}
+
+void GradSync::State::fill_untouched(std::span<const GradBucket> buckets) {
+  std::vector<Tensor> all;
+  for (const GradBucket& bucket : buckets)
+    for (const GradPlace& place : bucket.places) all.push_back(values[place.param]);
+  fill_untouched_gradients(all);
 }
 
 /// The sum of this rank's piece goes to its place in the shard, which is the end of the buffer: there lie buckets that
@@ -340,8 +349,7 @@ void GradSync::finish() {
   State& s = *state_;
   s.await(s.layout.buckets.size());  // updates read gradients, and no forward may have asked for all weights
   s.send_ready(true);
-  for (const GradBucket& bucket : s.layout.buckets)  // shared ones are still here
-    for (const GradPlace& place : bucket.places) fill_untouched_gradient(s.values[place.param]);
+  s.fill_untouched(s.layout.buckets);  // shared ones are still here
   s.shared->sum();
   for (size_t b = s.layout.buckets.size(); b-- > 0;)
     if (s.layout.buckets[b].is_shared) s.send(s.layout.buckets[b]);

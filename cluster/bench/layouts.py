@@ -1,9 +1,10 @@
 """The 8B on many layouts of the same GPUs: rate, idle beside the formula of the pipeline, memory and time beside what `trainer plan` says.
 usage: layouts.py [LAYOUT ...] [--gpus 4] [--rows R] [--model bench/8b] [--work bench] [--steps 7] [--budget 240] [--seq-len N] [--json FILE] [--set KEY=VALUE]
 Without names: all of LAYOUTS, in order, until the budget of seconds is spent; what was not begun is said. A name may end in *.
-Every layout gets the same tokens a step. Pipelines only, from the traced step: idle, the share of it in which no kernel but NCCL's runs, mean of the
-stages; bubble, the share in which the stage that works most has no pass to work on, which formulas are about: they know no uneven stages. From five
-steps on the traced one has the lists that were made for what passes took."""
+Every layout gets the same tokens a step. Pipelines only: idle, the share of the traced step in which no kernel but NCCL's runs, mean of the stages;
+from the diagram of the step before it, update, the share in which norm and update of the weights keep all stages, as they do in any layout; and bubble,
+the share of the rest in which the stage that works most has no pass to work on, which formulas are about: they know neither uneven stages nor
+updates. From five steps on these two have the lists that were made for what passes took."""
 import argparse
 import dataclasses
 import fnmatch
@@ -97,16 +98,17 @@ def measure(layout, options):
         result["idle_of_stages"] = [(t["idle_ms"] + t["exposed_ms"]) / t["span_ms"] for t in times]
         result["idle"] = statistics.mean(result["idle_of_stages"])
     if run.diagram():
-        result["bubble"] = pipeline_waits.bubble(pipeline_waits.read(run.diagram()))
+        ranks = pipeline_waits.read(run.diagram())
+        result |= {"bubble": pipeline_waits.bubble(ranks), "update": pipeline_waits.update(ranks)}
     return result
 
 
 def table_line(r):
     if "error" in r:
-        return f"| {r['layout']} | failed: {r['error'].splitlines()[0][:60]} |" + " |" * 10
+        return f"| {r['layout']} | failed: {r['error'].splitlines()[0][:60]} |" + " |" * 11
     share = lambda x: "" if x is None else f"{100 * x:.1f} %"  # noqa: E731
     planned = r["step_s_planned"]
-    cells = [f"{r['tokens_per_s_per_gpu']:,.0f}", f"{r['tflops_per_gpu']:.0f}", share(r.get("idle")), share(r.get("bubble")), share(r["formula"]), f"{r['step_s']:.3f}"]
+    cells = [f"{r['tokens_per_s_per_gpu']:,.0f}", f"{r['tflops_per_gpu']:.0f}", share(r.get("idle")), share(r.get("bubble")), share(r["formula"]), share(r.get("update")), f"{r['step_s']:.3f}"]
     cells += [f"{planned:.3f}", f"{100 * (planned / r['step_s'] - 1):+.1f} %"] if planned else ["", ""]
     worst = max(range(len(r["peaks_gib"])), key=lambda i: r["peaks_gib"][i])
     cells.append(f"{r['peaks_gib'][worst]:.1f}")
@@ -155,7 +157,7 @@ def main():
         print(table_line(result), json.dumps({k: v for k, v in result.items() if k not in ("command", "error")}), flush=True)
     print(f"\n{measured_run.hardware()}; {options.gpus} GPUs; {os.path.basename(options.model)}; {options.steps} steps, median after the second; "
           "memory: libtorch's peak of the fullest rank, error of the worst rank")
-    print("| layout | tok/s per GPU | TFLOP/s | idle | bubble | formula | step s | planned | error | peak GiB | planned | error |\n" + "|---" * 12 + "|")
+    print("| layout | tok/s per GPU | TFLOP/s | idle | bubble | formula | update | step s | planned | error | peak GiB | planned | error |\n" + "|---" * 13 + "|")
     print("\n".join(map(table_line, results)))
     if left:
         print(f"not begun within {options.budget:.0f} s: {' '.join(left)}")

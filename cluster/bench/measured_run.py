@@ -104,7 +104,7 @@ class Run:
         return sorted(glob.glob(os.path.join(self.folder, "trace_*.json")))
 
     def diagram(self):
-        """File of the traced step of a pipeline, all its ranks; empty: there is none."""
+        """File of the diagram of a pipeline, all its ranks; empty: there is none."""
         return next(iter(glob.glob(os.path.join(self.folder, "pipeline_*.json"))), "")
 
     def trace(self):

@@ -1,7 +1,6 @@
 """What the ranks of a pipeline wait for, from the diagram of a step (log.profile_step). usage: pipeline_waits.py RUN/pipeline_STAGE_STEP.json ...
-work: all passes, the first one of a piece as long as their median: in the step it waits for updated weights ("late"). Waits: before the first pass,
-between passes, and from the last one to the end of the step. Then the medians of the passes of each piece, the gaps between kernels inside of them
-included."""
+work: all passes, the first one of a piece as long as their median: it waits for updated weights ("late"). Waits: before the first pass, between
+passes, and from the last one to the end of the step. Then the medians of the passes of each piece, the gaps between kernels inside of them included."""
 import collections
 import json
 import statistics
@@ -34,16 +33,31 @@ def seconds_of(passes):
 
 def late(passes):
     """How much longer first forwards took than others of their pieces: they wait for weights, and updates run beside them."""
-    return sum(max(0, times[0] - statistics.median(times)) for (_, kind), times in seconds_of(passes).items() if kind == "forward")
+    return sum(late_by_piece(passes).values())
+
+
+def late_by_piece(passes):
+    return {piece: max(0, times[0] - statistics.median(times)) for (piece, kind), times in seconds_of(passes).items() if kind == "forward"}
 
 
 def work(passes):
     return sum(e["dur"] for e in passes) - late(passes)
 
 
+def update(ranks):
+    """Share of the step in which no pass runs anywhere, and in which the first forward of all is late: norm and update of the weights, which every
+    layout has and formulas of pipelines do not count."""
+    step = max(step["dur"] for step, _ in ranks.values())
+    begin = min(passes[0]["ts"] for _, passes in ranks.values())
+    end = max(passes[-1]["ts"] + passes[-1]["dur"] for _, passes in ranks.values())
+    first = max(late_by_piece(passes).get(0, 0) for _, passes in ranks.values())
+    return 1 - (end - begin - first) / step
+
+
 def bubble(ranks):
-    """Share of the step in which the rank that works most has no pass to work on; waiting for updated weights is no work."""
-    return 1 - max(work(passes) for _, passes in ranks.values()) / max(step["dur"] for step, _ in ranks.values())
+    """Share of the rest of it in which the rank that works most has no pass to work on."""
+    step = max(step["dur"] for step, _ in ranks.values()) * (1 - update(ranks))
+    return 1 - max(work(passes) for _, passes in ranks.values()) / step
 
 
 def main():

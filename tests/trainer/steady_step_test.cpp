@@ -27,11 +27,16 @@ ModelConfig model_with_even_heads() {
 }
 
 struct Bench {
-  Bench(at::ScalarType dtype, const StageConfig& stage, const ModelConfig& config = model_with_even_heads())
+  Bench(at::ScalarType dtype,
+        const StageConfig& stage,
+        const ModelConfig& config = model_with_even_heads(),
+        int64_t bucket_elements = 0)
       : stage(stage), model(config, groups, dtype, at::kCUDA) {
     initialise(model, 11);
     freeze(model.params(), stage);
-    grads = std::make_unique<GradSync>(model.params(), groups, gradient_options(stage));
+    GradSyncOptions options = gradient_options(stage);
+    options.bucket_elements = bucket_elements;
+    grads = std::make_unique<GradSync>(model.params(), groups, options);
     Execution execution{.recompute = recompute_of(stage)};
     execution.before_use = [this](const std::vector<Tensor>& weights) { grads->await_values(weights); };
     model.set_execution(execution);
@@ -150,7 +155,8 @@ TEST(SteadyStep, UpdatesBesideForwardsGiveTheSameBits) {
       for (const bool overlap : {true, true, false}) {
         StageConfig stage;
         stage.parallel.overlap = overlap;
-        Bench bench(dtype, stage, config);
+        constexpr int64_t kManyBuckets = 1 << 12;  // updated one after the other
+        Bench bench(dtype, stage, config, kManyBuckets);
         const std::vector<Batch> of_step = batches();
         for (int i = 0; i < 8; ++i) bench.step(of_step);
         bench.grads->await_values();
