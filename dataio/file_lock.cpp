@@ -32,14 +32,18 @@ FileLock::FileLock(const std::string& path, const std::string& what) {
   }
 }
 
+FileLock::FileLock(const std::string& path) : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+  if (fd_ >= 0) ::flock(fd_, LOCK_EX | LOCK_NB);
+}
+
 FileLock::~FileLock() {
-  ::close(fd_);
+  if (fd_ >= 0) ::close(fd_);
 }
 
 bool is_unlocked(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) return errno == ENOENT;
-  const bool is_free = ::flock(fd, LOCK_EX | LOCK_NB) == 0;
+  const bool is_free = ::flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
   ::close(fd);
   return is_free;
 }

@@ -27,14 +27,18 @@ std::optional<Error> first_failure(const std::optional<Error>& own, Comm& contro
   return Error(static_cast<ErrorKind>(kind.item<int64_t>()), who + message);
 }
 
-void run_together(Comm& control, const std::function<void()>& body) {
+std::optional<Error> failure_of(Comm& control, const std::function<void()>& body) {
   std::optional<Error> own;
   try {
     body();
   } catch (const Error& error) {
     own = error;
   }
-  if (const auto failure = first_failure(own, control)) throw *failure;
+  return first_failure(own, control);
+}
+
+void run_together(Comm& control, const std::function<void()>& body) {
+  if (const auto failure = failure_of(control, body)) throw *failure;
 }
 
 }  // namespace hanok

@@ -60,6 +60,12 @@ CheckpointPath find_checkpoint(const RunConfig& config,
                                const std::string& resume,
                                const Groups& groups);
 
+/// How often a checkpoint that is removed while it is read makes way for a newer one.
+constexpr int kReadsBesideATraining = 10;
+/// Whether a checkpoint that could not be read is there no more, by world rank 0: a run that trains beside this one
+/// keeps only its newest. Collective.
+bool was_removed(const std::string& directory, Comm& control);
+
 /// What a stage that went as far as `last` hands on to the next one and to a model folder: with save.export best the
 /// checkpoint marked best of its stage, if it passes verification (else WARNING), or `last`. Collective.
 CheckpointPath handed_on(const RunConfig& config,

@@ -19,15 +19,11 @@ namespace fs = std::filesystem;
 
 /// Every rank checks its part of the bytes. -> why it cannot be used, the same on every rank
 std::optional<Error> fault_of(const std::string& directory, Comm& control) {
-  std::optional<Error> own;
-  try {
+  return failure_of(control, [&] {
     const TensorStore store(directory);
     if (control.rank() == 0) store.check_complete();
     store.verify(control.rank(), control.size(), helping_threads());
-  } catch (const Error& error) {
-    own = error;
-  }
-  return first_failure(own, control);
+  });
 }
 
 /// World rank 0's list, on every rank: file systems need not show all of them the same at the same time.
@@ -51,13 +47,23 @@ CheckpointPath described(const std::string& directory, const RunConfig& config) 
   return {static_cast<int>(name - names.begin()), state.train.step, directory};
 }
 
-CheckpointPath newest_sound(const RunConfig& config, const RunFolder& folder, Comm& control) {
+struct Search {
+  CheckpointPath found;  // empty: none
+  bool was_overtaken = false;
+};
+
+Search look_for_newest_sound(const RunConfig& config, const RunFolder& folder, Comm& control) {
   const auto candidates = agreed_list(
       control.rank() == 0 ? folder.checkpoints(stage_names(config)) : std::vector<CheckpointPath>{}, control);
   std::optional<Error> last;
   for (const std::string& directory : candidates) {
+    CheckpointPath found;
     last = fault_of(directory, control);
-    if (!last) return described(directory, config);
+    const bool is_sound = !last;
+    if (is_sound) last = failure_of(control, [&] { found = described(directory, config); });
+    if (!last) return {.found = found};
+    if (was_removed(directory, control)) return {.was_overtaken = true};
+    if (is_sound) throw *last;
     HANOK_LOG_RANK0(WARNING) << last->what() << "; the one before it is tried";
   }
   HANOK_REQUIRE(!last, kCheckpoint) << "checkpoints: got " << candidates.size()
@@ -67,7 +73,26 @@ CheckpointPath newest_sound(const RunConfig& config, const RunFolder& folder, Co
   return {};
 }
 
+/// A run that trains beside this one removes old checkpoints: then there are newer ones.
+CheckpointPath newest_sound(const RunConfig& config, const RunFolder& folder, Comm& control) {
+  for (int i = 0; i < kReadsBesideATraining; ++i) {
+    const Search search = look_for_newest_sound(config, folder, control);
+    if (!search.was_overtaken) return search.found;
+    HANOK_LOG_RANK0(INFO)
+        << "the newest checkpoint was removed while it was read: a run saves there; the next one is read";
+  }
+  HANOK_FAIL(kCheckpoint) << "checkpoints: got " << kReadsBesideATraining
+                          << " that were removed while they were read, expected one that stays; " << folder.path()
+                          << "; raise save.keep or save.every of the run that saves there";
+}
+
 }  // namespace
+
+bool was_removed(const std::string& directory, Comm& control) {
+  std::error_code error;
+  const bool is_gone = control.rank() == 0 && !fs::exists(directory + "/manifest.json", error);
+  return !broadcast_text(is_gone ? "gone" : "", 0, control).empty();
+}
 
 CheckpointPath find_checkpoint(const RunConfig& config,
                                const RunFolder& folder,

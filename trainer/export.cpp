@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "dataio/file_io.h"
+#include "dataio/file_lock.h"
 #include "dataio/tensor_store.h"
 #include "trainer/agree.h"
 #include "trainer/progress.h"
@@ -116,12 +117,15 @@ struct Output {
   std::optional<size_t> part;
 };
 
-std::vector<Output> plan_outputs(const Vlm& model, const std::vector<WeightPart>& parts, const WeightFolder* source) {
+std::vector<Output> plan_outputs(const Vlm& model,
+                                 const std::vector<WeightPart>& parts,
+                                 const WeightFolder* source,
+                                 std::optional<at::ScalarType> wanted) {
   std::vector<Output> out;
   std::set<std::string> planned;
   const auto add = [&](const std::string& name, size_t index) {
-    const at::ScalarType own = model.dtype();
-    const at::ScalarType dtype = source != nullptr && source->contains(name) ? source->entry(name).dtype : own;
+    const bool is_there = source != nullptr && source->contains(name);
+    const at::ScalarType dtype = wanted.value_or(is_there ? source->entry(name).dtype : model.dtype());
     out.push_back({{name, dtype, parts[index].part.shape}, index});
     planned.insert(name);
   };
@@ -221,6 +225,9 @@ class Staging {
     const bool is_ours = type == fs::file_type::directory && (is_marked(path) || fs::is_empty(path, error));
     HANOK_REQUIRE(is_ours, kIo) << "export: got something at the place of its unfinished folder that no export left, "
                                 << "expected nothing there; " << path << "; rename it, or choose another path";
+    HANOK_REQUIRE(is_unlocked(concat(path, "/", kMark)), kIo)
+        << "export: got another export under way to the same folder, expected none; " << path
+        << "; wait for it, or choose another path";
   }
 
   explicit Staging(const std::string& path) : path_(path) {
@@ -233,6 +240,7 @@ class Staging {
     try {
       write_file_atomically(path + "/" + kMark,
                             "an unfinished export; trainer removes it when it exports here again\n");
+      lock_ = std::make_unique<FileLock>(path + "/" + kMark);
       fs::create_directory(folder(), error);
       require_success(error, "create folder", folder());
     } catch (const Error&) {
@@ -275,6 +283,7 @@ class Staging {
 
   std::string path_;
   bool is_mine_ = false;
+  std::unique_ptr<FileLock> lock_;  // of the mark
 };
 
 /// The work of world rank 0.
@@ -283,7 +292,7 @@ class Writer {
   Writer(const Vlm& model, const std::string& folder, const ExportOptions& options, Gatherer& gatherer)
       : model_(model), folder_(folder), options_(options), gatherer_(gatherer) {
     if (!options.source_folder.empty()) source_.emplace(options.source_folder);
-    outputs_ = plan_outputs(model, gatherer.parts(), source_ ? &*source_ : nullptr);
+    outputs_ = plan_outputs(model, gatherer.parts(), source_ ? &*source_ : nullptr, options.dtype);
   }
   void run() {
     require_export_target(folder_, options_);
@@ -291,7 +300,7 @@ class Writer {
     temporary_ = staging.folder();
     say_what_is_rounded();
     write_weights();
-    write_side_files(temporary_, model_.config(), model_.dtype(), options_);
+    write_side_files(temporary_, model_.config(), options_.dtype.value_or(model_.dtype()), options_);
     sync_path(temporary_);
     compare();
     replace();
@@ -320,8 +329,11 @@ void Writer::say_what_is_rounded() const {
   const auto is_rounded = [&](const Output& o) { return o.part && c10::elementSize(o.plan.dtype) < own; };
   const int64_t count = std::count_if(outputs_.begin(), outputs_.end(), is_rounded);
   if (count == 0) return;
-  HANOK_LOG(INFO) << "export: " << count << " of " << outputs_.size() << " weights are rounded to the dtype that they "
-                  << "have in " << options_.source_folder << "; here they are " << at::toString(model_.dtype());
+  const std::string why = options_.dtype
+                              ? "save.export_dtype asks for"
+                              : "they have in " + options_.source_folder + " (save.export_dtype sets another)";
+  HANOK_LOG(INFO) << "export: " << count << " of " << outputs_.size() << " weights are rounded to the dtype that "
+                  << why << "; here they are " << at::toString(model_.dtype());
 }
 
 void Writer::write_weights() {
@@ -402,11 +414,12 @@ void export_model(const Vlm& model, const std::string& folder, const ExportOptio
   const at::NoGradGuard no_grad;
   const std::string path = without_slashes(folder);
   const ModelConfig config = written_config(model, options);
-  if (!transformers_finds_experts(config))
+  if (!transformers_finds_experts(config)) {
     HANOK_LOG_RANK0(WARNING) << "export: got experts_on_disk " << config.experts_on_disk << " for "
                              << config.known_family()
                              << ", in which transformers 5 does not find the experts (it fills "
                              << "them at random); key model.experts_on_disk; set auto or fused_out_in";
+  }
   Gatherer gatherer(model, config);
   std::optional<Error> failure;
   if (model.groups().rank != 0) {

@@ -87,13 +87,19 @@ void require_no_foreign_config(const RunFolder& folder) {
       << "none: the resolved config takes that name; " << file << "; set another `out`";
 }
 
+/// What the run folder notes of an export.
+std::string exported_text(const Run& run, const std::string& checkpoint) {
+  const std::string& dtype = run.config.save.export_dtype;
+  return checkpoint + "\n" + (dtype == "auto" ? "" : dtype + "\n");
+}
+
 /// Whether the model folder holds what this checkpoint, or the best one of its stage, says: then an export is over.
 bool is_exported(const Run& run, const CheckpointPath& from) {
   const std::string marker = run.folder.file("exported");
   if (from.directory.empty() || !std::filesystem::exists(marker)) return false;
   const std::string state = read_file(marker);
-  return state == from.directory + "\n" ||
-         state == run.folder.best_directory(run.config.stages.at(from.stage).name) + "\n";
+  return state == exported_text(run, from.directory) ||
+         state == exported_text(run, run.folder.best_directory(run.config.stages.at(from.stage).name));
 }
 
 /// Found before anything is trained: the export at the end would find it after days.
@@ -333,7 +339,7 @@ void compare_end(Run& run, const Trainer& t) {
 /// Writes the model folder unless it holds this very state. `model` holds that of the last checkpoint.
 void export_handed_on(Run& run, const CheckpointPath& from, Vlm& model) {
   const std::string folder = run.folder.file("model"), marker = run.folder.file("exported");
-  const std::string state = from.directory + "\n";
+  const std::string state = exported_text(run, from.directory);
   run.result.model_folder = folder;
   std::string is_done;
   if (run.is_first_rank() && std::filesystem::exists(marker) && std::filesystem::exists(folder) &&
@@ -538,6 +544,9 @@ ExportOptions export_options(const RunConfig& config) {
   ExportOptions options = export_sources(config);
   options.chat_template = jinja_of(chat_template_of(config)->name());
   options.vision = vision_prep_of(config);
+  const std::string& dtype = config.save.export_dtype;
+  if (dtype != "auto")
+    options.dtype = dtype == "float32" ? at::kFloat : dtype == "bfloat16" ? at::kBFloat16 : at::kHalf;
   return options;
 }
 

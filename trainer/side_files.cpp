@@ -79,12 +79,34 @@ bool renders_as(const std::string& folder, const std::string& jinja) {
   }
 }
 
+const char* name_of(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : "float32";
+}
+
+/// A copied config.json that says what the weights are now.
+void set_dtype(const std::string& file, const std::string& dtype) {
+  auto config = nlohmann::ordered_json::parse(read_file(file));  // read before, so it is sound
+  const auto set_where_it_stands = [&](nlohmann::ordered_json& part) {
+    bool stands = false;
+    for (const char* key : {"dtype", "torch_dtype"}) {
+      if (!part.contains(key)) continue;
+      part[key] = dtype;
+      stands = true;
+    }
+    return stands;
+  };
+  for (const char* part : {"text_config", "vision_config"})
+    if (config.contains(part) && config[part].is_object()) set_where_it_stands(config[part]);
+  if (!set_where_it_stands(config)) config["dtype"] = dtype;
+  write_file_atomically(file, config.dump(2) + "\n");
+}
+
 /// What transformers needs beside weights and tokenizer to open a folder that was trained from scratch.
 void write_new_side_files(const std::string& folder,
                           const ModelConfig& config,
                           at::ScalarType dtype,
                           const ExportOptions& options) {
-  Json hf = write_hf_config(config, dtype == at::kBFloat16 ? "bfloat16" : "float32");
+  Json hf = write_hf_config(config, name_of(dtype));
   // The dialect that is written. Without it transformers takes the tokenizer for a faulty one and warns.
   hf["transformers_version"] = "5.17.0";
   write_json(folder + "/config.json", hf);
@@ -149,6 +171,7 @@ void write_side_files(const std::string& folder,
     write_new_side_files(folder, config, dtype, options);
   } else {
     copy_side_files(options.source_folder, folder);
+    if (options.dtype) set_dtype(folder + "/config.json", name_of(*options.dtype));
   }
   std::error_code error;
   if (!options.tokenizer_folder.empty() && !fs::equivalent(options.tokenizer_folder, folder, error) &&

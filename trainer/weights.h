@@ -1,6 +1,7 @@
 // Hugging Face folders <-> live parameters, through ParamSpec and NameMap.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "dataio/safetensors.h"
@@ -28,6 +29,8 @@ struct ExportOptions {
   /// Jinja text of the template that the model was trained with; a folder's own stays if it renders the same.
   std::string chat_template;
   VisionPrep vision;  // picture rules written when source_folder is empty
+  /// Of the model's tensors. None: as in source_folder, without one the model's.
+  std::optional<at::ScalarType> dtype;
   int64_t max_shard_bytes = 5'000'000'000;
 };
 /// Writes FOLDER.tmp/model in the Hugging Face layout (same names, dtype and sharding rule, side files), reopens it,

@@ -386,7 +386,7 @@ struct StageConfig {
 };
 
 struct SaveConfig {
-  std::string export_from = "best";
+  std::string export_from = "best", export_dtype = "auto";
   int64_t every = 100, keep = 2;
   bool best = true, background = true, at_end = true, export_model = true;
 
@@ -405,6 +405,10 @@ struct SaveConfig {
       "checkpoint that the folder, the next stage, `evaluate` and `export` start from: the best of its stage by "
       "eval.metric where that was measured and kept, or the last; training itself resumes from the last",
       one_of({"best", "last"}));
+    v("export_dtype",
+      self.export_dtype,
+      "dtype of the folder's weights; auto: as in the folder of model.path, without one that of training",
+      one_of({"auto", "float32", "bfloat16", "float16"}));
   }
 };
 
@@ -436,7 +440,9 @@ struct LogConfig {
     v("verbosity", self.verbosity, "1: a line a step from every rank; 2: a line a collective", between(0, 2));
     v("profile_step",
       self.profile_step,
-      "step of each stage whose trace, and of a pipeline a diagram of all ranks, is written to the run folder; 0: none",
+      "step of each stage whose trace is written to the run folder, and of a pipeline a diagram of all ranks in the "
+      "step "
+      "before it, which no profiler disturbs; 0: none",
       at_least(0));
     v("stall_timeout_s", self.stall_timeout_s, "longest wait for another rank, seconds", between(1, kMaxSeconds));
   }

@@ -12,7 +12,7 @@ FLOORS = {
     "parallel": {"base", "configs", "parallel"},
     "dataio": {"base", "configs", "dataio"},
     "model": {"base", "configs", "parallel", "model"},
-    "trainer": {"base", "configs", "parallel", "dataio", "model", "trainer"},
+    "trainer": {"agree.h", "base", "configs", "parallel", "dataio", "model", "trainer"},
     "launch": {"base", "configs", "parallel", "dataio", "model", "trainer", "launch"},
 }
 # Headers that other folders may include. Everything else is a room.
@@ -21,9 +21,9 @@ DOORS = {
     "configs": {"schema/config.h", "schema/read.h", "schema/check.h", "schema/gpu.h"},
     "parallel": {"mesh.h", "comm.h", "groups.h", "collectives.h", "plan.h", "redistribute.h", "param.h", "init.h", "grad_buffer.h", "kept.h", "grad_sync.h", "side_stream.h", "pipeline_schedule.h", "pipeline_run.h", "pass_times.h"},
     "dataio": {"tokenizer.h", "chat.h", "image.h", "vision_prep.h", "safetensors.h", "tensor_store.h", "sample.h", "batch.h",
-               "pack.h", "dataset.h", "sampler.h", "loader.h", "ordered_workers.h", "file_io.h"},
+               "pack.h", "dataset.h", "sampler.h", "loader.h", "ordered_workers.h", "file_io.h", "file_lock.h"},
     "model": {"module.h", "vlm.h", "registry.h", "activations.h", "balance.h", "cost.h", "hf/name_map.h", "loss/cross_entropy.h"},
-    "trainer": {"train_loop.h", "run_stages.h", "checkpoint.h", "weights.h", "run_folder.h", "data.h", "evaluate.h", "progress.h",
+    "trainer": {"agree.h", "train_loop.h", "run_stages.h", "checkpoint.h", "weights.h", "run_folder.h", "data.h", "evaluate.h", "progress.h",
                 "optimizer.h", "prediction.h", "state.h", "version.h"},
     "launch": {"command.h"},
 }

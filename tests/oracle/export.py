@@ -92,7 +92,7 @@ def import_then_export(scratch):
         expected = tensors(source)
         for tp in (1, 2, 4):
             target = scratch / f"ours{number}_{tp}"
-            if not run("import", source, target, tp, str(dtype).split(".")[1], limit):
+            if not run("import", source, target, tp, str(dtype).split(".")[1], limit, "auto"):
                 continue
             got = tensors(target)
             check(got.keys() == expected.keys(), f"{target}: names {sorted(got.keys() ^ expected.keys())}")
@@ -119,6 +119,36 @@ def import_then_export(scratch):
             ]
         check(torch.equal(*logits), f"{target}: logits")
     print(f"import and export: {num_folders} folders, {num_tensors} tensors, all bits equal: {not failures}")
+
+
+def written_in_another_dtype(scratch):
+    """Weights in the dtype that is asked for, rounded as torch does, in a folder that transformers opens in it."""
+    source = scratch / "hf_dtype"
+    config = random_config(random.Random(SEED), False)
+    for has, as_saved in ((torch.float32, "dtype"), (torch.bfloat16, "dtype"), (torch.float32, "torch_dtype"), (torch.bfloat16, None)):
+        torch.manual_seed(SEED)
+        Qwen3VLForConditionalGeneration(config).to(has).save_pretrained(source)
+        settings = json.loads((source / "config.json").read_text())
+        for part in (settings, settings["text_config"], settings["vision_config"]):  # as other versions of transformers save it
+            value = part.pop("dtype", None)
+            if value and as_saved:
+                part[as_saved] = value
+        (source / "config.json").write_text(json.dumps(settings))
+        before = tensors(source)
+        for wanted in (torch.float32, torch.bfloat16, torch.float16):
+            target, name = scratch / f"as_{as_saved}_{has}_{wanted}", str(wanted).split(".")[1]
+            if not run("import", source, target, 2, "float32", 5_000_000_000, name):
+                continue
+            after = tensors(target)
+            check(after.keys() == before.keys(), f"{target}: names")
+            for key in after:
+                check(same_bits(after[key], before[key].to(wanted)), f"{target}: {key}")
+            model, info = Qwen3VLForConditionalGeneration.from_pretrained(target, dtype="auto", output_loading_info=True)
+            check(not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), f"{target}: {info}")
+            check({p.dtype for p in model.parameters()} == {wanted}, f"{target}: opens as {model.dtype}, {wanted} was asked for")
+            said = json.loads((target / "config.json").read_text())
+            check({p[k] for p in (said, said["text_config"], said["vision_config"]) for k in ("dtype", "torch_dtype") if k in p} == {name}, f"{target}: {said}")
+    print("another dtype: 12 folders")
 
 
 def from_scratch(scratch):
@@ -160,6 +190,7 @@ def from_scratch(scratch):
 with tempfile.TemporaryDirectory() as folder:
     print(f"seed {SEED}")
     import_then_export(pathlib.Path(folder))
+    written_in_another_dtype(pathlib.Path(folder))
     from_scratch(pathlib.Path(folder))
 print(f"{len(failures)} differences")
 sys.exit(1 if failures else 0)

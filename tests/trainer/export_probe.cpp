@@ -1,5 +1,6 @@
 // Drives trainer/weights for oracle/export.py:
-//   export_probe import SOURCE TARGET TP DTYPE MAX_SHARD_BYTES   SOURCE -> live parameters on TP threads -> TARGET
+//   export_probe import SOURCE TARGET TP DTYPE MAX_SHARD_BYTES WRITTEN_DTYPE
+//                              SOURCE -> live parameters on TP threads -> TARGET; WRITTEN_DTYPE auto: as in SOURCE
 //   export_probe scratch MODEL_YAML TOKENIZER TARGET TP DTYPE    random weights -> TARGET
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -32,8 +33,13 @@ at::ScalarType dtype_of(const std::string& name) {
   return name == "bfloat16" ? at::kBFloat16 : at::kFloat;
 }
 
+std::optional<at::ScalarType> written_dtype(const std::string& name) {
+  if (name == "auto") return {};
+  return name == "float16" ? at::kHalf : dtype_of(name);
+}
+
 int main_of(const std::vector<std::string>& args) {
-  if (args.size() == 6 && args[0] == "import") {
+  if (args.size() == 7 && args[0] == "import") {
     ModelConfig config;
     config.path = args[1];
     read_model_folder(config);
@@ -41,7 +47,7 @@ int main_of(const std::vector<std::string>& args) {
         std::stoi(args[3]),
         dtype_of(args[4]),
         args[2],
-        {.source_folder = args[1], .max_shard_bytes = std::stoll(args[5])});
+        {.source_folder = args[1], .dtype = written_dtype(args[6]), .max_shard_bytes = std::stoll(args[5])});
     return 0;
   }
   if (args.size() == 6 && args[0] == "scratch") {

@@ -12,6 +12,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "dataio/file_lock.h"
 #include "dataio/tensor_store.h"
 #include "model/hf/name_map.h"
 #include "tests/dataio/temp_folder.h"
@@ -443,6 +444,15 @@ TEST(Weights, ExportClearsWhatAnExportLeftAndNothingElse) {
   EXPECT_TRUE(refused());
   EXPECT_EQ(read_file(temp / "a.tmp/model/config.json"), "mine");
   write_file_atomically(temp / "a.tmp/.hanok_export", "");
+  write_folder(temp / "a", config, at::kFloat);
+  EXPECT_FALSE(fs::exists(temp / "a.tmp"));
+  {
+    fs::create_directories(temp / "a.tmp/model");
+    write_file_atomically(temp / "a.tmp/model/config.json", "another export's");
+    const FileLock another(temp / "a.tmp/.hanok_export");
+    EXPECT_TRUE(refused());
+    EXPECT_EQ(read_file(temp / "a.tmp/model/config.json"), "another export's");
+  }
   write_folder(temp / "a", config, at::kFloat);
   EXPECT_FALSE(fs::exists(temp / "a.tmp"));
   write_file_atomically(temp / "a.tmp", "mine");
