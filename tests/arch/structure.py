@@ -12,7 +12,7 @@ FLOORS = {
     "parallel": {"base", "configs", "parallel"},
     "dataio": {"base", "configs", "dataio"},
     "model": {"base", "configs", "parallel", "model"},
-    "trainer": {"agree.h", "base", "configs", "parallel", "dataio", "model", "trainer"},
+    "trainer": {"base", "configs", "parallel", "dataio", "model", "trainer"},
     "launch": {"base", "configs", "parallel", "dataio", "model", "trainer", "launch"},
 }
 # Headers that other folders may include. Everything else is a room.
