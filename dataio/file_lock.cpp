@@ -43,7 +43,8 @@ FileLock::~FileLock() {
 bool is_unlocked(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) return errno == ENOENT;
-  const bool is_free = ::flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+  // Shared: ranks that ask at the same time do not take each other for the owner.
+  const bool is_free = ::flock(fd, LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK;
   ::close(fd);
   return is_free;
 }

@@ -285,6 +285,19 @@ void warn_of_missing_profile(const Trainer& t) {
                            << "; no trace of this stage is written; set an earlier one";
 }
 
+/// By content: the same file may have two names.
+void warn_of_training_on_held_out(const Run& run) {
+  if (run.config.eval.set.empty()) return;
+  const std::string held_out = run.datasets.at(run.config.eval.set)->content_key();
+  for (const StageConfig& stage : run.config.stages)
+    for (const std::string& name : mixture_of(run.config, stage)) {
+      if (run.datasets.at(name)->content_key() != held_out) continue;
+      HANOK_LOG_RANK0(WARNING) << "stage " << stage.name << ": got the samples of eval.set = " << run.config.eval.set
+                               << " in its mixture (" << name << "), expected others to train on; its accuracy and "
+                               << "loss will tell nothing of new samples; hold other rows out";
+    }
+}
+
 const char* text_of(StageEnd end) {
   switch (end) {
     case StageEnd::kFinished: return "finished";
@@ -482,6 +495,7 @@ RunResult run_stages(const RunConfig& given, World& world, at::Device device, co
   run.encoder = make_encoder(config);
   run.datasets = open_datasets(config, run.encoder, run.groups, run.options.stop_requested);
   if (!config.eval.set.empty()) require_measure(config, *run.datasets.at(config.eval.set));
+  warn_of_training_on_held_out(run);
   run.report = std::make_unique<Report>(
       ReportFacts{.config = config, .num_ranks = world.size(), .device = device.str(), .versions = options.versions},
       run.is_first_rank());

@@ -73,15 +73,19 @@ std::string text_of(const json& value, const std::string& where) {
   return value.get<std::string>();
 }
 
+/// "file:///a/b.png" is /a/b.png, as qwen-vl-utils reads it.
 std::string checked_path(const json& value, const std::string& where) {
-  const std::string path = text_of(value, where);
+  constexpr std::string_view kFile = "file://";
+  std::string path = text_of(value, where);
+  if (path.starts_with(kFile)) path.erase(0, kFile.size());
   if (path.empty()) throw WrongRecord("path_empty", where + ": got nothing, expected a path");
   if (path.find('\0') != std::string::npos)
     throw WrongRecord("not_a_file", concat(where, ": got ", shown(path), ", expected a path without a zero byte"));
-  if (path.find("://") != std::string::npos || path.rfind("data:", 0) == 0) {
-    throw WrongRecord(
-        "not_a_file",
-        concat(where, ": got ", unicode::beginning(path, 60), ", expected a path; download the file first"));
+  const bool is_inline = path.starts_with("data:");
+  if (is_inline || path.find("://") != std::string::npos) {
+    const char* advice = is_inline ? "write the picture to a file" : "download the file first";
+    throw WrongRecord("not_a_file",
+                      concat(where, ": got ", unicode::beginning(path, 60), ", expected a path; ", advice));
   }
   return path;
 }
