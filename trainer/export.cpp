@@ -309,7 +309,11 @@ class Writer {
  private:
   Tensor value(const Output& output) {
     if (!output.part) return source_->view(output.plan.name);
-    return gatherer_.fetch(*output.part).to(output.plan.dtype);
+    const Tensor own = gatherer_.fetch(*output.part), written = own.to(output.plan.dtype);
+    HANOK_REQUIRE(written.scalar_type() != at::kHalf || at::equal(written.isinf(), own.isinf()), kConfig)
+        << "save.export_dtype: got float16 for " << output.plan.name << ", expected a dtype that its values fit into, "
+        << "the largest is " << own.abs().max().item<double>() << "; set bfloat16 or float32";
+    return written;
   }
   void say_what_is_rounded() const;
   void write_weights();

@@ -431,6 +431,22 @@ TEST(Weights, ExportReplacesNothingButWhatAnExportWrites) {
   refused({}, "got a file as its target");
 }
 
+TEST(Weights, ExportRefusesADtypeThatValuesDoNotFitInto) {
+  const TempFolder temp;
+  const Groups groups = make_single_groups();
+  Vlm model(config_of(true), groups, at::kFloat, at::kCPU);
+  initialise(model, 3);
+  export_model(model, temp / "small", {.dtype = at::kHalf});
+  model.params().front().value.detach().view({-1})[0] = 1e5;
+  const auto said = message_of(ErrorKind::kConfig, [&] { export_model(model, temp / "a", {.dtype = at::kHalf}); });
+  EXPECT_NE(said.find("save.export_dtype: got float16 for model."), std::string::npos) << said;
+  EXPECT_NE(said.find("the largest is 1e+05"), std::string::npos) << said;
+  EXPECT_FALSE(fs::exists(temp / "a"));
+  EXPECT_FALSE(fs::exists(temp / "a.tmp"));
+  export_model(model, temp / "a", {.dtype = at::kBFloat16});
+  EXPECT_TRUE(fs::exists(temp / "a/model.safetensors"));
+}
+
 TEST(Weights, ExportClearsWhatAnExportLeftAndNothingElse) {
   const TempFolder temp;
   const ModelConfig config = config_of(true);
