@@ -70,7 +70,7 @@ def main():
             cells = [step["dur"], work(passes), late(passes), passes[0]["ts"] - step["ts"], sum(gaps), max(gaps, default=0),
                      step["ts"] + step["dur"] - last]
             print(f"| {rank} | " + " | ".join(f"{cell / 1e3:.1f}" for cell in cells) + " |")
-        print(f"bubble {100 * bubble(ranks):.2f} % (of the rank that works most)")
+        print(f"update {100 * update(ranks):.2f} %, bubble {100 * bubble(ranks):.2f} % (of the rank that works most)")
         print("\n| piece | rank | forward ms | input gradients | weight gradients |\n|---|---|---|---|---|")
         seconds = {(piece, rank, kind): times for rank, (_, passes) in ranks.items() for (piece, kind), times in seconds_of(passes).items()}
         for piece, rank in sorted({(piece, rank) for piece, rank, _ in seconds}):

@@ -28,8 +28,8 @@ TEST(ChatJsonl, ReadsTurnsWithStringsAndParts) {
   const auto records = records_of(
       R"({"id": "s1", "messages": [{"role": "system", "content": "Be brief."},)"
       R"( {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "and"},)"
-      R"( {"type": "image", "path": "b.jpg"}, {"type": "image", "url": "file:///c.webp"},)"
-      R"( {"type": "image_url", "image_url": {"url": "d.png"}}]},)"
+      R"( {"type": "image", "path": "b.jpg"}, {"type": "image", "url": "c.webp"},)"
+      R"( {"type": "image_url", "image_url": {"url": "d.png"}}, {"type": "image", "image": "file:///e.png"}]},)"
       R"( {"role": "assistant", "content": "Yes."}]})"
       "\n");
   ASSERT_EQ(records.size(), 1u);
@@ -39,9 +39,9 @@ TEST(ChatJsonl, ReadsTurnsWithStringsAndParts) {
   ASSERT_EQ(record.messages.size(), 3u);
   EXPECT_EQ(record.messages[0].content[0].text, "Be brief.");
   const auto& parts = record.messages[1].content;
-  ASSERT_EQ(parts.size(), 5u);
-  const std::vector<std::string> texts = {"a.png", "and", "b.jpg", "/c.webp", "d.png"};
-  for (size_t i = 0; i < 5; ++i) {
+  ASSERT_EQ(parts.size(), 6u);
+  const std::vector<std::string> texts = {"a.png", "and", "b.jpg", "c.webp", "d.png", "/e.png"};
+  for (size_t i = 0; i < 6; ++i) {
     EXPECT_EQ(parts[i].text, texts[i]);
     EXPECT_EQ(parts[i].kind, i == 1 ? Kind::kText : Kind::kImage);
   }
