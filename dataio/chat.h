@@ -13,6 +13,9 @@ namespace hanok {
 struct ContentPart {
   enum class Kind { kText, kImage, kVideo } kind = Kind::kText;
   std::string text;  // text, or the path of the picture, or of the folder of frames
+  // Of a picture, where its record asks for another size than VisionPrep: as in qwen-vl-utils. 0: it does not.
+  int64_t min_pixels = 0, max_pixels = 0;
+  int64_t resized_height = 0, resized_width = 0;  // what it is resized from instead of its own size
 };
 
 struct Message {

@@ -33,6 +33,13 @@ std::vector<int64_t> powers_up_to(int64_t most) {
   return out;
 }
 
+/// Of `pp` ranks.
+std::vector<int64_t> rooms_worth_a_look(std::string_view schedule, int64_t pp) {
+  if (schedule == "zb-v") return {0, pp, 2 * pp};
+  if (schedule == "1f1b" && pp > 1) return {0, pp / 2};
+  return {0};
+}
+
 /// How much of the machinery a combination uses.
 int complexity(const StageConfig& s) {
   const ParallelConfig& p = s.parallel;
@@ -76,10 +83,9 @@ class Chooser {
       for (const char* schedule : {"1f1b", "interleaved", "zb-h1", "zb-v"}) {
         if (pp == 1 && std::string_view(schedule) != "1f1b") break;
         layout.schedule = schedule;
-        for (const int64_t room : {int64_t{0}, pp, 2 * pp}) {
+        for (const int64_t room : rooms_worth_a_look(layout.schedule, pp)) {
           layout.pp_room = room;
           add_rows(stage);
-          if (layout.schedule != "zb-v") break;
         }
         layout.pp_room = 0;
       }

@@ -26,9 +26,11 @@ constexpr Name kNames[] = {{"1f1b", Schedule::k1F1B},
                            {"zb-h1", Schedule::kZeroBubbleH1},
                            {"zb-v", Schedule::kZeroBubbleV}};
 
-std::vector<Action> one_forward_one_backward(int ranks, int rank, int m) {
+std::vector<Action> one_forward_one_backward(int ranks, int rank, int m, int room = 0) {
   std::vector<Action> out;
-  const int warmup = std::min(m, ranks - 1 - rank);
+  const int after = ranks - 1 - rank;
+  // What comes back takes as many passes as what went there: no rank has a use for more.
+  const int warmup = std::min(m, after + std::min(room, after));
   for (int i = 0; i < warmup; ++i) out.push_back({Kind::kForward, i});
   for (int i = 0; i < m; ++i) {
     if (warmup + i < m) out.push_back({Kind::kForward, warmup + i});
@@ -454,7 +456,7 @@ int piece_of(const PipelineShape& shape, const PiecePlace& place) {
 std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int micro_batches) {
   assert(rank >= 0 && rank < shape.ranks && micro_batches >= 0);
   switch (shape.schedule) {
-    case Schedule::k1F1B: return one_forward_one_backward(shape.ranks, rank, micro_batches);
+    case Schedule::k1F1B: return one_forward_one_backward(shape.ranks, rank, micro_batches, shape.room);
     case Schedule::kInterleaved: return interleaved(shape, rank, micro_batches);
     case Schedule::kZeroBubbleH1: return zero_bubble_h1(shape.ranks, rank, micro_batches);
     case Schedule::kZeroBubbleV: return zero_bubble_v(shape, micro_batches).actions.at(rank);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -215,9 +216,8 @@ std::string stranger_in(const std::string& folder, const ExportOptions& options)
 /// thing to come and the last to go: what a killed export left is cleared away, and what is somebody else's is not.
 class Staging {
  public:
-  static constexpr const char *kMark = ".hanok_export", *kMarkUnderWay = ".hanok_export.tmp";
   static std::string path_beside(const std::string& folder) { return folder + ".tmp"; }
-  /// errors: kIo if it is somebody else's
+  /// errors: kIo if it is somebody else's, or another export is under way in it
   static void require_free(const std::string& path) {
     std::error_code error;
     const fs::file_type type = fs::symlink_status(path, error).type();
@@ -225,64 +225,63 @@ class Staging {
     const bool is_ours = type == fs::file_type::directory && (is_marked(path) || fs::is_empty(path, error));
     HANOK_REQUIRE(is_ours, kIo) << "export: got something at the place of its unfinished folder that no export left, "
                                 << "expected nothing there; " << path << "; rename it, or choose another path";
-    HANOK_REQUIRE(is_unlocked(concat(path, "/", kMark)), kIo)
-        << "export: got another export under way to the same folder, expected none; " << path
-        << "; wait for it, or choose another path";
+    require_no_other(path, is_unlocked(mark_of(path)));
   }
 
   explicit Staging(const std::string& path) : path_(path) {
     require_free(path);
-    clear();
-    std::error_code error;
-    fs::create_directories(path, error);
-    require_success(error, "create folder", path);
-    is_mine_ = true;
+    lock_ = FileLock::of_removed_file(mark_of(path));
+    require_no_other(path, lock_ != nullptr);
+    std::ofstream(mark_of(path)) << "an unfinished export; trainer removes it when it exports here again\n";
     try {
-      write_file_atomically(path + "/" + kMark,
-                            "an unfinished export; trainer removes it when it exports here again\n");
-      lock_ = std::make_unique<FileLock>(path + "/" + kMark);
+      clear();
+      std::error_code error;
       fs::create_directory(folder(), error);
       require_success(error, "create folder", folder());
     } catch (const Error&) {
-      discard();
+      remove();
       throw;
     }
   }
-  ~Staging() { discard(); }
+  ~Staging() { remove(); }
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
   std::string folder() const { return path_ + "/model"; }
 
  private:
+  static constexpr const char* kMark = ".hanok_export";
+  static std::string mark_of(const std::string& path) { return concat(path, "/", kMark); }
   static bool is_marked(const std::string& path) {
     std::error_code error;
-    for (const char* name : {kMark, kMarkUnderWay})  // killed while it wrote its mark
-      if (fs::is_regular_file(fs::symlink_status(concat(path, "/", name), error))) return true;
-    return false;
+    return fs::is_regular_file(fs::symlink_status(mark_of(path), error));
   }
-  void clear() {
+  static void require_no_other(const std::string& path, bool is_free) {
+    HANOK_REQUIRE(is_free, kIo) << "export: got another export under way to the same folder, expected none; " << path
+                                << "; wait for it, or choose another path";
+  }
+  /// All but the mark.
+  void clear() const {
     std::error_code error;
-    if (!fs::exists(path_, error)) return;
     for (fs::directory_iterator it(path_, error), end; !error && it != end; it.increment(error)) {
       std::error_code failed;
       if (it->path().filename() != kMark) fs::remove_all(it->path(), failed);
       require_success(failed, "remove", it->path().string());
     }
     require_success(error, "list folder", path_);
-    fs::remove_all(path_, error);
-    require_success(error, "remove", path_);
   }
-  void discard() {
-    if (!is_mine_) return;
+  void remove() const {
     try {
       clear();
+      std::error_code error;
+      fs::remove(mark_of(path_), error);
+      require_success(error, "remove", mark_of(path_));
+      fs::remove(path_, error);     // stays where another export has made its mark by now
     } catch (const Error& error) {  // the next export clears it
       HANOK_LOG(WARNING) << error.what();
     }
   }
 
   std::string path_;
-  bool is_mine_ = false;
   std::unique_ptr<FileLock> lock_;  // of the mark
 };
 

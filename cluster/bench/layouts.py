@@ -34,6 +34,7 @@ LAYOUTS = [
     Layout("tpH_dp2", "parallel.tp=H"),
     Layout("tpN", "parallel.tp=N"),
     Layout("ppN_1f1b", "parallel.pp=N"),
+    Layout("ppN_1f1b_room", "parallel.pp=N parallel.pp_room=H"),
     Layout("ppN_zb-v", "parallel.pp=N parallel.schedule=zb-v"),
     Layout("ppN_zb-v_room", "parallel.pp=N parallel.schedule=zb-v parallel.pp_room=N"),
     Layout("ppH_dp2_1f1b", "parallel.pp=H"),

@@ -64,8 +64,12 @@ const Rule<S> kStageRules[] = {
                      s.parallel.schedule == "zb-v" ? 2 : 1,
                      " (only interleaved takes any number); set chunks: 0, or schedule: interleaved");
      }},
-    {"room_of_zb_v",
-     [](const S& s) { return s.parallel.pp_room == 0 || (s.parallel.pp > 1 && s.parallel.schedule == "zb-v"); },
+    {"room_of_schedule",
+     [](const S& s) {
+       const ParallelConfig& p = s.parallel;
+       if (p.pp_room == 0 || (p.pp > 1 && p.schedule == "zb-v")) return true;
+       return p.schedule == "1f1b" && p.pp_room < p.pp;
+     },
      [](const S& s) {
        return concat("parallel.pp_room: got ",
                      s.parallel.pp_room,
@@ -73,7 +77,8 @@ const Rule<S> kStageRules[] = {
                      s.parallel.pp,
                      " and parallel.schedule ",
                      s.parallel.schedule,
-                     ", expected 0, or a pipeline with zb-v, the schedule that has a use for it; set pp_room: 0");
+                     ", expected 0, or a pipeline with zb-v or, up to pp - 1, 1f1b, the schedules that have a use for "
+                     "it; set pp_room: 0");
      }},
     {"offload_of_recomputed",
      [](const S& s) { return !s.offload || s.recompute != "none"; },

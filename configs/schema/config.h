@@ -257,8 +257,10 @@ struct ParallelConfig {
     v("chunks", self.chunks, "chunks of layers a pipeline rank; 0: two where the schedule has them", between(0, 64));
     v("pp_room",
       self.pp_room,
-      "zb-v: chunks of micro-batches, each half of a rank's layers, that a rank may hold beyond the 2 x pp that 1f1b's "
-      "memory has room for: less waiting, most with few micro-batches; 2 x pp of them are about all that help",
+      "memory for less waiting. 1f1b: micro-batches that a rank runs ahead beyond those that the ranks after it work "
+      "on, at most pp - 1, so that a slow pass or message holds up nobody; pp / 2 of them are about all that help. "
+      "zb-v: chunks of micro-batches, each half of a rank's layers, beyond the 2 x pp that 1f1b's memory has room for; "
+      "2 x pp of them are about all that help",
       between(0, 1 << 14));
     v("pp_layers",
       self.pp_layers,
@@ -367,9 +369,8 @@ struct StageConfig {
     v("recompute",
       self.recompute,
       "what layers run again in the backward: nothing; selective: what is cheap (norms, rotations, SwiGLU and GELU, "
-      "gathers), for results of matrix products and attention are kept; all_but_attention: what grows with the square "
-      "of "
-      "a sample is kept, for rows of 32K and more; full: all but their input",
+      "gathers), for results of matrix products and attention are kept; all_but_attention: attention is kept, which "
+      "grows with the square of a sample, for rows of 32K and more; full: all but their input",
       one_of({"none", "selective", "all_but_attention", "full"}));
     v("attention",
       self.attention,
@@ -441,8 +442,7 @@ struct LogConfig {
     v("profile_step",
       self.profile_step,
       "step of each stage whose trace is written to the run folder, and of a pipeline a diagram of all ranks in the "
-      "step "
-      "before it, which no profiler disturbs; 0: none",
+      "step before it, which no profiler disturbs; 0: none",
       at_least(0));
     v("stall_timeout_s", self.stall_timeout_s, "longest wait for another rank, seconds", between(1, kMaxSeconds));
   }

@@ -1,6 +1,7 @@
 #include "dataio/import/chat_jsonl.h"
 
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -38,8 +39,25 @@ constexpr std::string_view kNotFollowed[] = {"image",
                                              "chosen",
                                              "rejected"};
 
-void refuse_not_followed(const json& object, const std::string& where, std::string_view followed = "") {
-  for (const std::string_view key : kNotFollowed) {
+/// The same of videos, in the words of qwen-vl-utils.
+constexpr std::string_view kNotFollowedOfVideos[] = {"min_pixels",
+                                                     "max_pixels",
+                                                     "total_pixels",
+                                                     "resized_height",
+                                                     "resized_width",
+                                                     "nframes",
+                                                     "min_frames",
+                                                     "max_frames",
+                                                     "video_start",
+                                                     "video_end",
+                                                     "sample_fps",
+                                                     "raw_fps"};
+
+void refuse_not_followed(const json& object,
+                         const std::string& where,
+                         std::string_view followed = "",
+                         std::span<const std::string_view> keys = kNotFollowed) {
+  for (const std::string_view key : keys) {
     const auto it = object.find(key);
     if (key == followed || it == object.end() || it->is_null()) continue;
     if (it->is_string() ? it->get_ref<const std::string&>().empty() : it->is_structured() && it->empty()) continue;
@@ -125,6 +143,37 @@ void append_text(const std::string& text, RecordPictures& pictures, std::vector<
   if (begin < text.size() || begin == 0) out.push_back({.kind = Kind::kText, .text = text.substr(begin)});
 }
 
+/// Pixels of part[key]; 0 where it is not given.
+int64_t asked_pixels(const json& part, const char* key, const std::string& where) {
+  constexpr int64_t kMost = 1 << 30;
+  const auto it = part.find(key);
+  if (it == part.end() || it->is_null()) return 0;
+  const auto refuse = [&] {
+    throw WrongRecord("chat_invalid", concat(where, ".", key, ": got ", it->dump(), ", expected pixels, 1 to ", kMost));
+  };
+  if (!it->is_number_integer() || (it->is_number_unsigned() && it->get<uint64_t>() > uint64_t{kMost})) refuse();
+  if (it->get<int64_t>() < 1) refuse();
+  return it->get<int64_t>();
+}
+
+ContentPart with_asked_size(ContentPart picture, const json& part, const std::string& where) {
+  picture.min_pixels = asked_pixels(part, "min_pixels", where);
+  picture.max_pixels = asked_pixels(part, "max_pixels", where);
+  picture.resized_height = asked_pixels(part, "resized_height", where);
+  picture.resized_width = asked_pixels(part, "resized_width", where);
+  if ((picture.resized_height > 0) != (picture.resized_width > 0))
+    throw WrongRecord("chat_invalid", where + ": got one of resized_height and resized_width, expected both or none");
+  if (picture.max_pixels > 0 && picture.min_pixels > picture.max_pixels)
+    throw WrongRecord("chat_invalid",
+                      concat(where,
+                             ": got min_pixels ",
+                             picture.min_pixels,
+                             " and max_pixels ",
+                             picture.max_pixels,
+                             ", expected no more at least than at most"));
+  return picture;
+}
+
 ContentPart read_part(const json& part, const std::string& where, RecordPictures& pictures, Record& record) {
   using Kind = ContentPart::Kind;
   if (!part.is_object())
@@ -134,10 +183,13 @@ ContentPart read_part(const json& part, const std::string& where, RecordPictures
   if (type == "image" || type == "image_url") {
     const auto lacks = [&](const char* key) { return part.value(key, json()).is_null(); };
     const bool is_placeholder = type == "image" && lacks("image") && lacks("url") && lacks("path");
-    if (is_placeholder && pictures.are_given) return {.kind = Kind::kImage, .text = pictures.take()};
-    return {.kind = Kind::kImage, .text = path_of(part, {"image", "url", "path", "image_url"}, where)};
+    const std::string path = is_placeholder && pictures.are_given
+                                 ? pictures.take()
+                                 : path_of(part, {"image", "url", "path", "image_url"}, where);
+    return with_asked_size({.kind = Kind::kImage, .text = path}, part, where);
   }
   if (type == "video") {
+    refuse_not_followed(part, where, "", kNotFollowedOfVideos);
     double fps = 0;
     if (const auto it = part.find("fps"); it != part.end()) {
       fps = it->is_number() ? it->get<double>() : 0;

@@ -2,6 +2,8 @@
 //   {"id": ..., "messages": [{"role": "user", "content": "..." or a list of parts}, ...]}
 // A part is {"type": "text", "text": ...}, {"type": "image", "image" | "path" | "url": FILE} or
 // {"type": "video", "video" | "path" | "url": FOLDER OF PICTURES, "fps": number}.
+// An image may ask for a size of its own, as in qwen-vl-utils: "min_pixels", "max_pixels" after resizing, in the place of
+// data.min_pixels and data.max_pixels, or "resized_height" and "resized_width", from which it is resized.
 // Or, as TRL and LLaMA-Factory write it, with the pictures beside the messages:
 //   {"messages": [{"role": "user", "content": "<image>\nWhat?"}, ...], "images": [FILE, ...] or FILE}
 // The n-th name stands for the n-th "<image>" of string contents, or part {"type": "image"} without a name; another
@@ -18,7 +20,7 @@
 namespace hanok {
 
 /// Part of the pack's key. Raise the number when the same line would be read differently.
-inline constexpr const char* kChatJsonlReading = "chat_jsonl 2";
+inline constexpr const char* kChatJsonlReading = "chat_jsonl 3";
 
 class ChatJsonlSource : public RecordSource {
  public:

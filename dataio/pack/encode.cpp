@@ -41,6 +41,21 @@ std::vector<uint8_t> read_picture_bytes(const std::string& path, const ImageLimi
   return bytes;
 }
 
+void require_pixels(const std::string& path, ImageSize size, const char* where_from, const ImageLimits& limits) {
+  if (size.height * size.width <= limits.max_pixels) return;
+  throw WrongRecord("too_many_pixels",
+                    concat(path,
+                           ": got ",
+                           size.width,
+                           " x ",
+                           size.height,
+                           " pixels",
+                           where_from,
+                           ", expected at most ",
+                           limits.max_pixels,
+                           "; make it smaller, or raise data.max_image_pixels"));
+}
+
 Picture read_picture(const std::string& path, const ImageLimits& limits) {
   Picture picture{.bytes = read_picture_bytes(path, limits)};
   // Dimensions are judged here, so that "too many" and "damaged" are counted apart.
@@ -52,18 +67,7 @@ Picture read_picture(const std::string& path, const ImageLimits& limits) {
   } catch (const Error& error) {
     throw WrongRecord("image_damaged", path + ": " + error.what());
   }
-  const ImageSize size = picture.size;
-  if (size.height * size.width > limits.max_pixels) {
-    throw WrongRecord("too_many_pixels",
-                      concat(path,
-                             ": got ",
-                             size.width,
-                             " x ",
-                             size.height,
-                             " pixels, expected at most ",
-                             limits.max_pixels,
-                             "; make it smaller, or raise data.max_image_pixels"));
-  }
+  require_pixels(path, picture.size, "", limits);
   return picture;
 }
 
@@ -93,10 +97,21 @@ ImageSize prepared(const std::string& path, Function size) {
   }
 }
 
-VisionItem image_item(const std::string& path, const EncodeOptions& options) {
+/// As the configuration says, or the record where it asks for another size.
+ImageSize asked_size(const ContentPart& part, ImageSize size, VisionPrep prep) {
+  if (part.resized_height > 0) return prepared_size({part.resized_height, part.resized_width}, prep);
+  if (part.min_pixels > 0) prep.min_pixels = part.min_pixels;
+  if (part.max_pixels > 0) prep.max_pixels = part.max_pixels;
+  if (part.min_pixels == 0) prep.min_pixels = std::min(prep.min_pixels, prep.max_pixels);
+  prep.max_pixels = std::max(prep.min_pixels, prep.max_pixels);
+  return prepared_size(size, prep);
+}
+
+VisionItem image_item(const std::string& path, const ContentPart& part, const EncodeOptions& options) {
   const VisionPrep& prep = options.encoder.vision;
   Picture picture = read_picture(path, options.limits);
-  const ImageSize size = prepared(path, [&] { return prepared_size(picture.size, prep); });
+  const ImageSize size = prepared(path, [&] { return asked_size(part, picture.size, prep); });
+  if (part.min_pixels > 0) require_pixels(path, size, " after resizing, as its record asks", options.limits);
   VisionItem item{.t = 1, .h = size.height / prep.patch, .w = size.width / prep.patch};
   item.frames_are_raw = options.store_resized;
   item.frames.push_back(stored_frame(path, std::move(picture), size, options));
@@ -349,7 +364,7 @@ Sample encode_record(const Record& record, const EncodeOptions& options) {
       const std::string path = picture_path(options.image_root, part.text);
       std::vector<double>& times = timestamps.emplace_back();
       sample.vision.push_back(part.kind == Kind::kImage
-                                  ? image_item(path, options)
+                                  ? image_item(path, part, options)
                                   : video_item(path, record.video_fps.at(num_videos++), options, times));
     }
   }

@@ -115,14 +115,14 @@ const RunCase kRunCases[] = {
      0,
      "stages.a.parallel.chunks: got 2 with parallel.schedule 1f1b, expected 1 (only interleaved takes any number); set "
      "chunks: 0, or schedule: interleaved"},
-    {"room_of_zb_v",
+    {"room_of_schedule",
      [](RunConfig& r) {
        r.stages[0].parallel.pp = 2;
        r.stages[0].parallel.pp_room = 4;
      },
      0,
      "stages.a.parallel.pp_room: got 4 with parallel.pp 2 and parallel.schedule 1f1b, expected 0, or a pipeline with "
-     "zb-v"},
+     "zb-v or, up to pp - 1, 1f1b"},
     {"offload_of_recomputed",
      [](RunConfig& r) { r.stages[0].offload = true; },
      0,

@@ -24,6 +24,11 @@ std::vector<Record> records_of(const std::string& bytes, const std::string& enco
   return records;
 }
 
+/// A line whose picture has these keys as well.
+std::string picture(const std::string& keys) {
+  return concat(R"({"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png", )", keys, "}]}]}");
+}
+
 TEST(ChatJsonl, ReadsTurnsWithStringsAndParts) {
   const auto records = records_of(
       R"({"id": "s1", "messages": [{"role": "system", "content": "Be brief."},)"
@@ -62,6 +67,17 @@ TEST(ChatJsonl, ReadsVideosAndNamesRecordsByLine) {
   EXPECT_EQ(records[1].video_fps, std::vector<double>{0});
 }
 
+TEST(ChatJsonl, PicturesAskForTheirSize) {
+  const Record record =
+      records_of(picture(R"("min_pixels": 64, "max_pixels": null, "resized_height": 2, "resized_width": 3)")).at(0);
+  ASSERT_FALSE(record.is_wrong()) << record.detail;
+  const ContentPart& part = record.messages.at(0).content.at(0);
+  EXPECT_EQ(part.min_pixels, 64);
+  EXPECT_EQ(part.max_pixels, 0);
+  EXPECT_EQ(part.resized_height, 2);
+  EXPECT_EQ(part.resized_width, 3);
+}
+
 TEST(ChatJsonl, RejectsWrongLinesOneByOne) {
   const std::vector<std::pair<std::string, std::string>> lines = {
       {R"({"messages": [)", "json_invalid"},
@@ -85,6 +101,15 @@ TEST(ChatJsonl, RejectsWrongLinesOneByOne) {
       {R"({"messages": [{"role": "user", "content": [{"type": "image", "image": ""}]}]})", "path_empty"},
       {R"({"messages": [{"role": "user", "content": [{"type": "video", "video": "x", "fps": 0}]}]})", "chat_invalid"},
       {"{\"messages\": [{\"role\": \"user\", \"content\": \"\xbb\xe7\"}]}", "encoding"},
+      {picture(R"("max_pixels": 0)"), "chat_invalid"},
+      {picture(R"("min_pixels": 1.5)"), "chat_invalid"},
+      {picture(R"("min_pixels": "64")"), "chat_invalid"},
+      {picture(R"("max_pixels": -1)"), "chat_invalid"},
+      {picture(R"("max_pixels": 18446744073709551615)"), "chat_invalid"},
+      {picture(R"("min_pixels": 65, "max_pixels": 64)"), "chat_invalid"},
+      {picture(R"("resized_height": 64)"), "chat_invalid"},
+      {R"({"messages": [{"role": "user", "content": [{"type": "video", "video": "x", "nframes": 8}]}]})",
+       "unknown_key"},
       {R"({"messages": [{"role": "user", "content": "fine"}]})", ""},
   };
   std::string bytes;

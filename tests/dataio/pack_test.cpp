@@ -235,6 +235,37 @@ TEST_F(Pack, ReadsVideosFromFoldersInTheOrderOfNumbers) {
   EXPECT_NE(text_of(sample).find("<5.2 seconds>"), std::string::npos);
 }
 
+// Sizes by transformers' smart_resize.
+TEST_F(Pack, PicturesAreOfTheSizeThatTheirPartsAskFor) {
+  write_picture("a.png", 300, 200, 1);
+  const std::pair<const char*, std::pair<int, int>> asks[] = {
+      {"", {96, 128}},
+      {R"(, "max_pixels": 65536)", {192, 288}},
+      {R"(, "max_pixels": 4096)", {32, 64}},
+      {R"(, "max_pixels": 512)", {32, 32}},
+      {R"(, "min_pixels": 90000)", {256, 384}},
+      {R"(, "resized_height": 64, "resized_width": 96)", {64, 96}}};
+  std::string lines;
+  for (const auto& [ask, size] : asks)
+    lines += concat(R"({"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png")",
+                    ask,
+                    R"(}]}, {"role": "assistant", "content": "x"}]})",
+                    "\n");
+  write("data.jsonl", lines);
+  const Dataset dataset(pack({.path = folder_ / "data.jsonl"}).file);
+  const int patch = small_encoder().vision.patch;
+  for (int64_t i = 0; i < std::ssize(asks); ++i) {
+    const VisionItem item = dataset.read(i).vision.at(0);
+    EXPECT_EQ(std::pair(static_cast<int>(item.h) * patch, static_cast<int>(item.w) * patch), asks[i].second)
+        << asks[i].first;
+  }
+  write(
+      "data.jsonl",
+      R"({"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png", "min_pixels": 1000000000}]}]})"
+      "\n");
+  EXPECT_NE(failure_of([&] { pack({.path = folder_ / "data.jsonl"}); }).find("too_many_pixels: 1"), std::string::npos);
+}
+
 TEST_F(Pack, StoresResizedPicturesThatGiveTheSamePixels) {
   write_picture("a.jpg", 100, 77, 1);
   write_picture("b.webp", 33, 150, 2);

@@ -59,6 +59,8 @@ const Layout kLayouts[] = {
     {{.pp = 2, .schedule = "zb-v", .pp_layers = {1, 1.5, 0.5, 0}}},
     {{.pp = 4, .schedule = "1f1b"}},
     {{.pp = 4, .schedule = "zb-h1"}},
+    {{.pp = 2, .pp_room = 1, .schedule = "1f1b"}},
+    {{.pp = 4, .pp_room = 2, .schedule = "1f1b"}},
     {{.pp = 2, .pp_room = 3, .schedule = "zb-v"}},
     {{.tp = 2, .pp = 2, .schedule = "interleaved"}},
     {{.tp = 2, .pp = 2, .schedule = "zb-v", .sequence = false}},
@@ -396,7 +398,7 @@ TEST(Canary, AStageWithoutTheBalancingLossIsNoticed) {
 }
 
 int run_processes(const std::string& backend) {
-  if (backend == "nccl") device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(local_rank()));
+  if (backend == "nccl") device = own_gpu();
   processes = make_mpi_world(backend == "nccl" ? Backend::kNccl : Backend::kMpi, 120);
   print_as_one_of_several(processes->rank());
   const c10::OptionalDeviceGuard guard(device);

@@ -43,7 +43,7 @@ def config_cases():
              settings=["parallel.tp=3", "stages.all.seq_len=510", "stages.all.rows_per_step=3"]),
         Case("more pipeline stages than layers", 2, "pipeline: got 7 pieces", "at most 6", ranks=(7,), settings=["parallel.pp=7"]),
         Case("chunks that the schedule has not", 2, "parallel.chunks: got 3", "set chunks: 0", ranks=(2,), settings=["parallel.pp=2", "parallel.chunks=3"]),
-        Case("room that the schedule has no use for", 2, "parallel.pp_room: got 2", "set pp_room: 0", ranks=(2,), settings=["parallel.pp=2", "parallel.pp_room=2"]),
+        Case("room that the schedule has no use for", 2, "parallel.pp_room: got 2", "set pp_room: 0", ranks=(2,), settings=["parallel.pp=2", "parallel.schedule=zb-h1", "parallel.pp_room=2"]),
         Case("layers of pieces that are not the model's", 2, "parallel.pp_layers", ranks=(2,), settings=["parallel.pp=2", "parallel.pp_layers=[1, 2]"]),
         Case("heads that context ranks do not divide", 2, "parallel.context: got heads", "gather or ring", ranks=(3,),
              settings=["parallel.cp=3", "parallel.context=heads"]),

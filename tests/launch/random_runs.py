@@ -80,8 +80,8 @@ def draw_layout(rng, model, stage):
             micro_batches = stage["rows_per_step"] // (dp * stage["rows_per_micro_batch"])
             schedules += ["interleaved"] if 2 * pp <= most_pieces(layers) and micro_batches % pp == 0 else []
             out["parallel.schedule"] = rng.choice(schedules)
-            if out["parallel.schedule"] == "zb-v":
-                out["parallel.pp_room"] = rng.randrange(2 * pp + 1)
+            most_room = {"zb-v": 2 * pp, "1f1b": pp - 1}.get(out["parallel.schedule"], 0)
+            out["parallel.pp_room"] = rng.randrange(most_room + 1)
             if rng.random() < 0.5:
                 out["parallel.pp_layers"] = draw_pieces(rng, layers, pp * (2 if out["parallel.schedule"] in ("zb-v", "interleaved") else 1))
         if experts:

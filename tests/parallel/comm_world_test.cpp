@@ -261,7 +261,7 @@ int run(const std::string& name) {
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   print_as_one_of_several(rank);
   backend = name == "mpi" ? Backend::kMpi : Backend::kNccl;
-  if (backend == Backend::kNccl) device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(local_rank()));
+  if (backend == Backend::kNccl) device = own_gpu();
   world = make_mpi_world(backend, kStallTimeout, {}, name != "nccl_without_links");  // says so when there are no GPUs
   const c10::OptionalDeviceGuard guard(device);
   const int failed = RUN_ALL_TESTS();

@@ -69,8 +69,7 @@ int main(int argc, char** argv) {
   if (argc != 4) return 1;
   try {
     const bool on_gpu = std::string(argv[1]) == "nccl";
-    const at::Device device =
-        on_gpu ? at::Device(at::kCUDA, static_cast<at::DeviceIndex>(hanok::local_rank())) : at::Device(at::kCPU);
+    const at::Device device = on_gpu ? hanok::own_gpu() : at::Device(at::kCPU);
     const c10::OptionalDeviceGuard guard(device);
     const auto world = hanok::make_mpi_world(on_gpu ? Backend::kNccl : Backend::kMpi, std::atof(argv[3]));
     hanok::run(*world, device, argv[2]);

@@ -83,6 +83,7 @@ inline std::vector<PipelineShape> pipeline_shapes() {
   std::vector<PipelineShape> out;
   for (const int p : {1, 2, 3, 4}) {
     out.push_back({Schedule::k1F1B, p, 1});
+    out.push_back({.schedule = Schedule::k1F1B, .ranks = p, .room = p / 2});
     out.push_back({Schedule::kInterleaved, p, 3});
     out.push_back({Schedule::kZeroBubbleH1, p, 1});
     out.push_back({Schedule::kZeroBubbleV, p, 2});

@@ -128,7 +128,7 @@ class Simulator {
 std::vector<PipelineShape> all_shapes() {
   std::vector<PipelineShape> out;
   for (int p = 1; p <= 8; ++p) {
-    out.push_back({Schedule::k1F1B, p, 1});
+    for (int room = 0; room <= p; ++room) out.push_back({.schedule = Schedule::k1F1B, .ranks = p, .room = room});
     out.push_back({Schedule::kZeroBubbleH1, p, 1});
     out.push_back({Schedule::kZeroBubbleV, p, 2});
     for (int v = 1; v <= 4; ++v) out.push_back({Schedule::kInterleaved, p, v});
@@ -137,7 +137,7 @@ std::vector<PipelineShape> all_shapes() {
 }
 
 std::string text(const PipelineShape& shape, int m) {
-  return concat(name(shape.schedule), " p ", shape.ranks, " v ", shape.chunks, " m ", m);
+  return concat(name(shape.schedule), " p ", shape.ranks, " v ", shape.chunks, " room ", shape.room, " m ", m);
 }
 
 TEST(PipelineSchedule, EveryShapeRunsToItsEndWithEachActionOnce) {
@@ -174,7 +174,9 @@ TEST(PipelineSchedule, LiveMicroBatchesAreThosePromised) {
         const int live = s.peak_live[rank];
         EXPECT_EQ(live, peak_live_chunks(shape, rank, m)) << text(shape, m);
         switch (shape.schedule) {
-          case Schedule::k1F1B: EXPECT_EQ(live, std::min(m, p - rank)) << text(shape, m); break;
+          case Schedule::k1F1B:
+            EXPECT_EQ(live, std::min(m, p - rank + std::min(shape.room, p - 1 - rank))) << text(shape, m);
+            break;
           case Schedule::kInterleaved:
             EXPECT_LE(live, std::min(m * v, 2 * (p - 1 - rank) + (v - 1) * p + 1)) << text(shape, m);
             break;
@@ -196,6 +198,22 @@ TEST(PipelineSchedule, BubbleOf1F1BIsTheFormula) {
     for (int m = 1; m <= 32; ++m)
       EXPECT_NEAR(bubble(Simulator({Schedule::k1F1B, p, 1}, m, {}).run()), (p - 1.0) / (m + p - 1.0), 1e-12)
           << p << " " << m;
+}
+
+TEST(PipelineSchedule, RoomOf1F1BHidesMessages) {
+  for (int p = 2; p <= 8; ++p) {
+    const std::vector<PassCosts> pieces(p, {.forward = 1, .backward_input = 1, .backward_weight = 1});
+    const auto takes = [&](int room, double passing) {
+      return pipeline_span({.schedule = Schedule::k1F1B, .ranks = p, .room = room}, 32, pieces, passing);
+    };
+    // Without, every micro-batch waits for a message there and one back; with room only the first and the last do.
+    const double ideal = 3.0 * (32 + p - 1);
+    EXPECT_EQ(takes(0, 0), ideal);
+    EXPECT_GE(takes(0, 0.1), ideal + 32 * 0.1 - 1e-9) << p;
+    EXPECT_LE(takes(p - 1, 0.1), ideal + 2 * (p - 1) * 0.1 + 1e-9) << p;
+    EXPECT_LE(takes(p / 2, 0.1), ideal + 0.35 * (takes(0, 0.1) - ideal)) << p;
+    for (int room = 1; room < p; ++room) EXPECT_LE(takes(room, 0.1), takes(room - 1, 0.1) + 1e-9) << p << " " << room;
+  }
 }
 
 TEST(PipelineSchedule, InterleavingDividesTheBubbleByTheChunks) {

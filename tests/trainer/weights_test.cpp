@@ -465,7 +465,7 @@ TEST(Weights, ExportClearsWhatAnExportLeftAndNothingElse) {
   {
     fs::create_directories(temp / "a.tmp/model");
     write_file_atomically(temp / "a.tmp/model/config.json", "another export's");
-    const FileLock another(temp / "a.tmp/.hanok_export");
+    const auto another = FileLock::of_removed_file(temp / "a.tmp/.hanok_export");
     EXPECT_TRUE(refused());
     EXPECT_EQ(read_file(temp / "a.tmp/model/config.json"), "another export's");
   }
