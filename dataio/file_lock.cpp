@@ -55,7 +55,8 @@ std::unique_ptr<FileLock> FileLock::of_removed_file(const std::string& path) {
   for (int i = 0; i < kTries; ++i) {
     std::error_code error;
     fs::create_directories(folder, error);
-    require_success(error, "create folder", folder);
+    // "It exists" may be said of one that its owner removes at this moment.
+    if (error != std::errc::file_exists) require_success(error, "create folder", folder);
     const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     const int cause = errno;
     if (fd < 0 && cause == ENOENT) continue;  // its owner removed the folder meanwhile
