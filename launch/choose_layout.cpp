@@ -9,6 +9,7 @@
 #include "configs/schema/check.h"
 #include "launch/estimate_time.h"
 #include "model/balance.h"
+#include "trainer/configured_dtype.h"
 #include "trainer/optimizer.h"
 #include "trainer/progress.h"
 
@@ -229,7 +230,7 @@ class Chooser {
   /// Below what the fullest stage holds: an even share of the weights and of what is kept.
   double least_bytes(const TimedStage& t) const {
     const double weight = static_cast<double>(c10::elementSize(t.dtype));
-    const auto gradient = static_cast<double>(c10::elementSize(gradient_dtype(t.stage.optimizer.grad_dtype)));
+    const auto gradient = static_cast<double>(c10::elementSize(configured_dtype(t.stage.optimizer.grad_dtype)));
     const double always = t.held.trained * (weight + gradient) + (t.held.shard + t.held.expert_shard) * 12;
     // Of the V the lists would have to be made for it.
     const auto micro_batches = static_cast<int>(t.micro_batches);

@@ -6,6 +6,7 @@
 #include "configs/schema/check.h"
 #include "launch/estimate_time.h"
 #include "parallel/grad_sync.h"
+#include "trainer/configured_dtype.h"
 #include "trainer/data.h"
 #include "trainer/optimizer.h"
 #include "trainer/run_stages.h"
@@ -165,7 +166,7 @@ double weight_bytes(const ParamTable& params, const Groups& groups) {
 }
 
 double gradient_bytes(const ParamTable& params, const Groups& groups, const OptimizerConfig& config) {
-  const double size = static_cast<double>(c10::elementSize(gradient_dtype(config.grad_dtype)));
+  const double size = static_cast<double>(c10::elementSize(configured_dtype(config.grad_dtype)));
   return flat_elements(params, groups) * size;
 }
 
@@ -264,7 +265,7 @@ double travelling_bytes(const ParamTable& params, const Groups& groups, const Op
   double largest = static_cast<double>(kBucketElements);  // one that is larger has a bucket of its own
   for (const Param& param : params)
     if (param.trainable) largest = std::max(largest, static_cast<double>(param.value.numel()));
-  return largest * static_cast<double>(c10::elementSize(gradient_dtype(dtype))) * (1 + 1.0 / groups.grad->size());
+  return largest * static_cast<double>(c10::elementSize(configured_dtype(dtype))) * (1 + 1.0 / groups.grad->size());
 }
 
 Estimate estimate_stage(const RunConfig& config,
@@ -308,7 +309,7 @@ Estimate estimate_stage(const RunConfig& config,
             {"decoder", act.decoder},
             {"final states and loss", act.head},
             {"handed on to the next stage", act.stream}};
-  const double bucket = bucket_bytes(params, groups, gradient_dtype(stage.optimizer.grad_dtype));
+  const double bucket = bucket_bytes(params, groups, configured_dtype(stage.optimizer.grad_dtype));
   const double travelling = travelling_bytes(params, groups, stage.optimizer);
   e.passing = {{"chunks of logits", act.logits},
                {"gradients of one block", act.block_gradients},

@@ -4,6 +4,7 @@
 
 #include "model/balance.h"
 #include "parallel/pipeline_schedule.h"
+#include "trainer/configured_dtype.h"
 #include "trainer/optimizer.h"
 
 namespace hanok {
@@ -40,8 +41,8 @@ class Timer {
               timed.held.trained / timed.shape.ranks},
         micro_batches_(static_cast<double>(timed.micro_batches)),
         size_(static_cast<double>(c10::elementSize(timed.dtype))) {
-    const char* key = timed.dtype == at::kBFloat16 ? "bfloat16" : "float32";
-    const auto rate = gpu.matmul_tf.find(key);  // an emulated dtype runs at the rate of float32
+    const auto rate =
+        gpu.matmul_tf.find(configured_name(timed.dtype));  // an emulated dtype runs at the rate of float32
     matmul_ = (rate == gpu.matmul_tf.end() ? gpu.matmul_tf.at("float32") : rate->second) * 1e12;
     const Recompute recompute = recompute_of(timed.stage);
     const double again = recompute.every > 0 ? 1.0 / static_cast<double>(recompute.every) : 0;

@@ -7,6 +7,7 @@
 #include <regex>
 
 #include "base/error.h"
+#include "trainer/configured_dtype.h"
 #include "trainer/progress.h"
 
 namespace hanok {
@@ -197,7 +198,7 @@ void print_gpu_table(const std::vector<GpuVerdict>& verdicts) {
                 fits(v.estimate, *v.gpu) ? "yes" : "no",
                 v.estimate.seconds->total(),
                 short_number(v.estimate.tokens_per_s()).c_str(),
-                v.estimate.dtype == at::kBFloat16 ? "bfloat16" : "float32");
+                configured_name(v.estimate.dtype));
   }
 }
 
@@ -214,7 +215,7 @@ Json json_of(const Estimate& e) {
   Json flops = Json::object();
   for (const auto& [name, part] : parts_of(e.flops))
     flops[name] = {{"forward", part->forward}, {"backward", part->backward}, {"again", part->again}};
-  Json out = {{"dtype", e.dtype == at::kBFloat16 ? "bfloat16" : "float32"},
+  Json out = {{"dtype", configured_name(e.dtype)},
               {"attention", e.attention},
               {"parameters", e.parameters},
               {"trainable", e.trainable},
@@ -288,9 +289,7 @@ void print_text(const StagePlan& plan) {
               100 * plan.supposed.picture_share);
   if (plan.supposed.picture_share > 0)
     std::printf(" of %lld patches", static_cast<long long>(plan.supposed.patches_per_picture));
-  std::printf(", every other token with a label; %s, attention by %s\n",
-              e.dtype == at::kBFloat16 ? "bfloat16" : "float32",
-              e.attention.c_str());
+  std::printf(", every other token with a label; %s, attention by %s\n", configured_name(e.dtype), e.attention.c_str());
   std::cout << std::flush;
   print_amounts("bytes on each rank, always", e.always);
   print_amounts("bytes on each rank, from forward to backward", e.kept);

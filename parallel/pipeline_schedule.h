@@ -74,11 +74,13 @@ struct Action {
 /// own forward and the backward of the piece after, weight gradients their backward. All ranks' lists together never
 /// wait for each other in a circle, provided that sending does not wait.
 /// Live chunks on a rank (from forward to the end of its backward) are at most
-///   1F1B: min(m, p - rank + min(room, p - rank - 1)); interleaved: its warm-up, about 2 (p - rank - 1) + (chunks - 1)
-///   p + 1 zero-bubble H1: min(m, p); zero-bubble V: 2 p + room chunks of half the size
-/// Room lets the V wait less. Without any, a rank of 1F1B has its next micro-batch only when the last backward is on
-/// its way: a pass that takes longer than the others, or a message, keeps its neighbours waiting. source: Megatron-LM
-/// arXiv:2104.04473 (1F1B, interleaved); zero bubble arXiv:2401.10241 (H1), 2405.15362 (V)
+///   1F1B: min(m, p - rank + min(room, p - rank - 1))
+///   interleaved: its warm-up, about 2 (p - rank - 1) + (chunks - 1) p + 1
+///   zero-bubble H1: min(m, p)
+///   zero-bubble V: 2 p + room chunks of half the size
+/// With room the V waits less, and a rank of 1F1B has its next micro-batch before it needs it: without, a pass that
+/// takes longer than the others, or a message, keeps its neighbours waiting.
+/// source: Megatron-LM arXiv:2104.04473 (1F1B, interleaved); zero bubble arXiv:2401.10241 (H1), 2405.15362 (V)
 std::vector<Action> pipeline_actions(const PipelineShape& shape, int rank, int micro_batches);
 
 /// How long a step takes whose pieces take these seconds, `passing` seconds from one rank to the next.

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "parallel/plan.h"
+#include "trainer/configured_dtype.h"
 
 namespace hanok {
 namespace {
@@ -50,14 +51,10 @@ Reach reach_of(const std::string& param_name) {
   return param_name.starts_with("tower.") || param_name.starts_with("connector.") ? kByPictures : kAlways;
 }
 
-at::ScalarType gradient_dtype(const std::string& name) {
-  return name == "bfloat16" ? at::kBFloat16 : at::kFloat;
-}
-
 GradSyncOptions gradient_options(const StageConfig& stage) {
   const OptimizerConfig& optimizer = stage.optimizer;
-  GradSyncOptions options{.accumulate = gradient_dtype(optimizer.grad_dtype), .overlap = stage.parallel.overlap};
-  if (optimizer.reduce_dtype != "auto") options.reduce = gradient_dtype(optimizer.reduce_dtype);
+  GradSyncOptions options{.accumulate = configured_dtype(optimizer.grad_dtype), .overlap = stage.parallel.overlap};
+  if (optimizer.reduce_dtype != "auto") options.reduce = configured_dtype(optimizer.reduce_dtype);
   return options;
 }
 

@@ -18,8 +18,6 @@ struct ParamRates {
 };
 ParamRates rates_of(const OptimizerConfig& config, const std::string& param_name);
 
-/// What optimizer.grad_dtype and reduce_dtype name.
-at::ScalarType gradient_dtype(const std::string& name);
 /// How a stage sums its gradients.
 GradSyncOptions gradient_options(const StageConfig& stage);
 

@@ -14,6 +14,7 @@
 #include "dataio/file_io.h"
 #include "model/balance.h"
 #include "trainer/agree.h"
+#include "trainer/configured_dtype.h"
 #include "trainer/data.h"
 #include "trainer/progress.h"
 #include "trainer/resume.h"
@@ -261,10 +262,10 @@ void log_start(const Run& run, const Trainer& t) {
                         << "): " << describe(run.groups.mesh.shape()) << ", "
                         << short_number(double(num_values(params, false))) << " parameters, "
                         << short_number(double(num_values(params, true))) << " train, "
-                        << (t.learner.model.dtype() == at::kFloat ? "float32" : "bfloat16") << " on "
-                        << run.device.str() << ", " << std::max<int64_t>(t.state.num_steps - t.state.step, 0) << " of "
-                        << t.state.num_steps << " steps to go, " << short_number(double(tokens))
-                        << " tokens each; config " << config_hash(run.config);
+                        << configured_name(t.learner.model.dtype()) << " on " << run.device.str() << ", "
+                        << std::max<int64_t>(t.state.num_steps - t.state.step, 0) << " of " << t.state.num_steps
+                        << " steps to go, " << short_number(double(tokens)) << " tokens each; config "
+                        << config_hash(run.config);
 }
 
 void warn_of_endless_warmup(const Trainer& t) {
@@ -559,8 +560,7 @@ ExportOptions export_options(const RunConfig& config) {
   options.chat_template = jinja_of(chat_template_of(config)->name());
   options.vision = vision_prep_of(config);
   const std::string& dtype = config.save.export_dtype;
-  if (dtype != "auto")
-    options.dtype = dtype == "float32" ? at::kFloat : dtype == "bfloat16" ? at::kBFloat16 : at::kHalf;
+  if (dtype != "auto") options.dtype = configured_dtype(dtype);
   return options;
 }
 
@@ -576,10 +576,14 @@ void freeze(ParamTable& params, const StageConfig& stage) {
   // Recipes name rates of the vision parts; a text model has none, and they mean nothing there.
   const bool has_tower =
       std::any_of(params.begin(), params.end(), [](const Param& p) { return p.spec.name.starts_with("tower."); });
-  for (const ParamGroupConfig& group : stage.optimizer.groups) {
-    const bool is_vision = reach_of(group.match) == kByPictures;  // a glob begins as the names that it matches
-    if (has_tower || !is_vision) require_match(group.match, "optimizer.groups.match");
-  }
+  const auto require_match_of = [&](const std::string& glob, const char* key) {
+    const bool is_vision = reach_of(glob) == kByPictures;  // a glob begins as the names that it matches
+    if (has_tower || !is_vision) require_match(glob, key);
+  };
+  for (const ParamGroupConfig& group : stage.optimizer.groups) require_match_of(group.match, "optimizer.groups.match");
+  const std::vector<std::string> usual = OptimizerConfig().no_decay;  // not every model has biases
+  for (const std::string& glob : stage.optimizer.no_decay)
+    if (std::find(usual.begin(), usual.end(), glob) == usual.end()) require_match_of(glob, "optimizer.no_decay");
   for (Param& param : params) {
     param.trainable = std::any_of(stage.trainable.begin(), stage.trainable.end(), [&](const std::string& glob) {
       return glob_match(glob, param.spec.name);

@@ -10,6 +10,7 @@
 #include "dataio/tensor_store.h"
 #include "dataio/tokenizer.h"
 #include "model/hf/name_map.h"
+#include "trainer/configured_dtype.h"
 
 namespace hanok {
 namespace {
@@ -79,10 +80,6 @@ bool renders_as(const std::string& folder, const std::string& jinja) {
   }
 }
 
-const char* name_of(at::ScalarType dtype) {
-  return dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : "float32";
-}
-
 /// A copied config.json that says what the weights are now.
 void set_dtype(const std::string& file, const std::string& dtype) {
   auto config = nlohmann::ordered_json::parse(read_file(file));  // read before, so it is sound
@@ -106,7 +103,7 @@ void write_new_side_files(const std::string& folder,
                           const ModelConfig& config,
                           at::ScalarType dtype,
                           const ExportOptions& options) {
-  Json hf = write_hf_config(config, name_of(dtype));
+  Json hf = write_hf_config(config, configured_name(dtype));
   // The dialect that is written. Without it transformers takes the tokenizer for a faulty one and warns.
   hf["transformers_version"] = "5.17.0";
   write_json(folder + "/config.json", hf);
@@ -171,7 +168,7 @@ void write_side_files(const std::string& folder,
     write_new_side_files(folder, config, dtype, options);
   } else {
     copy_side_files(options.source_folder, folder);
-    if (options.dtype) set_dtype(folder + "/config.json", name_of(*options.dtype));
+    if (options.dtype) set_dtype(folder + "/config.json", configured_name(*options.dtype));
   }
   std::error_code error;
   if (!options.tokenizer_folder.empty() && !fs::equivalent(options.tokenizer_folder, folder, error) &&

@@ -62,6 +62,7 @@ def config_cases():
         Case("--set without a value", 2, "--set: got seed, expected KEY=VALUE", settings=["seed"]),
         Case("--set that is not YAML", 2, "--set seed=[1", "not YAML", settings=["seed=[1"]),
         Case("unknown glob", 2, "trainable: got \"conector.**\"", "expected a glob", lacks=("packed in",), settings=["stages.all.trainable=[conector.**]"]),
+        Case("glob of decay that matches nothing", 2, "optimizer.no_decay: got \"**.biass\"", "expected a glob", lacks=("packed in",), settings=["optimizer.no_decay=[\"**.biass\"]"]),
         yaml("empty config", 2, b"", "stages: got none"),
         yaml("config of a BOM and a key", 2, b"\xef\xbb\xbfname: x\n", "stages: got none"),
         yaml("UTF-16 config is YAML too", 2, "name: x\n".encode("utf-16"), "stages: got none"),

@@ -306,7 +306,9 @@ TEST(PipelineSchedule, TheVWaitsLessWithRoomForMoreChunks) {
       constexpr double kOfMessages = 0.002;
       EXPECT_LE(waits(1), waits(0) + kOfMessages) << p << " " << m;
       EXPECT_LE(waits(p), waits(0) + kOfMessages) << p << " " << m;
-      if (p >= 4 && m == 2 * p) EXPECT_LT(waits(2 * p), 0.75 * waits(0)) << p;
+      if (p >= 4 && m == 2 * p) {
+        EXPECT_LT(waits(2 * p), 0.75 * waits(0)) << p;
+      }
     }
   }
 }
