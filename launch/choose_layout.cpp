@@ -126,7 +126,7 @@ class Chooser {
   }
 
   void note_refusal(const ParallelConfig& p, const std::string& why_not) {
-    if (p.ep > 1 || p.schedule != "1f1b") return;
+    if (p.ep > 1 || p.schedule != "1f1b" || p.pp_room > 0) return;
     std::string layout;
     const std::pair<const char*, int64_t> axes[] = {{"tp", p.tp}, {"pp", p.pp}, {"cp", p.cp}, {"dp", p.dp}};
     for (const auto& [name, size] : axes)

@@ -452,7 +452,7 @@ class NcclComm final : public CheckedComm {
                                      "model over more GPUs");
       throw Error(ErrorKind::kDevice, error.what());
     }
-    fail(call, what, "see the first error of the other ranks");
+    fail(call, what, "see the first error of the other ranks, or which of them was killed");
   }
 
   std::unique_ptr<Communicator> make_communicator() { return std::make_unique<Communicator>(open_lane(), failing()); }

@@ -97,7 +97,7 @@ std::optional<Error> NcclLane::asynchronous_error() {
                     concat("got ", ncclGetErrorString(state), ": ", ncclGetLastError(comm_), ", expected success"),
                     group_,
                     "NCCL",
-                    "see the first error of the other ranks");
+                    "see the first error of the other ranks, or which of them was killed");
 }
 
 /// Operations of one communicator end in their order.
