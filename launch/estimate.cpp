@@ -8,6 +8,7 @@
 #include "parallel/grad_sync.h"
 #include "trainer/configured_dtype.h"
 #include "trainer/data.h"
+#include "trainer/freeze.h"
 #include "trainer/optimizer.h"
 #include "trainer/run_stages.h"
 

@@ -47,10 +47,6 @@ EvalOptions evaluation_options(const RunConfig& config,
                                const StageConfig& stage,
                                const SampleEncoder& encoder,
                                const Groups& groups);
-/// Sets Param::trainable by glob. errors: kConfig if a glob of `trainable` or of optimizer.groups matches no parameter
-void freeze(ParamTable& params, const StageConfig& stage);
-/// The same for the table of the whole model and this rank's part of it.
-void freeze(Vlm& model, const StageConfig& stage);
 /// model/balance.h for the stage: what its products cost for `work`. errors: kConfig as the registry and freeze() say
 SublayerCosts sublayer_flops(const ModelConfig& model, const Work& work, const StageConfig& stage);
 

@@ -23,7 +23,7 @@ DOORS = {
     "dataio": {"tokenizer.h", "chat.h", "image.h", "vision_prep.h", "safetensors.h", "tensor_store.h", "sample.h", "batch.h",
                "pack.h", "dataset.h", "sampler.h", "loader.h", "ordered_workers.h", "file_io.h", "file_lock.h"},
     "model": {"module.h", "vlm.h", "registry.h", "activations.h", "balance.h", "cost.h", "hf/name_map.h", "loss/cross_entropy.h"},
-    "trainer": {"agree.h", "configured_dtype.h", "train_loop.h", "run_stages.h", "checkpoint.h", "weights.h", "run_folder.h", "data.h", "evaluate.h", "progress.h",
+    "trainer": {"agree.h", "configured_dtype.h", "freeze.h", "train_loop.h", "run_stages.h", "checkpoint.h", "weights.h", "run_folder.h", "data.h", "evaluate.h", "progress.h",
                 "optimizer.h", "prediction.h", "state.h", "version.h"},
     "launch": {"command.h"},
 }

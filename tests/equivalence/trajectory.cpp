@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "tests/support/close.h"
+#include "trainer/freeze.h"
 #include "trainer/run_stages.h"
 #include "trainer/schedule.h"
 

@@ -9,6 +9,7 @@
 #include "tests/launch/planned_run.h"
 #include "tests/model/tiny.h"
 #include "tests/support/errors.h"
+#include "trainer/freeze.h"
 #include "trainer/optimizer.h"
 #include "trainer/run_stages.h"
 

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/equivalence/material.h"
+#include "trainer/freeze.h"
 #include "trainer/run_stages.h"
 
 namespace hanok {

@@ -6,6 +6,7 @@
 
 #include "base/upload.h"
 #include "tests/equivalence/material.h"
+#include "trainer/freeze.h"
 #include "trainer/run_stages.h"
 #include "trainer/step_scalars.h"
 

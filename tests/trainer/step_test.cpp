@@ -11,6 +11,7 @@
 #include "model/cost.h"
 #include "tests/equivalence/material.h"
 #include "tests/parallel/forwarding_comm.h"
+#include "trainer/freeze.h"
 #include "trainer/run_stages.h"
 #include "trainer/step_report.h"
 
